@@ -1,0 +1,211 @@
+"""Densities that are known exactly at every noise level: the oracle of tests and benchmarks.
+
+Diffusing a Gaussian or a uniform density has a closed form. With ``x_t = alpha x_0 + sigma z``:
+
+    N(m, S)         becomes   N(alpha m, alpha^2 S + sigma^2 I)
+    Uniform[l, h]   becomes   [Phi((x - alpha l) / sigma) - Phi((x - alpha h) / sigma)] / (alpha (h - l))
+
+and mixtures stay mixtures. Energies here are exact negative log-densities, normaliser included, and
+gradients are exact too; nothing is learned. Both array libraries run the same lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import jax.scipy.special as jax_special
+import numpy as np
+import torch
+
+from .potential import Array, Backend, Potential, check_backend, double, logsumexp
+from .schedule import NoiseSchedule
+
+
+class GaussianMixture(Potential):
+    """A mixture of ``K`` Gaussians in ``D`` dimensions, exact at every level.
+
+    Args:
+        means: shape ``(K, D)``.
+        scales: standard deviations: shape ``(K,)``, or ``(K, D)`` for one per coordinate.
+        covariances: shape ``(K, D, D)``, instead of ``scales``.
+        weights: shape ``(K,)``, positive; normalised here. Equal by default.
+        schedule: the noise levels.
+        backend: "torch" or "jax".
+        name: what it is called in reports.
+
+    Raises:
+        ValueError: shapes that do not fit, scales or weights that are not positive, covariances
+            that are not positive definite, both or neither of ``scales`` and ``covariances``.
+    """
+
+    def __init__(
+        self,
+        means: Any,
+        scales: Any = None,
+        *,
+        covariances: Any = None,
+        weights: Any = None,
+        schedule: NoiseSchedule,
+        backend: Backend,
+        name: str = "gaussian_mixture",
+    ) -> None:
+        self.means = np.array(means, dtype=np.float64)
+        if self.means.ndim != 2:
+            raise ValueError(f"means must have shape (components, dimensions), got {self.means.shape}")
+        components, dimensions = self.means.shape
+        self.axes, self.variances = _principal_axes(scales, covariances, components, dimensions)
+        weights = np.ones(components) if weights is None else np.array(weights, dtype=np.float64)
+        if weights.shape != (components,) or not np.all(np.isfinite(weights)) or np.any(weights <= 0):
+            raise ValueError(f"weights must be {components} positive numbers, one per component, got {weights}")
+        self.weights = weights / weights.sum()
+        self.schedule, self.backend, self.name = schedule, check_backend(backend), name
+        self.event_shape = (dimensions,)
+
+    @property
+    def covariances(self) -> np.ndarray:
+        """Covariance of each clean component, shape ``(K, D, D)``."""
+        scaled = self.variances[:, None, :] * (np.eye(self.means.shape[1]) if self.axes is None else self.axes)
+        return scaled if self.axes is None else scaled @ np.swapaxes(self.axes, 1, 2)
+
+    def sample(self, draws: int, *, level: int = 0, seed: int) -> np.ndarray:
+        """Exact, independent draws at ``level``, shape ``(draws, D)``, float64."""
+        self.schedule.check_level(level)
+        rng = np.random.default_rng(seed)
+        component = rng.choice(len(self.weights), size=draws, p=self.weights)
+        clean = rng.standard_normal((draws, self.means.shape[1])) * np.sqrt(self.variances)[component]
+        if self.axes is not None:
+            clean = np.einsum("nij,nj->ni", self.axes[component], clean)
+        clean += self.means[component]
+        return self.schedule.alpha(level) * clean + self.schedule.sigma(level) * rng.standard_normal(clean.shape)
+
+    def _components(self, x: Array, level: Any) -> tuple[Array, Array, Array]:
+        """Log-density of each weighted component ``(*chains, K)``, and residuals and variances along its axes."""
+        alpha, sigma = self.schedule.alpha(level), self.schedule.sigma(level)
+        residual = double(x)[..., None, :] - alpha * _constant(self.means, x)
+        if self.axes is not None:
+            residual = _rotate(residual, _constant(self.axes, x))
+        variance = alpha**2 * _constant(self.variances, x) + sigma**2
+        xp = _namespace(x)
+        normaliser = _constant(np.log(self.weights) - 0.5 * self.means.shape[1] * np.log(2 * np.pi), x)
+        log_density = normaliser - 0.5 * (residual**2 / variance + xp.log(variance)).sum(-1)
+        return log_density, residual, variance
+
+    def _evaluate_energy(self, x: Array, level: Any) -> Array:
+        log_density, _, _ = self._components(x, level)
+        return -logsumexp(log_density, axis=-1)
+
+    def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
+        log_density, residual, variance = self._components(x, level)
+        log_total = logsumexp(log_density, axis=-1)
+        share = _namespace(x).exp(log_density - log_total[..., None])
+        pull = residual / variance
+        if self.axes is not None:
+            pull = _rotate(pull, _constant(np.swapaxes(self.axes, 1, 2), x))
+        return -log_total, (share[..., None] * pull).sum(-2)
+
+
+class UniformBox(Potential):
+    """A uniform density on a box, exact at every level: stable differences of log-Phi.
+
+    Args:
+        low: lower corner, shape ``(D,)``.
+        high: upper corner, shape ``(D,)``, above ``low``.
+        schedule: the noise levels.
+        backend: "torch" or "jax".
+        name: what it is called in reports.
+
+    Raises:
+        ValueError: corners of different or wrong shape, not finite, or not ordered.
+    """
+
+    def __init__(
+        self,
+        low: Sequence[float],
+        high: Sequence[float],
+        *,
+        schedule: NoiseSchedule,
+        backend: Backend,
+        name: str = "box",
+    ) -> None:
+        self.low, self.high = np.array(low, dtype=np.float64), np.array(high, dtype=np.float64)
+        if self.low.ndim != 1 or self.low.shape != self.high.shape:
+            raise ValueError(f"low and high must both have shape (dimensions,), got {self.low.shape}, {self.high.shape}")
+        if not np.all(np.isfinite([self.low, self.high])) or np.any(self.low >= self.high):
+            raise ValueError(f"low must be below high in every coordinate, got {self.low} and {self.high}")
+        self.schedule, self.backend, self.name = schedule, check_backend(backend), name
+        self.event_shape = self.low.shape
+
+    def sample(self, draws: int, *, level: int = 0, seed: int) -> np.ndarray:
+        """Exact, independent draws at ``level``, shape ``(draws, D)``, float64."""
+        self.schedule.check_level(level)
+        rng = np.random.default_rng(seed)
+        clean = rng.uniform(self.low, self.high, size=(draws, len(self.low)))
+        return self.schedule.alpha(level) * clean + self.schedule.sigma(level) * rng.standard_normal(clean.shape)
+
+    def _log_density(self, x: Array, level: Any) -> tuple[Array, Array, Array, Array]:
+        """Log-density of each coordinate, the standardised distances to the walls, and the side of the centre."""
+        alpha, sigma = self.schedule.alpha(level), self.schedule.sigma(level)
+        xp = _namespace(x)
+        centred = double(x) - alpha * _constant((self.low + self.high) / 2, x)
+        half = alpha * _constant((self.high - self.low) / 2, x)
+        near, far = (half - abs(centred)) / sigma, (-half - abs(centred)) / sigma
+        tail = _log_ndtr(near)
+        log_mass = tail + xp.log1p(-xp.exp(_log_ndtr(far) - tail))
+        return log_mass - xp.log(2 * half), near, far, xp.sign(centred) / sigma
+
+    def _evaluate_energy(self, x: Array, level: Any) -> Array:
+        return -self._log_density(x, level)[0].sum(-1)
+
+    def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
+        log_density, near, far, side = self._log_density(x, level)
+        xp = _namespace(x)
+        log_width = xp.log(self.schedule.alpha(level) * _constant((self.high - self.low) * np.sqrt(2 * np.pi), x))
+        log_mass = log_density + log_width
+        slope = xp.exp(-0.5 * near**2 - log_mass) - xp.exp(-0.5 * far**2 - log_mass)
+        return -log_density.sum(-1), side * slope
+
+
+def _principal_axes(
+    scales: Any, covariances: Any, components: int, dimensions: int
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Eigenvectors ``(K, D, D)``, or None for the coordinate axes, and variances ``(K, D)`` along them."""
+    if (scales is None) == (covariances is None):
+        raise ValueError("give either scales=, standard deviations, or covariances=, matrices")
+    if covariances is not None:
+        matrices = np.array(covariances, dtype=np.float64)
+        if matrices.shape != (components, dimensions, dimensions) or not np.allclose(
+            matrices, np.swapaxes(matrices, 1, 2)
+        ):
+            raise ValueError(f"covariances must be symmetric, of shape {(components, dimensions, dimensions)}")
+        variances, axes = np.linalg.eigh(matrices)
+    else:
+        stds = np.array(scales, dtype=np.float64)
+        if stds.shape not in ((components,), (components, dimensions)):
+            raise ValueError(
+                f"scales must have shape {(components,)} or {(components, dimensions)}, got {stds.shape}"
+            )
+        if np.any(stds <= 0):
+            raise ValueError("scales must be positive standard deviations")
+        variances, axes = np.broadcast_to(stds.reshape(components, -1) ** 2, (components, dimensions)).copy(), None
+    if not np.all(np.isfinite(variances)) or np.any(variances <= 0):
+        raise ValueError("covariances must be finite and positive definite, scales positive")
+    return axes, variances
+
+
+def _namespace(x: Array) -> Any:
+    return torch if isinstance(x, torch.Tensor) else jnp
+
+
+def _constant(values: np.ndarray, x: Array) -> Array:
+    return torch.as_tensor(values, device=x.device) if isinstance(x, torch.Tensor) else jnp.asarray(values)
+
+
+def _rotate(vectors: Array, axes: Array) -> Array:
+    """``axes_k^T v_k`` for vectors ``(*chains, K, D)`` and matrices ``(K, D, D)``."""
+    return (vectors[..., :, None] * axes).sum(-2)
+
+
+def _log_ndtr(x: Array) -> Array:
+    return torch.special.log_ndtr(x) if isinstance(x, torch.Tensor) else jax_special.log_ndtr(x)

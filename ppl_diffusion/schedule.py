@@ -1,0 +1,201 @@
+"""Noise levels: how much data and how much noise a diffused variable holds.
+
+At level ``t`` the data ``x_0`` are seen through Gaussian noise ``z ~ N(0, I)``:
+
+    x_t = alpha_t x_0 + sigma_t z
+
+Level 0 is the cleanest, level ``len(schedule) - 1`` the noisiest. A *ladder* is the list of levels
+that annealed sampling visits, downwards, with the number of kernel steps that it takes at each.
+
+Between two levels ``s > t`` (any spacing) the forward kernel is Gaussian too:
+
+    q(x_s | x_t) = N(alpha_{s|t} x_t, sigma_{s|t}^2 I),
+    alpha_{s|t} = alpha_s / alpha_t,   sigma_{s|t}^2 = sigma_s^2 - alpha_{s|t}^2 sigma_t^2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+LARGEST_BETA = 0.999
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """The signal and noise scales of every level.
+
+    Two schedules are equal when their tables are, whatever they are called.
+
+    Args:
+        alphas: factor of the data at each level, cleanest first, all positive.
+        sigmas: standard deviation of the noise at each level, all positive; ``sigma / alpha``
+            strictly increases.
+
+    Raises:
+        ValueError: tables of unequal length, values that are not positive and finite, or a
+            noise-to-signal ratio that does not increase.
+    """
+
+    alphas: tuple[float, ...]
+    sigmas: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        alphas, sigmas = (tuple(float(v) for v in table) for table in (self.alphas, self.sigmas))
+        object.__setattr__(self, "alphas", alphas)
+        object.__setattr__(self, "sigmas", sigmas)
+        if len(alphas) != len(sigmas) or not alphas:
+            raise ValueError(
+                f"a schedule needs one alpha and one sigma per level, got {len(alphas)} and {len(sigmas)}: "
+                "try NoiseSchedule.cosine(100)"
+            )
+        table = np.array([alphas, sigmas])
+        if not np.all(np.isfinite(table)) or np.any(table <= 0):
+            raise ValueError("alphas and sigmas must be positive and finite: try NoiseSchedule.cosine(100)")
+        if np.any(np.diff(table[1] / table[0]) <= 0):
+            raise ValueError("sigma / alpha must increase from level 0 (cleanest) on: reverse the tables")
+
+    @classmethod
+    def cosine(cls, levels: int, *, offset: float = 0.008) -> NoiseSchedule:
+        """The cosine schedule of Nichol and Dhariwal, level ``i`` being ``alpha_bar((i + 1) / levels)``.
+
+        Betas are clipped at .999, as published.
+
+        Source: Improved Denoising Diffusion Probabilistic Models (Nichol and Dhariwal, 2021),
+        https://arxiv.org/abs/2102.09672
+        """
+        time = np.arange(_positive(levels) + 1) / levels
+        alpha_bar = np.cos((time + offset) / (1 + offset) * np.pi / 2) ** 2
+        return cls._from_betas(1 - alpha_bar[1:] / alpha_bar[:-1])
+
+    @classmethod
+    def linear(cls, levels: int) -> NoiseSchedule:
+        """Betas from 1e-4 to .02 times ``1000 / levels``, so that the noisiest level is noise.
+
+        Source: Denoising Diffusion Probabilistic Models (Ho, Jain and Abbeel, 2020),
+        https://arxiv.org/abs/2006.11239
+        """
+        return cls._from_betas(np.linspace(1e-4, 0.02, _positive(levels)) * 1000 / levels)
+
+    @classmethod
+    def edm(
+        cls, levels: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+    ) -> NoiseSchedule:
+        """A variance-exploding schedule: alpha is 1 and sigma runs from ``sigma_min`` to ``sigma_max``.
+
+        Source: Elucidating the Design Space of Diffusion-Based Generative Models
+        (Karras et al., 2022), https://arxiv.org/abs/2206.00364
+        """
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"0 < sigma_min < sigma_max is needed, got {sigma_min} and {sigma_max}")
+        roots = np.linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), _positive(levels))
+        return cls(alphas=(1.0,) * levels, sigmas=tuple(roots**rho))
+
+    @classmethod
+    def _from_betas(cls, betas: np.ndarray) -> NoiseSchedule:
+        alpha_bar = np.cumprod(1 - np.minimum(betas, LARGEST_BETA))
+        return cls(alphas=tuple(np.sqrt(alpha_bar)), sigmas=tuple(np.sqrt(1 - alpha_bar)))
+
+    def __len__(self) -> int:
+        return len(self.alphas)
+
+    def __repr__(self) -> str:
+        return f"NoiseSchedule({len(self)} levels, sigma {self.sigmas[0]:.3g} to {self.sigmas[-1]:.3g})"
+
+    def alpha(self, level: Any) -> Any:
+        """Factor of the data at ``level``: a float for an int, an array for an array of integers."""
+        return _look_up(self.alphas, level)
+
+    def sigma(self, level: Any) -> Any:
+        """Standard deviation of the noise at ``level``: a float for an int, an array for an array."""
+        return _look_up(self.sigmas, level)
+
+    def log_snr(self, level: Any) -> Any:
+        """``2 log(alpha / sigma)``, in nats: a float for an int, an array for an array."""
+        return _look_up(tuple(2 * np.log(np.array(self.alphas) / np.array(self.sigmas))), level)
+
+    def forward(self, clean: int, noisy: int) -> tuple[float, float]:
+        """``(alpha_{s|t}, sigma_{s|t})`` of the forward kernel from level ``clean`` to ``noisy``."""
+        if not 0 <= clean < noisy < len(self):
+            raise ValueError(f"0 <= clean < noisy < {len(self)} is needed, got {clean} and {noisy}")
+        alpha = self.alphas[noisy] / self.alphas[clean]
+        return alpha, float(np.sqrt(self.sigmas[noisy] ** 2 - (alpha * self.sigmas[clean]) ** 2))
+
+    def check_level(self, level: int) -> None:
+        """Raise ``ValueError`` when ``level`` (an integer) is not a level of this schedule."""
+        if not isinstance(level, (int, np.integer)) or isinstance(level, bool):
+            raise TypeError(f"level must be an integer from 0 (cleanest) to {len(self) - 1}, got {level!r}")
+        if not 0 <= level < len(self):
+            raise ValueError(
+                f"level {level} is outside this schedule: use 0 (cleanest) to {len(self) - 1} (noisiest)"
+            )
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The levels that a walk visits, noisiest first, and the kernel steps that it takes at each.
+
+    Args:
+        levels: strictly decreasing levels of a schedule; the last one is where draws are recorded.
+        steps: kernel steps at each rung: one number for all rungs, or one for each.
+
+    Raises:
+        ValueError: no levels, levels that do not decrease, negative steps, or as many steps as
+            there are not rungs.
+    """
+
+    levels: tuple[int, ...]
+    steps: int | tuple[int, ...] = 10
+
+    def __post_init__(self) -> None:
+        levels = tuple(int(level) for level in self.levels)
+        object.__setattr__(self, "levels", levels)
+        if not levels or levels[-1] < 0 or any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
+            raise ValueError(f"levels must decrease from noisy to clean, got {levels}: try Ladder(levels=(40, 20, 0))")
+        if isinstance(self.steps, Sequence):
+            object.__setattr__(self, "steps", tuple(int(n) for n in self.steps))
+        if len(self.steps_per_rung) != len(levels) or min(self.steps_per_rung) < 0:
+            raise ValueError(f"steps must be one number >= 0, or one for each of the {len(levels)} rungs")
+
+    @classmethod
+    def full(cls, schedule: NoiseSchedule, *, steps: int | tuple[int, ...] = 10) -> Ladder:
+        """Every level of ``schedule``."""
+        return cls(levels=tuple(reversed(range(len(schedule)))), steps=steps)
+
+    @classmethod
+    def spaced(cls, schedule: NoiseSchedule, *, rungs: int = 50, steps: int | tuple[int, ...] = 10) -> Ladder:
+        """``rungs`` levels, evenly spaced from the noisiest to level 0, both included.
+
+        Raises:
+            ValueError: fewer than two rungs, or more rungs than levels.
+        """
+        if not 2 <= rungs <= len(schedule):
+            raise ValueError(f"rungs must be 2 to {len(schedule)} (the levels of this schedule), got {rungs}")
+        levels = np.rint(np.linspace(len(schedule) - 1, 0, rungs)).astype(int)
+        return cls(levels=tuple(levels), steps=steps)
+
+    @property
+    def steps_per_rung(self) -> tuple[int, ...]:
+        """Kernel steps of every rung, noisiest first."""
+        return self.steps if isinstance(self.steps, tuple) else (self.steps,) * len(self.levels)
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+
+def _positive(levels: int) -> int:
+    if not isinstance(levels, (int, np.integer)) or levels < 1:
+        raise ValueError(f"a schedule needs a whole number of levels >= 1, got {levels!r}: try NoiseSchedule.cosine(100)")
+    return int(levels)
+
+
+def _look_up(table: tuple[float, ...], level: Any) -> Any:
+    if isinstance(level, (int, np.integer)):
+        if not 0 <= level < len(table):
+            raise ValueError(f"level {level} is outside this schedule: use 0 (cleanest) to {len(table) - 1} (noisiest)")
+        return table[level]
+    return array_namespace(level).asarray(np.array(table))[level]
