@@ -1,0 +1,35 @@
+"""Energy diffusion models as densities at every noise level: compose them, sample them, check the samples."""
+
+from .analytic import GaussianMixture, UniformBox
+from .anneal import Progress, SamplingWarning, anneal, reverse_diffusion
+from .compose import check_quotient, conjunction, guidance, observation
+from .kernel import Adaptive, Fixed, Kernel, SigmaScaled
+from .potential import EnergyFunction, Mixture, Potential, Product, mixture, product
+from .schedule import Ladder, NoiseSchedule
+from .trace import Trace
+
+__all__ = [
+    "Adaptive",
+    "EnergyFunction",
+    "Fixed",
+    "GaussianMixture",
+    "Kernel",
+    "Ladder",
+    "Mixture",
+    "NoiseSchedule",
+    "Potential",
+    "Product",
+    "Progress",
+    "SamplingWarning",
+    "SigmaScaled",
+    "Trace",
+    "UniformBox",
+    "anneal",
+    "check_quotient",
+    "conjunction",
+    "guidance",
+    "mixture",
+    "observation",
+    "product",
+    "reverse_diffusion",
+]

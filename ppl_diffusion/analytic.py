@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import jax.scipy.special as jax_special
 import numpy as np
@@ -199,7 +200,9 @@ def _namespace(x: Array) -> Any:
 
 
 def _constant(values: np.ndarray, x: Array) -> Array:
-    return torch.as_tensor(values, device=x.device) if isinstance(x, torch.Tensor) else jnp.asarray(values)
+    if isinstance(x, torch.Tensor):
+        return torch.as_tensor(values, device=x.device)
+    return jnp.asarray(values, dtype=jax.dtypes.canonicalize_dtype(jnp.float64))
 
 
 def _rotate(vectors: Array, axes: Array) -> Array:

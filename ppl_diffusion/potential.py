@@ -20,7 +20,7 @@ Source: Reduce, Reuse, Recycle: Compositional Generation with Energy-Based Diffu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal
 
@@ -111,6 +111,13 @@ class Potential(ABC):
     def leaves(self) -> tuple[Potential, ...]:
         """The distinct potentials that an expression is made of."""
         return (self,)
+
+    def memo(self, key: Hashable, build: Callable[[], Any]) -> Any:
+        """What ``build()`` returned for ``key`` the first time: compiled code that lives as long as the potential."""
+        cache = self.__dict__.setdefault("_memo", {})
+        if key not in cache:
+            cache[key] = build()
+        return cache[key]
 
     def evaluate_group(self, members: Sequence[Potential], x: Array, level: Any) -> list[tuple[Array, Array]]:
         """Evaluate leaves that share one network, ``self`` among them, by as few calls as possible."""

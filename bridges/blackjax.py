@@ -1,0 +1,423 @@
+"""BlackJAX kernels for the walk: HMC, MALA, NUTS, unadjusted HMC and Langevin, and any other.
+
+Chains are batched by ``vmap`` and compiled once per potential and kernel; a torch potential is crossed
+into JAX by one call per evaluation for all chains. Everything runs in 64-bit mode, which is left again
+on return.
+
+One number sets the size of a move, the leapfrog step ``eps``. MALA is HMC with one leapfrog: with
+momentum p ~ N(0, I) the proposal is ``x - eps^2/2 grad U + eps p``, BlackJAX's MALA at step size
+``eps^2 / 2``. The momentum is refreshed as ``p <- sqrt(1 - r) p + sqrt(r) z`` before each trajectory, flipped
+on rejection where r < 1, and travels with its chain.
+
+A trajectory of L leapfrogs costs L evaluations; the one at its start is never repeated. Non-finite
+energies or gradients are log-densities of minus infinity to every kernel, and are counted.
+
+Source: MCMC Using Hamiltonian Dynamics (Neal, 2011), https://arxiv.org/abs/1206.1901;
+A Generalized Guided Monte Carlo Algorithm (Horowitz, 1991), https://doi.org/10.1016/0370-2693(91)90812-5
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from blackjax.mcmc import hmc, integrators, metrics, nuts, trajectory
+
+from ppl_diffusion.kernel import Adaptive, State, StepPolicy, StepState, as_policy
+from ppl_diffusion.potential import Array, Potential
+
+from .torch_jax import to_jax
+
+LogDensity = Callable[[Array], Array]
+
+
+class Info(NamedTuple):
+    """What one step of one chain reports; NaN where a kernel does not have it."""
+
+    acceptance_rate: Array
+    adaptation: Array
+    diverging: Array
+    nonfinite: Array
+    n_steps: Array
+
+
+@dataclass(frozen=True)
+class BlackJAXKernel(ABC):
+    """One chain's kernel; subclasses say how a chain is started and takes a step.
+
+    Attributes:
+        step: leapfrog step: a number, ``SigmaScaled(0.5)`` or ``Adaptive(...)``.
+    """
+
+    step: StepPolicy | float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "step", as_policy(self.step))
+
+    @property
+    def adjusted(self) -> bool:
+        """Whether the kernel leaves the density invariant."""
+        return True
+
+    @abstractmethod
+    def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
+        """The BlackJAX state of a chain at a flat ``position``: one evaluation."""
+
+    @abstractmethod
+    def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
+        """One step of one chain."""
+
+    def bind(self, potential: Potential) -> BlackJAXWalker:
+        """Compile for ``potential``; what was compiled before for the same kernel is used again."""
+        return potential.memo(self, lambda: BlackJAXWalker(self, to_jax(potential)))
+
+
+@dataclass(frozen=True)
+class HMC(BlackJAXKernel):
+    """Hamiltonian Monte Carlo with unit mass, built on BlackJAX's HMC proposal.
+
+    Args:
+        step: leapfrog step: a number, ``SigmaScaled(0.5)`` or ``Adaptive(...)``.
+        leapfrogs: leapfrogs of a trajectory, each one evaluation.
+        refreshment: share ``r`` in (0, 1] of the momentum's variance that is drawn anew.
+
+    Raises:
+        ValueError: no leapfrogs, or a refreshment outside (0, 1].
+    """
+
+    step: StepPolicy | float = Adaptive(target_acceptance=0.7)
+    leapfrogs: int = 3
+    refreshment: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_leapfrogs(self.leapfrogs, self.refreshment)
+
+    def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
+        return _with_momentum(key, position, momentum, log_density)
+
+    def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
+        key_momentum, key_accept = jax.random.split(key)
+        kinetic = _unit_mass(chain.position).kinetic_energy
+        generate = hmc.hmc_proposal(
+            integrators.velocity_verlet(log_density, kinetic), kinetic, step, self.leapfrogs
+        )
+        chain, info, _ = generate(key_accept, _refresh(key_momentum, chain, self.refreshment))
+        # The proposal comes back with its momentum reversed, a rejected chain with the one that it began with:
+        # reversing once more goes on after acceptance and turns round after rejection.
+        chain = chain._replace(momentum=-chain.momentum)
+        nonfinite = ~jnp.isfinite(info.proposal.logdensity)
+        return chain, _info(info.acceptance_rate, info.is_divergent, nonfinite, self.leapfrogs)
+
+
+@dataclass(frozen=True)
+class MALA(HMC):
+    """The Metropolis-adjusted Langevin algorithm: HMC with one leapfrog and a fresh momentum.
+
+    Args:
+        step: leapfrog step ``eps``; BlackJAX's own MALA calls ``eps**2 / 2`` its step size.
+
+    Source: Exponential Convergence of Langevin Distributions (Roberts and Tweedie, 1996),
+    https://doi.org/10.2307/3318418
+    """
+
+    step: StepPolicy | float = Adaptive(target_acceptance=0.6)
+    leapfrogs: int = field(default=1, init=False)
+    refreshment: float = field(default=1.0, init=False)
+
+
+@dataclass(frozen=True)
+class UHMC(HMC):
+    """Underdamped, unadjusted HMC: trajectories are always accepted, so draws are biased by the step.
+
+    Args:
+        step: leapfrog step; the default adapts to the acceptance that a test would have had.
+        leapfrogs: leapfrogs of a trajectory.
+        refreshment: share of the momentum's variance that is drawn anew.
+    """
+
+    step: StepPolicy | float = Adaptive(target_acceptance=0.9)
+    refreshment: float = 0.5
+
+    @property
+    def adjusted(self) -> bool:
+        """False: the step size biases the draws."""
+        return False
+
+    def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
+        kinetic = _unit_mass(chain.position).kinetic_energy
+        integrate = trajectory.static_integration(integrators.velocity_verlet(log_density, kinetic))
+        begun = _refresh(key, chain, self.refreshment)
+        ended = integrate(begun, step, self.leapfrogs)
+        finite = jnp.isfinite(ended.logdensity)
+        change = ended.logdensity - kinetic(ended.momentum) - begun.logdensity + kinetic(begun.momentum)
+        would_accept = jnp.where(finite, jnp.exp(jnp.minimum(change, 0.0)), 0.0)
+        chain = jax.tree.map(lambda new, old: jnp.where(finite, new, old), ended, begun)
+        return chain, _info(jnp.nan, jnp.nan, ~finite, self.leapfrogs)._replace(adaptation=would_accept)
+
+
+@dataclass(frozen=True)
+class ULA(UHMC):
+    """The unadjusted Langevin algorithm, ``x - eps^2/2 grad U + eps z``: UHMC with one leapfrog.
+
+    Args:
+        step: leapfrog step ``eps``.
+    """
+
+    leapfrogs: int = field(default=1, init=False)
+    refreshment: float = field(default=1.0, init=False)
+
+
+@dataclass(frozen=True)
+class NUTS(BlackJAXKernel):
+    """BlackJAX's No-U-Turn sampler with unit mass.
+
+    All chains of a batch wait for the longest trajectory.
+
+    Args:
+        step: leapfrog step.
+        max_doublings: a trajectory has at most ``2 ** max_doublings - 1`` leapfrogs.
+
+    Source: The No-U-Turn Sampler (Hoffman and Gelman, 2014), https://jmlr.org/papers/v15/hoffman14a.html
+    """
+
+    step: StepPolicy | float = Adaptive(target_acceptance=0.8)
+    max_doublings: int = 6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.max_doublings, int) or self.max_doublings < 1:
+            raise ValueError(f"max_doublings must be a whole number >= 1, got {self.max_doublings!r}: try 6")
+
+    def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
+        return nuts.init(position, log_density)
+
+    def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
+        kernel = nuts.build_kernel()
+        chain, info = kernel(key, chain, log_density, step, jnp.ones_like(chain.position), self.max_doublings)
+        ends = info.trajectory_leftmost_state.logdensity, info.trajectory_rightmost_state.logdensity
+        nonfinite = ~(jnp.isfinite(ends[0]) & jnp.isfinite(ends[1]))
+        return chain, _info(info.acceptance_rate, info.is_divergent, nonfinite, info.num_integration_steps)
+
+
+@dataclass(frozen=True)
+class FromBlackJAX(BlackJAXKernel):
+    """Any BlackJAX kernel; built by :func:`from_blackjax`."""
+
+    build_kernel: Callable[..., Any] = hmc.build_kernel
+    init: Callable[..., Any] = hmc.init
+    parameters: tuple[tuple[str, Any], ...] = ()
+    takes_step: bool = False
+
+    def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
+        chain = self.init(position, log_density)
+        for needed in ("position", "logdensity"):
+            if not hasattr(chain, needed):
+                raise TypeError(f"the state of {self.init} has no {needed}: from_blackjax takes MCMC kernels only")
+        return chain
+
+    def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
+        given = {name: constant.value for name, constant in self.parameters} | ({"step_size": step} if self.takes_step else {})
+        chain, info = self.build_kernel()(key, chain, log_density, **given)
+        rate = getattr(info, "acceptance_rate", jnp.nan)
+        count = getattr(info, "num_integration_steps", 1)
+        return chain, _info(rate, getattr(info, "is_divergent", jnp.nan), jnp.nan, count)
+
+
+def from_blackjax(build_kernel: Callable[..., Any], init: Callable[..., Any], **parameters: Any) -> FromBlackJAX:
+    """Any BlackJAX MCMC kernel, from its ``build_kernel`` and ``init``.
+
+    Example: ``from_blackjax(blackjax.mala.build_kernel, blackjax.mala.init, step_size=0.01)``.
+
+    Args:
+        build_kernel: makes ``kernel(rng_key, state, logdensity_fn, **parameters)``.
+        init: makes a state from ``(position, logdensity_fn)``; it must have ``position``, ``logdensity``
+            and, for ``reverse_step=True``, ``logdensity_grad``. Positions are flat, shape ``(size,)``.
+        parameters: passed to the kernel by name. ``step_size`` is what BlackJAX means by it for this
+            kernel, and may also be ``SigmaScaled`` or ``Adaptive``; arrays are passed as they are.
+
+    Raises:
+        TypeError: a parameter that the kernel does not take.
+    """
+    known = inspect.signature(build_kernel()).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    for name in parameters:
+        if name not in known and not takes_any:
+            raise TypeError(f"this kernel takes no {name}: it has {', '.join(list(known)[3:]) or 'no parameters'}")
+    step = parameters.pop("step_size", None)
+    frozen = tuple((name, _Constant(value)) for name, value in parameters.items())
+    return FromBlackJAX(
+        step=1.0 if step is None else step,
+        build_kernel=build_kernel,
+        init=init,
+        parameters=frozen,
+        takes_step=step is not None,
+    )
+
+
+class BlackJAXWalker:
+    """A BlackJAX kernel bound to a potential: three compiled functions. See ``ppl_diffusion.kernel.Walker``."""
+
+    def __init__(self, kernel: BlackJAXKernel, potential: Potential) -> None:
+        self.kernel, self.potential = kernel, potential
+        self.policy = as_policy(kernel.step)
+        self._arrive_compiled = jax.jit(self._arrive)
+        self._move_compiled = jax.jit(self._move)
+        self._record_compiled = jax.jit(self._record, static_argnames="draws")
+
+    def arrive(self, positions: Array, level: int, previous: State | None, *, seed: int) -> State:
+        size = int(np.prod(self.potential.event_shape))
+        with jax.enable_x64(True):
+            flat = jnp.asarray(positions, dtype=jnp.float64).reshape(-1, size)
+            momentum = getattr(previous.carried, "momentum", None) if previous is not None else None
+            chains = self._arrive_compiled(flat, momentum, level, seed)
+        start = max(1.0, self.potential.schedule.sigma(level)) * size**-0.25
+        step = self.policy.enter(
+            previous.step if previous is not None else None, sigma=self.potential.schedule.sigma(level), guess=start
+        )
+        return self._state(level, chains, step)
+
+    def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
+        with jax.enable_x64(True):
+            chains, step, totals = self._move_compiled(state.carried, _floats(state.step), state.level, steps, seed)
+        totals = {name: np.asarray(value) for name, value in totals.items()}
+        mean = dict.fromkeys(("acceptance_rate", "jump_distance"), max(steps, 1))
+        stats = {name: value / mean.get(name, 1) for name, value in totals.items()}
+        if steps == 0:
+            stats["acceptance_rate"] = np.full(len(stats["acceptance_rate"]), np.nan)
+        stats["step_size"] = np.full(len(stats["acceptance_rate"]), np.exp(float(step.log_step)))
+        return self._state(state.level, chains, step), stats
+
+    def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
+        with jax.enable_x64(True):
+            step = jnp.exp(jnp.asarray(float(state.step.log_step)))
+            chains, (flat, log_density, info) = self._record_compiled(state.carried, step, state.level, seed, draws)
+        positions = np.asarray(flat).reshape(*flat.shape[:2], *self.potential.event_shape)
+        stats = {name: np.asarray(value) for name, value in info._asdict().items() if name != "adaptation"}
+        calls = int(stats["n_steps"].max(axis=0).sum())
+        stats |= {"lp": np.asarray(log_density), "step_size": np.full(log_density.shape, float(step))}
+        return self._state(state.level, chains, state.step), positions, {**stats, "gradient_calls": np.array(calls)}
+
+    def select(self, state: State, ancestors: np.ndarray) -> State:
+        with jax.enable_x64(True):
+            chains = jax.tree.map(lambda array: array[ancestors], state.carried)
+        return self._state(state.level, chains, state.step)
+
+    def freeze(self, state: State) -> State:
+        return state._replace(step=self.policy.freeze(state.step))
+
+    def _state(self, level: int, chains: Any, step: StepState) -> State:
+        shape = (chains.position.shape[0], *self.potential.event_shape)
+        gradient = getattr(chains, "logdensity_grad", None)
+        gradient = np.full(shape, np.nan) if gradient is None else -np.asarray(gradient).reshape(shape)
+        positions = np.asarray(chains.position).reshape(shape)
+        return State(level, positions, -np.asarray(chains.logdensity), gradient, step, chains)
+
+    def _log_density(self, level: Array) -> LogDensity:
+        """The log-density of a flat position at ``level``; its gradient comes from the same evaluation."""
+        event_shape, potential = self.potential.event_shape, self.potential
+
+        def guarded(x: Array, level: Array) -> tuple[Array, Array]:
+            energy, gradient = potential.value_and_grad(x.reshape(event_shape), level=level)
+            finite = jnp.isfinite(energy) & jnp.all(jnp.isfinite(gradient))
+            return jnp.where(finite, -energy, -jnp.inf), -gradient.reshape(x.shape)
+
+        @jax.custom_vjp
+        def log_density(x: Array, level: Array) -> Array:
+            energy = potential.energy(x.reshape(event_shape), level=level)
+            return jnp.where(jnp.isfinite(energy), -energy, -jnp.inf)
+
+        def forward(x: Array, level: Array) -> tuple[Array, Array]:
+            return guarded(x, level)
+
+        def backward(gradient: Array, cotangent: Array) -> tuple[Array, None]:
+            return cotangent * gradient, None
+
+        log_density.defvjp(forward, backward)
+        return lambda x: log_density(x, level)
+
+    def _arrive(self, flat: Array, momentum: Array | None, level: Array, seed: Array) -> Any:
+        keys = jax.random.split(jax.random.key(seed), flat.shape[0])
+        init = partial(self.kernel.init_chain, log_density=self._log_density(level))
+        return jax.vmap(init, in_axes=(0, 0, None if momentum is None else 0))(keys, flat, momentum)
+
+    def _step(self, key: Array, chains: Any, level: Array, step: Array) -> tuple[Any, Info]:
+        keys = jax.random.split(key, chains.position.shape[0])
+        one = partial(self.kernel.step_chain, log_density=self._log_density(level), step=step)
+        return jax.vmap(one)(keys, chains)
+
+    def _move(self, chains: Any, step: StepState, level: Array, steps: Array, seed: Array) -> Any:
+        key, count = jax.random.key(seed), chains.position.shape[0]
+        names = ("acceptance_rate", "diverging", "nonfinite", "jump_distance")
+        totals = {name: jnp.zeros(count) for name in names}
+        totals |= {"energy_midway": -chains.logdensity, "gradient_calls": jnp.zeros((), dtype=jnp.int64)}
+
+        def body(i: Array, carry: Any) -> Any:
+            chains, step, totals = carry
+            moved, info = self._step(jax.random.fold_in(key, i), chains, level, jnp.exp(step.log_step))
+            jump = jnp.linalg.norm(moved.position - chains.position, axis=1)
+            totals = {
+                "acceptance_rate": totals["acceptance_rate"] + info.acceptance_rate,
+                "diverging": totals["diverging"] + info.diverging,
+                "nonfinite": totals["nonfinite"] + info.nonfinite,
+                "jump_distance": totals["jump_distance"] + jump,
+                "energy_midway": jnp.where(i < steps // 2, -moved.logdensity, totals["energy_midway"]),
+                "gradient_calls": totals["gradient_calls"] + jnp.max(info.n_steps).astype(jnp.int64),
+            }
+            return moved, self.policy.update(step, jnp.nanmean(info.adaptation)), totals
+
+        return jax.lax.fori_loop(0, steps, body, (chains, step, totals))
+
+    def _record(self, chains: Any, step: Array, level: Array, seed: Array, draws: int) -> Any:
+        def body(chains: Any, key: Array) -> Any:
+            chains, info = self._step(key, chains, level, step)
+            return chains, (chains.position, chains.logdensity, info)
+
+        chains, drawn = jax.lax.scan(body, chains, jax.random.split(jax.random.key(seed), draws))
+        return chains, jax.tree.map(lambda array: jnp.swapaxes(array, 0, 1), drawn)
+
+
+@dataclass(frozen=True, eq=False)
+class _Constant:
+    """A parameter that compares by identity, so that arrays can be part of a kernel's description."""
+
+    value: Any
+
+
+def _with_momentum(key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
+    if momentum is None:
+        momentum = jax.random.normal(key, position.shape, position.dtype)
+    return integrators.new_integrator_state(log_density, position, momentum)
+
+
+def _refresh(key: Array, chain: Any, refreshment: float) -> Any:
+    fresh = jax.random.normal(key, chain.momentum.shape, chain.momentum.dtype)
+    kept = 0.0 if refreshment == 1 else (1 - refreshment) ** 0.5 * chain.momentum
+    return chain._replace(momentum=kept + refreshment**0.5 * fresh)
+
+
+def _unit_mass(position: Array) -> Any:
+    return metrics.default_metric(jnp.ones_like(position))
+
+
+def _info(rate: Any, diverging: Any, nonfinite: Any, n_steps: Any) -> Info:
+    real = partial(jnp.asarray, dtype=jnp.float64)
+    return Info(real(rate), real(rate), real(diverging), real(nonfinite), real(n_steps))
+
+
+def _floats(step: StepState) -> StepState:
+    return StepState(*(jnp.asarray(value, dtype=jnp.float64) for value in step))
+
+
+def _check_leapfrogs(leapfrogs: int, refreshment: float) -> None:
+    if not isinstance(leapfrogs, int) or isinstance(leapfrogs, bool) or leapfrogs < 1:
+        raise ValueError(f"leapfrogs must be a whole number >= 1, got {leapfrogs!r}: try leapfrogs=3")
+    if not 0 < refreshment <= 1:
+        raise ValueError(f"refreshment must be in (0, 1], 1 draws a new momentum each time, got {refreshment}")

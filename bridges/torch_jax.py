@@ -1,0 +1,154 @@
+"""A torch potential inside JAX, and a JAX potential inside torch.
+
+Both crossings make one batched call per evaluation, which returns energy and gradient together. Into
+JAX the call is a host callback: ``vmap`` over chains becomes one call for all chains, and
+energies stay float64 wherever 64-bit mode is enabled (``with jax.enable_x64(True)``).
+A callback must not call JAX; torch code does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from ppl_diffusion.potential import Array, Potential, double
+
+
+def to_jax(potential: Potential) -> Potential:
+    """``potential`` as a JAX potential; one that is already is returned as it is."""
+    return potential if potential.backend == "jax" else TorchInJax(potential)
+
+
+def to_torch(potential: Potential, *, device: str = "cpu") -> Potential:
+    """``potential`` as a torch potential on ``device``; one that is already is returned as it is."""
+    return potential if potential.backend == "torch" else JaxInTorch(potential, device=device)
+
+
+class TorchInJax(Potential):
+    """What :func:`to_jax` returns.
+
+    Attributes:
+        potential: the torch potential.
+        calls: batched evaluations so far.
+    """
+
+    backend = "jax"
+
+    def __init__(self, potential: Potential) -> None:
+        self.potential = potential
+        self.schedule, self.event_shape, self.name = potential.schedule, potential.event_shape, potential.name
+        self.calls = 0
+
+    @property
+    def exponent(self) -> Any:
+        return self.potential.exponent
+
+    def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
+        return jax.pure_callback(
+            self._call_with_gradient,
+            (self._energy_like(x), jax.ShapeDtypeStruct(x.shape, x.dtype)),
+            x,
+            level,
+            vmap_method="expand_dims",
+        )
+
+    def _evaluate_energy(self, x: Array, level: Any) -> Array:
+        return _energy_of(self, x, jnp.asarray(level))
+
+    def _energy_like(self, x: Array) -> jax.ShapeDtypeStruct:
+        chains = x.shape[: x.ndim - len(self.event_shape)]
+        return jax.ShapeDtypeStruct(chains, jax.dtypes.canonicalize_dtype(jnp.float64))
+
+    def _call_with_gradient(self, x: Any, level: Any) -> tuple[np.ndarray, np.ndarray]:
+        points, where = self._receive(x, level)
+        energy, gradient = self.potential.value_and_grad(points, level=where)
+        dtype = np.asarray(x).dtype
+        real = np.float64 if dtype == np.float64 else np.float32
+        return energy.detach().cpu().numpy().astype(real), gradient.detach().cpu().numpy().astype(dtype)
+
+    def _call(self, x: Any, level: Any) -> np.ndarray:
+        points, where = self._receive(x, level)
+        with torch.no_grad():
+            energy = self.potential.energy(points, level=where)
+        return energy.cpu().numpy().astype(np.float64 if np.asarray(x).dtype == np.float64 else np.float32)
+
+    def _receive(self, x: Any, level: Any) -> tuple[torch.Tensor, int]:
+        self.calls += 1
+        device = getattr(self.potential, "device", "cpu")
+        return torch.from_numpy(np.array(x)).to(device), int(np.asarray(level).flat[0])
+
+
+def _energy_of(crossing: TorchInJax, x: Array, level: Array) -> Array:
+    """Energies that JAX can differentiate: forward and gradient come from one call."""
+
+    @jax.custom_vjp
+    def energy(x: Array, level: Array) -> Array:
+        return jax.pure_callback(crossing._call, crossing._energy_like(x), x, level, vmap_method="expand_dims")
+
+    def forward(x: Array, level: Array) -> tuple[Array, Array]:
+        return crossing._evaluate(x, level)
+
+    def backward(gradient: Array, cotangent: Array) -> tuple[Array, None]:
+        extra = (1,) * len(crossing.event_shape)
+        return cotangent.reshape(cotangent.shape + extra).astype(gradient.dtype) * gradient, None
+
+    energy.defvjp(forward, backward)
+    return energy(x, level)
+
+
+class JaxInTorch(Potential):
+    """What :func:`to_torch` returns; evaluated in 64-bit mode.
+
+    Attributes:
+        potential: the JAX potential.
+        device: where tensors come back.
+    """
+
+    backend = "torch"
+
+    def __init__(self, potential: Potential, *, device: str = "cpu") -> None:
+        self.potential, self.device = potential, torch.device(device)
+        self.schedule, self.event_shape, self.name = potential.schedule, potential.event_shape, potential.name
+        self._compiled = jax.jit(lambda x, level: potential.value_and_grad(x, level=level))
+
+    @property
+    def exponent(self) -> Any:
+        return self.potential.exponent
+
+    def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
+        with jax.enable_x64(True):
+            energy, gradient = self._compiled(x.detach().cpu().numpy(), level)
+            values = np.array(energy, dtype=np.float64), np.array(gradient)
+        return tuple(torch.from_numpy(value).to(x.device) for value in values)  # type: ignore[return-value]
+
+    def _evaluate_energy(self, x: Array, level: Any) -> Array:
+        return double(_JaxEnergy.apply(x, self, level)[0])
+
+
+class _JaxEnergy(torch.autograd.Function):
+    """Energies that torch can differentiate once, batched by ``torch.func.vmap`` too."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, potential: JaxInTorch, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return potential._evaluate(x, level)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(output[1])
+        ctx.mark_non_differentiable(output[1])
+        ctx.rank = len(inputs[1].event_shape)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        cotangent = cotangents[0]
+        return cotangent.reshape(cotangent.shape + (1,) * ctx.rank).to(gradient.dtype) * gradient, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: torch.Tensor, potential: JaxInTorch, level: int) -> Any:
+        moved = x.movedim(in_dims[0], 0)
+        return _JaxEnergy.apply(moved, potential, level), (0, 0)

@@ -1,0 +1,348 @@
+"""The walk: chains descend a ladder of noise levels, moved by an MCMC kernel at each.
+
+    start     x ~ N(0, I/s), s the sum of the exponents: the composed density of pure noise
+    at each rung, noisiest first:
+      arrive    optionally by a reverse-diffusion step; weigh the change of density
+      resample  if asked for and the weights have become uneven
+      move      a number of kernel steps that leave the density of this level invariant
+    at the last rung: record draws
+
+At every level the composed energies define a legitimate density, so the walk is an annealing path that
+ends in the target, whatever the path's densities are. This is the only loop in the library.
+
+Source: Reduce, Reuse, Recycle (Du et al., 2023), https://arxiv.org/abs/2302.11552;
+weights: Annealed Importance Sampling (Neal, 2001), https://arxiv.org/abs/physics/9803008
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import xarray as xr
+
+from . import weights
+from .compose import check_quotient
+from .kernel import Kernel, State, Still, Walker
+from .potential import Potential
+from .schedule import Ladder, NoiseSchedule
+from .trace import Trace, versions
+
+
+class SamplingWarning(UserWarning):
+    """Something about a run that its samples do not show."""
+
+
+class Progress(NamedTuple):
+    """What a progress callback is told after every rung, and after every block of recorded draws.
+
+    Attributes:
+        rung: rungs done.
+        rungs: rungs in all.
+        level: noise level of this rung.
+        draw: draws recorded.
+        draws: draws in all.
+        acceptance_rate: mean over chains and steps; NaN for unadjusted kernels.
+        ess: effective sample size of the weights on arrival, as a share of the chains.
+    """
+
+    rung: int
+    rungs: int
+    level: int
+    draw: int
+    draws: int
+    acceptance_rate: float
+    ess: float
+
+
+def anneal(
+    potential: Potential,
+    kernel: Kernel,
+    *,
+    ladder: Ladder | None = None,
+    chains: int,
+    draws: int = 1,
+    seed: int,
+    init: Any = None,
+    resample: float | None = None,
+    reverse_step: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Trace:
+    """Sample a potential by annealed MCMC.
+
+    Args:
+        potential: the target, at every level.
+        kernel: an MCMC kernel, from ``bridges.blackjax`` or ``bridges.pyro``.
+        ladder: levels and steps; every level with ten steps by default.
+        chains: number of chains, walked together.
+        draws: steps recorded at the last rung, after its ``ladder.steps`` unrecorded ones.
+        seed: the same seed gives the same trace, on the same device and versions.
+        init: positions to start from, shape ``(chains, *event_shape)``, with log-weights of zero.
+            By default chains start from ``N(0, I/s)``, times sigma where the schedule explodes.
+        resample: effective sample size, as a share of the chains, under which they are resampled by
+            their weights (and once in any case on arriving at the last rung, so that recorded
+            positions are equally weighted). None records the weights and applies none.
+        reverse_step: arrive at each rung by the reverse-diffusion proposal; its weights account for it.
+        progress: called with a :class:`Progress` after every rung.
+
+    Returns:
+        A :class:`~ppl_diffusion.trace.Trace` with positions ``(chains, draws, *event_shape)``.
+
+    Raises:
+        ValueError, TypeError: arguments that do not fit, each with what to write instead.
+    """
+    begun = time.perf_counter()
+    ladder = _check(potential, kernel, ladder, chains, draws, seed, resample)
+    streams = np.random.SeedSequence(seed)
+    population, host = np.random.default_rng(streams.spawn(1)[0]), _seeds(streams)
+    positions, log_weights = _start(potential, ladder.levels[0], chains, population, init)
+    notes = [] if isinstance(kernel, Still) else check_quotient(potential, levels=_probed(ladder))
+    walker = kernel.bind(potential)
+    rungs: list[dict[str, np.ndarray]] = []
+    state: State | None = None
+    for rung, (level, steps) in enumerate(zip(ladder.levels, ladder.steps_per_rung, strict=True)):
+        arrival = _arrive(walker, potential.schedule, positions, level, state, reverse_step, population, next(host))
+        state, increments = arrival.state, arrival.increments
+        if rung == 0:
+            increments = np.zeros(chains) if init is not None else -arrival.energy - log_weights
+            log_weights = np.zeros(chains)
+        record: dict[str, Any] = {
+            "log_normaliser": weights.log_normaliser_increment(log_weights, increments),
+            "log_weight": increments,
+        }
+        log_weights = weights.alive(log_weights + increments)
+        record["ess"] = weights.effective_sample_size(log_weights)
+        if rung == 0 and init is None and record["ess"] < 0.1 * chains:
+            notes.append(
+                f"the start density fits level {level} badly (effective sample size {record['ess']:.0f} of "
+                f"{chains} chains): start the ladder at the noisiest level, {len(potential.schedule) - 1}, or pass init="
+            )
+        record["ancestor"], state, resampled = _resample(
+            walker, state, log_weights, resample, record["ess"], rung == len(ladder) - 1, population
+        )
+        if resampled:
+            log_weights = np.zeros(chains)
+        record["resampled"] = resampled
+        record["energy_arrival"] = np.asarray(state.energy)
+        state, moved = walker.move(state, steps, seed=next(host))
+        record |= moved
+        record["nonfinite"] = record["nonfinite"] + ~np.isfinite(arrival.energy)
+        record["gradient_calls"] = 1 + int(moved["gradient_calls"])
+        record["energy"], positions = np.asarray(state.energy), state.positions
+        rungs.append(record)
+        if progress is not None:
+            rate = float(np.mean(moved["acceptance_rate"]))
+            progress(Progress(rung + 1, len(ladder), level, 0, draws, rate, record["ess"] / chains))
+    assert state is not None
+    drawn, sample_stats = _draw(walker, walker.freeze(state), draws, host, progress, len(ladder))
+    with jax.enable_x64(True):
+        notes += check_quotient(potential, levels=(), positions=drawn[:256, -1], level=ladder.levels[-1])
+    for note in dict.fromkeys(notes):
+        warnings.warn(note, SamplingWarning, stacklevel=2)
+    attributes = {
+        "potential": str(potential),
+        "kernel": str(kernel),
+        "adjusted": kernel.adjusted,
+        "seed": int(seed),
+        "levels": list(ladder.levels),
+        "steps": list(ladder.steps_per_rung),
+        "resample": resample,
+        "reverse_step": reverse_step,
+        "versions": versions(),
+        "warnings": list(dict.fromkeys(notes)),
+        "seconds": round(time.perf_counter() - begun, 3),
+    }
+    return Trace(drawn, _stack(rungs, ladder), sample_stats, attributes)
+
+
+def reverse_diffusion(
+    potential: Potential,
+    *,
+    ladder: Ladder | None = None,
+    chains: int,
+    seed: int,
+    init: Any = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Trace:
+    """Plain ancestral sampling with the composed score: the baseline, and right for mixtures only.
+
+    One evaluation at each level and no MCMC; ``ladder.steps`` is not used. Arguments, result and
+    errors are those of :func:`anneal`; positions have shape ``(chains, 1, *event_shape)``.
+
+    Source: Denoising Diffusion Probabilistic Models (Ho, Jain and Abbeel, 2020), https://arxiv.org/abs/2006.11239
+    """
+    return anneal(
+        potential, Still(), ladder=ladder, chains=chains, seed=seed, init=init, reverse_step=True, progress=progress
+    )
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    state: State
+    increments: np.ndarray
+    energy: np.ndarray
+
+
+def _arrive(
+    walker: Walker,
+    schedule: NoiseSchedule,
+    positions: Any,
+    level: int,
+    previous: State | None,
+    reverse_step: bool,
+    rng: np.random.Generator,
+    seed: int,
+) -> _Arrival:
+    """Bring chains to ``level`` and weigh the change of density there."""
+    correction: Any = 0.0
+    if reverse_step and previous is not None:
+        positions, correction = _reverse(schedule, previous, level, rng)
+    state = walker.arrive(positions, level, previous, seed=seed)
+    energy = np.asarray(state.energy)
+    if previous is None:
+        return _Arrival(state, np.zeros(len(energy)), energy)
+    with np.errstate(invalid="ignore"):
+        return _Arrival(state, np.asarray(previous.energy) - energy + correction, energy)
+
+
+def _reverse(
+    schedule: NoiseSchedule, state: State, level: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The reverse-diffusion proposal ``r(x'|x)``, and ``log q(x|x') - log r(x'|x)`` of each chain.
+
+    ``r`` is the Gaussian q(x_t | x_s, x_0) at Tweedie's estimate of ``x_0``, ``q`` the forward kernel.
+    """
+    x, gradient = np.asarray(state.positions, dtype=np.float64), np.asarray(state.gradient, dtype=np.float64)
+    alpha_s, sigma_s = schedule.alpha(state.level), schedule.sigma(state.level)
+    alpha_t, sigma_t = schedule.alpha(level), schedule.sigma(level)
+    alpha, sigma = schedule.forward(level, state.level)
+    clean = (x - sigma_s**2 * gradient) / alpha_s
+    mean = (alpha * sigma_t**2 * x + alpha_t * sigma**2 * clean) / sigma_s**2
+    spread = sigma * sigma_t / sigma_s
+    noise = rng.standard_normal(x.shape)
+    proposed = mean + spread * noise
+    axes = tuple(range(1, x.ndim))
+    forward = -0.5 * np.sum(((x - alpha * proposed) / sigma) ** 2, axis=axes)
+    backward = -0.5 * np.sum(noise**2, axis=axes)
+    return proposed, forward - backward + np.prod(x.shape[1:]) * np.log(spread / sigma)
+
+
+def _resample(
+    walker: Walker,
+    state: State,
+    log_weights: np.ndarray,
+    threshold: float | None,
+    ess: float,
+    last: bool,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, State, bool]:
+    chains = len(log_weights)
+    if threshold is None or ess == 0 or not (last or ess < threshold * chains):
+        return np.arange(chains), state, False
+    ancestors = weights.systematic_resample(log_weights, rng)
+    return ancestors, walker.select(state, ancestors), True
+
+
+def _draw(
+    walker: Walker,
+    state: State,
+    draws: int,
+    host: Any,
+    progress: Callable[[Progress], None] | None,
+    rungs: int,
+) -> tuple[np.ndarray, xr.Dataset]:
+    """Record draws, in blocks of equal size, so that a run can be watched and interrupted."""
+    block = max(n for n in range(1, min(draws, 25) + 1) if draws % n == 0)
+    positions, stats = [], []
+    for done in range(0, draws, block):
+        state, x, info = walker.record(state, block, seed=next(host))
+        positions.append(x)
+        stats.append(info)
+        if progress is not None:
+            rate = float(np.mean(info.get("acceptance_rate", np.nan)))
+            progress(Progress(rungs, rungs, state.level, done + block, draws, rate, np.nan))
+    calls = sum(int(info["gradient_calls"]) for info in stats)
+    names = [name for name in stats[0] if name != "gradient_calls"]
+    dataset = xr.Dataset(
+        {name: (("chain", "draw"), np.concatenate([info[name] for info in stats], axis=1)) for name in names},
+        attrs={"gradient_calls": calls},
+    )
+    return np.concatenate(positions, axis=1), dataset
+
+
+def _stack(rungs: list[dict[str, np.ndarray]], ladder: Ladder) -> xr.Dataset:
+    variables = {}
+    for name in rungs[0]:
+        values = np.stack([np.asarray(record[name]) for record in rungs])
+        variables[name] = (("rung", "chain")[: values.ndim], values)
+    return xr.Dataset(variables, coords={"level": ("rung", np.array(ladder.levels))})
+
+
+def _start(
+    potential: Potential, level: int, chains: int, rng: np.random.Generator, init: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Starting positions and the log-density that they were drawn from."""
+    shape = (chains, *potential.event_shape)
+    if init is not None:
+        positions = np.array(init, dtype=np.float64)
+        if positions.shape != shape:
+            raise ValueError(f"init has shape {positions.shape}: pass an array of shape (chains, *event_shape) = {shape}")
+        if not np.all(np.isfinite(positions)):
+            raise ValueError("init holds values that are not finite: remove them before sampling")
+        return positions, np.zeros(chains)
+    total = np.broadcast_to(np.asarray(potential.exponent, dtype=np.float64), potential.event_shape)
+    if np.any(total <= 0):
+        raise ValueError(
+            f"the exponents of {potential} sum to {total.min():.3g}, so it has no density at the noisiest level to "
+            "start from: make the sum positive, or pass init="
+        )
+    scale = max(1.0, potential.schedule.sigma(level)) / np.sqrt(total)
+    noise = rng.standard_normal(shape)
+    axes = tuple(range(1, noise.ndim))
+    constant = np.sum(np.log(scale)) + 0.5 * scale.size * np.log(2 * np.pi)
+    return noise * scale, -0.5 * np.sum(noise**2, axis=axes) - constant
+
+
+def _probed(ladder: Ladder) -> tuple[int, ...]:
+    """Some levels of a ladder, the cleanest ones among them."""
+    coarse = ladder.levels[:: max(1, len(ladder) // 4)]
+    return tuple(dict.fromkeys((*coarse, *ladder.levels[-2:])))
+
+
+def _seeds(streams: np.random.SeedSequence) -> Any:
+    while True:
+        yield int(streams.spawn(1)[0].generate_state(1, np.uint32)[0])
+
+
+def _check(
+    potential: Potential,
+    kernel: Kernel,
+    ladder: Ladder | None,
+    chains: int,
+    draws: int,
+    seed: int,
+    resample: float | None,
+) -> Ladder:
+    if not isinstance(potential, Potential):
+        raise TypeError(f"anneal samples a potential, got {potential!r}: wrap a function in EnergyFunction")
+    if not isinstance(kernel, Kernel) or isinstance(kernel, type):
+        raise TypeError(f"kernel must be an MCMC kernel, got {kernel!r}: try bridges.blackjax.HMC(leapfrogs=3)")
+    for name, value, least in (("chains", chains, 1), ("draws", draws, 1), ("seed", seed, 0)):
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}: try {name}={max(least, 100)}")
+    if resample is not None and not 0 < resample <= 1:
+        raise ValueError(f"resample is a share of the chains between 0 and 1, got {resample}: try resample=0.5")
+    ladder = ladder if ladder is not None else Ladder.full(potential.schedule)
+    if not isinstance(ladder, Ladder):
+        raise TypeError(f"ladder must be a Ladder, got {ladder!r}: try Ladder.full(potential.schedule, steps=10)")
+    if ladder.levels[0] >= len(potential.schedule):
+        raise ValueError(
+            f"the ladder starts at level {ladder.levels[0]} and {potential} has levels 0 to "
+            f"{len(potential.schedule) - 1}: build it from potential.schedule"
+        )
+    return ladder

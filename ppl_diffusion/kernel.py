@@ -1,0 +1,250 @@
+"""What the walk asks of an MCMC kernel, and how step sizes are chosen.
+
+A :class:`Kernel` is a description: a frozen object with its parameters. Bound to a potential it
+becomes a :class:`Walker`, which owns whatever a sampler library needs (compiled functions, caches).
+The walk speaks to walkers only, so that any library's kernels can be annealed.
+
+The size of a move is one number everywhere, the leapfrog step ``eps``. Where it comes from is a
+:class:`StepPolicy`: a fixed number, a multiple of the level's sigma, or dual averaging.
+
+Source of dual averaging: The No-U-Turn Sampler (Hoffman and Gelman, 2014), section 3.2,
+https://jmlr.org/papers/v15/hoffman14a.html
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from .potential import Array, Potential
+
+
+class StepState(NamedTuple):
+    """What a step policy remembers; numbers, or scalar arrays inside a compiled walk."""
+
+    log_step: Any
+    log_average: Any
+    error: Any
+    count: Any
+    centre: Any
+
+
+@dataclass(frozen=True)
+class StepPolicy(ABC):
+    """Where the leapfrog step of a rung comes from."""
+
+    @abstractmethod
+    def enter(self, previous: StepState | None, *, sigma: float, guess: float) -> StepState:
+        """The state at the start of a rung.
+
+        Args:
+            previous: the state at the end of the rung before, or None at the first.
+            sigma: noise of the level.
+            guess: a step that suits the start density, for a policy that has none.
+        """
+
+    def update(self, state: StepState, acceptance: Any) -> StepState:
+        """The state after one kernel step whose acceptance rate, averaged over chains, was ``acceptance``."""
+        return state
+
+    def freeze(self, state: StepState) -> StepState:
+        """The state for recorded draws, whose step no longer changes."""
+        return state
+
+
+@dataclass(frozen=True)
+class Fixed(StepPolicy):
+    """The same leapfrog step at every level; a plain number given as ``step=`` becomes this."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        _check_positive("step", self.value)
+
+    def enter(self, previous: StepState | None, *, sigma: float, guess: float) -> StepState:
+        return _centred(float(np.log(self.value)))
+
+
+@dataclass(frozen=True)
+class SigmaScaled(StepPolicy):
+    """A leapfrog step of ``factor`` times the level's sigma."""
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        _check_positive("factor", self.factor)
+
+    def enter(self, previous: StepState | None, *, sigma: float, guess: float) -> StepState:
+        return _centred(float(np.log(self.factor * sigma)))
+
+
+@dataclass(frozen=True)
+class Adaptive(StepPolicy):
+    """Dual averaging of the acceptance rate over all chains, carried from rung to rung.
+
+    All steps of a rung adapt. The next rung starts from the step that the last one ended with and
+    averages around it, so that even one step a rung is useful; for recorded draws the step is frozen at
+    the rung's average. Unadjusted kernels adapt to the acceptance rate that a Metropolis test would
+    have had.
+
+    Args:
+        target_acceptance: acceptance rate aimed at, between 0 and 1.
+        initial: first leapfrog step; by default one that suits the start density.
+        shrinkage: how strongly the step is held at its centre (``gamma`` of the paper, where .05 serves
+            the noisy acceptance of one chain; pooled chains need less gain).
+
+    Raises:
+        ValueError: a target outside (0, 1), or a step that is not positive.
+    """
+
+    target_acceptance: float = 0.7
+    initial: float | None = None
+    shrinkage: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target_acceptance < 1:
+            raise ValueError(f"target_acceptance must lie between 0 and 1, got {self.target_acceptance}: try 0.7")
+        _check_positive("initial", 1.0 if self.initial is None else self.initial)
+        _check_positive("shrinkage", self.shrinkage)
+
+    def enter(self, previous: StepState | None, *, sigma: float, guess: float) -> StepState:
+        if previous is not None:
+            return _centred(float(previous.log_step))
+        return _centred(float(np.log(self.initial or guess)))
+
+    def update(self, state: StepState, acceptance: Any) -> StepState:
+        count = state.count + 1
+        share = 1 / (count + 10)
+        error = (1 - share) * state.error + share * (self.target_acceptance - acceptance)
+        log_step = state.centre - count**0.5 / self.shrinkage * error
+        decay = count**-0.75
+        return StepState(log_step, decay * log_step + (1 - decay) * state.log_average, error, count, state.centre)
+
+    def freeze(self, state: StepState) -> StepState:
+        return _centred(float(state.log_average))
+
+
+def as_policy(step: StepPolicy | float) -> StepPolicy:
+    """A number as a :class:`Fixed` step; a policy as it is.
+
+    Raises:
+        TypeError: neither.
+    """
+    if isinstance(step, StepPolicy):
+        return step
+    if isinstance(step, (int, float, np.number)) and not isinstance(step, bool):
+        return Fixed(float(step))
+    raise TypeError(f"step must be a number, SigmaScaled(0.5) or Adaptive(target_acceptance=0.7), got {step!r}")
+
+
+class State(NamedTuple):
+    """Where chains stand: built by a walker from an evaluation at this very level, never by hand.
+
+    Attributes:
+        level: noise level.
+        positions: shape ``(chains, *event_shape)``.
+        energy: shape ``(chains,)``, float64; not finite where the density failed.
+        gradient: of the energy, shape ``(chains, *event_shape)``.
+        step: state of the step policy.
+        carried: what else the walker needs from step to step, every array led by the chains.
+    """
+
+    level: int
+    positions: Array
+    energy: Array
+    gradient: Array
+    step: StepState
+    carried: Any = None
+
+
+class Walker(Protocol):
+    """A kernel bound to a potential."""
+
+    def arrive(self, positions: Array, level: int, previous: State | None, *, seed: int) -> State:
+        """Evaluate the potential at ``level``: one call for all chains. Carries over step and momentum."""
+
+    def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
+        """Take ``steps`` kernel steps, adapting the step size.
+
+        Returns:
+            The new state, and per chain (shape ``(chains,)``): ``acceptance_rate``, ``step_size``,
+            ``diverging`` and ``nonfinite`` (counts), ``jump_distance`` (mean Euclidean length of a
+            step), ``energy_midway``; and ``gradient_calls``, a scalar.
+        """
+
+    def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
+        """Take ``draws`` steps of frozen size.
+
+        Returns:
+            The new state, positions ``(chains, draws, *event_shape)``, and statistics per chain and
+            draw, shape ``(chains, draws)``; ``gradient_calls`` is a scalar.
+        """
+
+    def select(self, state: State, ancestors: np.ndarray) -> State:
+        """The chains of ``ancestors``, shape ``(chains,)``, with everything that travels with them."""
+
+    def freeze(self, state: State) -> State:
+        """Fix the step size for recorded draws."""
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """An MCMC kernel, described; see ``bridges.blackjax`` and ``bridges.pyro``."""
+
+    @property
+    def adjusted(self) -> bool:
+        """Whether it leaves the density invariant, by a Metropolis test or the like."""
+
+    def bind(self, potential: Potential) -> Walker:
+        """Prepare to walk on ``potential``."""
+
+
+@dataclass(frozen=True)
+class Still:
+    """The kernel that never moves: with ``reverse_step=True`` the walk is plain reverse diffusion."""
+
+    adjusted: bool = True
+
+    def bind(self, potential: Potential) -> Walker:
+        return _StillWalker(potential)
+
+
+class _StillWalker:
+    def __init__(self, potential: Potential) -> None:
+        self.potential = potential
+
+    def arrive(self, positions: Array, level: int, previous: State | None, *, seed: int) -> State:
+        positions = np.asarray(positions)
+        with jax.enable_x64(True):
+            energy, gradient = (np.asarray(v) for v in self.potential.value_and_grad(positions, level=level))
+        return State(level, positions, energy.astype(np.float64), gradient, _centred(np.nan))
+
+    def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
+        missing = np.full(len(state.energy), np.nan)
+        names = ("acceptance_rate", "step_size", "diverging", "nonfinite", "jump_distance", "energy_midway")
+        return state, {**dict.fromkeys(names, missing), "gradient_calls": np.array(0)}
+
+    def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
+        positions = np.repeat(state.positions[:, None], draws, axis=1)
+        return state, positions, {"lp": -np.repeat(state.energy[:, None], draws, axis=1), "gradient_calls": np.array(0)}
+
+    def select(self, state: State, ancestors: np.ndarray) -> State:
+        arrays = (state.positions[ancestors], state.energy[ancestors], state.gradient[ancestors])
+        return State(state.level, *arrays, state.step)
+
+    def freeze(self, state: State) -> State:
+        return state
+
+
+def _centred(log_step: float) -> StepState:
+    return StepState(log_step, log_step, 0.0, 0.0, log_step)
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (np.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive number, got {value}")

@@ -1,0 +1,136 @@
+"""What a run leaves behind: recorded positions, and the statistics of every rung and chain.
+
+A :class:`Trace` is plain data. ``bridges.arviz`` turns it into an ArviZ object and diagnoses it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+FORMAT = "ppl-diffusion trace 1"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The result of annealed sampling.
+
+    Attributes:
+        positions: draws at the last rung, shape ``(chains, draws, *event_shape)``, float64.
+        stats: per rung and chain (dimensions ``rung``, ``chain``): ``acceptance_rate``, ``step_size``,
+            ``diverging`` and ``nonfinite`` (counts), ``jump_distance``, ``energy_arrival``,
+            ``energy_midway``, ``energy`` (end of the rung), ``log_weight`` (increment on arrival, nats),
+            ``ancestor`` (index of the chain at the rung before that it continues); per rung: ``ess``
+            (of the accumulated weights on arrival, in chains), ``log_normaliser`` (increment, nats),
+            ``resampled``, ``gradient_calls`` (batched evaluations). Coordinate ``level``. What a
+            kernel does not have is NaN.
+        sample_stats: per chain and draw (dimensions ``chain``, ``draw``): ``lp`` (log-density up to a
+            constant), ``acceptance_rate``, ``diverging`` and so on, by ArviZ's names.
+        attributes: how the run was made: ``potential``, ``kernel``, ``adjusted``, ``seed``, ``levels``,
+            ``steps``, ``resample``, ``reverse_step``, ``versions``, ``warnings``, ``seconds``.
+        sites: for Pyro models, constrained values by site, each ``(chains, draws, ...)``.
+    """
+
+    positions: np.ndarray
+    stats: xr.Dataset
+    sample_stats: xr.Dataset
+    attributes: Mapping[str, Any]
+    sites: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def log_normaliser(self) -> float:
+        """Estimate of ``log int exp(-U) dx`` at the last rung, in nats.
+
+        Meaningful for a run without ``init=`` whose weights can be trusted; see ``bridges.arviz.diagnose``.
+        """
+        return float(self.stats["log_normaliser"].sum())
+
+    @property
+    def gradient_calls(self) -> int:
+        """Batched evaluations of the potential in the whole run, recorded draws included."""
+        return int(self.stats["gradient_calls"].sum()) + int(self.sample_stats.attrs.get("gradient_calls", 0))
+
+    def save(self, path: str | Path) -> Path:
+        """Write to one NetCDF file, which appears only when it is complete.
+
+        Raises:
+            FileExistsError: ``path`` exists: nothing is overwritten.
+            FileNotFoundError: the folder does not exist.
+        """
+        path = Path(path)
+        if path.exists():
+            raise FileExistsError(f"{path} exists and is kept: choose another name or remove it first")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"the folder {path.parent} does not exist: mkdir -p {path.parent}")
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        os.close(handle)
+        try:
+            self._tree().to_netcdf(partial, engine="h5netcdf", mode="w")
+            os.replace(partial, path)
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read a trace that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a file that is not a trace, or one that is damaged.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no trace at {path}: give the file that trace.save(path) wrote")
+        try:
+            with xr.open_datatree(path, engine="h5netcdf") as stored:
+                tree = stored.load()
+            if tree.attrs.get("format") != FORMAT:
+                raise ValueError("it has another format")
+            return cls(
+                positions=tree["positions"].to_dataset()["x"].to_numpy(),
+                stats=tree["stats"].to_dataset(),
+                sample_stats=tree["sample_stats"].to_dataset(),
+                attributes=json.loads(tree.attrs["attributes"]),
+                sites={str(k): v.to_numpy() for k, v in tree["sites"].to_dataset().items()},
+            )
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{path} is not a trace, or it is damaged ({reason}): sample again and save it") from error
+
+    def _tree(self) -> xr.DataTree:
+        event = [f"x_dim_{i}" for i in range(self.positions.ndim - 2)]
+        sites = {
+            name: (["chain", "draw", *(f"{name}_dim_{i}" for i in range(value.ndim - 2))], value)
+            for name, value in self.sites.items()
+        }
+        groups = {
+            "positions": xr.Dataset({"x": (["chain", "draw", *event], self.positions)}),
+            "stats": self.stats,
+            "sample_stats": self.sample_stats,
+            "sites": xr.Dataset(sites),
+        }
+        tree = xr.DataTree.from_dict(groups)
+        tree.attrs = {"format": FORMAT, "attributes": json.dumps(dict(self.attributes))}
+        return tree
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of the libraries that decide what is drawn."""
+    found = {}
+    for package in ("ppl-diffusion", "torch", "jax", "blackjax", "pyro-ppl", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,59 @@
+"""Importance weights of a population of chains: effective sample size, normaliser, resampling.
+
+Moving the target from level s to level t leaves a chain at ``x`` with the log-weight increment
+``U_s(x) - U_t(x)``. The weights correct what a finite number of MCMC steps cannot: the share of the
+population in each mode. Unknown constants of a level shift all increments alike and cancel.
+
+Source: Annealed Importance Sampling (Neal, 2001), https://arxiv.org/abs/physics/9803008;
+Sequential Monte Carlo Samplers (Del Moral, Doucet and Jasra, 2006), https://doi.org/10.1111/j.1467-9868.2006.00553.x
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def normalise(log_weights: np.ndarray) -> np.ndarray:
+    """Weights that sum to one, shape ``(chains,)``; a weight that is not a number counts as zero.
+
+    When no chain has any weight all are given the same.
+    """
+    log_weights = alive(log_weights)
+    largest = log_weights.max()
+    if largest == -np.inf:
+        return np.full(len(log_weights), 1 / len(log_weights))
+    weights = np.exp(log_weights - largest)
+    return weights / weights.sum()
+
+
+def alive(log_weights: np.ndarray) -> np.ndarray:
+    """Log-weights in which NaN and plus infinity, marks of a failed energy, have become minus infinity."""
+    return np.where(np.isfinite(log_weights), log_weights, -np.inf)
+
+
+def effective_sample_size(log_weights: np.ndarray) -> float:
+    """``1 / sum w_i^2`` of the normalised weights, in chains; 0 when no chain has any weight."""
+    if not np.any(np.isfinite(log_weights)):
+        return 0.0
+    return float(1 / np.sum(normalise(log_weights) ** 2))
+
+
+def log_normaliser_increment(log_weights: np.ndarray, increments: np.ndarray) -> float:
+    """``log sum_i w_i exp(increment_i)``: estimate of the log-ratio of two normalisers, in nats."""
+    weights, increments = normalise(log_weights), alive(increments)
+    largest = increments.max()
+    if largest == -np.inf:
+        return -np.inf
+    return float(largest + np.log(np.sum(weights * np.exp(increments - largest))))
+
+
+def systematic_resample(log_weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Ancestors, shape ``(chains,)``, drawn by systematic resampling: one uniform for all chains.
+
+    Source: Comparison of Resampling Schemes for Particle Filtering (Douc and Cappe, 2005),
+    https://arxiv.org/abs/cs/0507025
+    """
+    chains = len(log_weights)
+    edges = np.cumsum(normalise(log_weights))
+    ancestors = np.searchsorted(edges / edges[-1], (rng.random() + np.arange(chains)) / chains, side="right")
+    return np.minimum(ancestors, chains - 1)
