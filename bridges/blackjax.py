@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from blackjax.mcmc import hmc, integrators, metrics, nuts, trajectory
 
-from ppl_diffusion.kernel import Adaptive, State, StepPolicy, StepState, as_policy
+from ppl_diffusion.kernel import Adaptive, State, StepPolicy, StepState, as_policy, rescaling
 from ppl_diffusion.potential import Array, Potential
 
 from .torch_jax import to_jax
@@ -278,10 +278,12 @@ class BlackJAXWalker:
             flat = jnp.asarray(positions, dtype=jnp.float64).reshape(-1, size)
             momentum = getattr(previous.carried, "momentum", None) if previous is not None else None
             chains = self._arrive_compiled(flat, momentum, level, seed)
-        start = max(1.0, self.potential.schedule.sigma(level)) * size**-0.25
-        step = self.policy.enter(
-            previous.step if previous is not None else None, sigma=self.potential.schedule.sigma(level), guess=start
-        )
+        sigma = self.potential.schedule.sigma(level)
+        guess = max(1.0, sigma) * size**-0.25
+        if previous is None:
+            return self._state(level, chains, self.policy.enter(None, sigma=sigma, guess=guess))
+        rescale = rescaling(previous.gradient, -np.asarray(getattr(chains, "logdensity_grad", np.full((1, 1), np.nan))))
+        step = self.policy.enter(previous.step, sigma=sigma, guess=guess, rescale=rescale)
         return self._state(level, chains, step)
 
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:

@@ -8,12 +8,14 @@ A callback must not call JAX; torch code does not.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jax.experimental.buffer_callback import buffer_callback
 
 from ppl_diffusion.potential import Array, Potential, double
 
@@ -48,13 +50,8 @@ class TorchInJax(Potential):
         return self.potential.exponent
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
-        return jax.pure_callback(
-            self._call_with_gradient,
-            (self._energy_like(x), jax.ShapeDtypeStruct(x.shape, x.dtype)),
-            x,
-            level,
-            vmap_method="expand_dims",
-        )
+        shapes = self._energy_like(x), jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return _cross(self._write_both, shapes)(x, jnp.asarray(level))
 
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
         return _energy_of(self, x, jnp.asarray(level))
@@ -63,23 +60,26 @@ class TorchInJax(Potential):
         chains = x.shape[: x.ndim - len(self.event_shape)]
         return jax.ShapeDtypeStruct(chains, jax.dtypes.canonicalize_dtype(jnp.float64))
 
-    def _call_with_gradient(self, x: Any, level: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _write_both(self, context: Any, out: Any, x: Any, level: Any) -> None:
         points, where = self._receive(x, level)
-        energy, gradient = self.potential.value_and_grad(points, level=where)
-        dtype = np.asarray(x).dtype
-        real = np.float64 if dtype == np.float64 else np.float32
-        return energy.detach().cpu().numpy().astype(real), gradient.detach().cpu().numpy().astype(dtype)
+        for buffer, value in zip(out, self.potential.value_and_grad(points, level=where), strict=True):
+            np.asarray(buffer)[...] = value.detach().cpu().numpy()
 
-    def _call(self, x: Any, level: Any) -> np.ndarray:
+    def _write_energy(self, context: Any, out: Any, x: Any, level: Any) -> None:
         points, where = self._receive(x, level)
         with torch.no_grad():
-            energy = self.potential.energy(points, level=where)
-        return energy.cpu().numpy().astype(np.float64 if np.asarray(x).dtype == np.float64 else np.float32)
+            np.asarray(out)[...] = self.potential.energy(points, level=where).cpu().numpy()
 
     def _receive(self, x: Any, level: Any) -> tuple[torch.Tensor, int]:
         self.calls += 1
-        device = getattr(self.potential, "device", "cpu")
-        return torch.from_numpy(np.array(x)).to(device), int(np.asarray(level).flat[0])
+        # A copy: the buffer belongs to XLA and is used again when the callback has returned.
+        points = torch.from_numpy(np.asarray(x).copy()).to(getattr(self.potential, "device", "cpu"))
+        return points, int(np.asarray(level).flat[0])
+
+
+def _cross(write: Callable[..., None], shapes: Any) -> Callable[..., Any]:
+    """A host call that fills XLA's own buffers: ``pure_callback`` would round float64 arguments to float32."""
+    return buffer_callback(write, shapes, vmap_method="expand_dims")
 
 
 def _energy_of(crossing: TorchInJax, x: Array, level: Array) -> Array:
@@ -87,7 +87,7 @@ def _energy_of(crossing: TorchInJax, x: Array, level: Array) -> Array:
 
     @jax.custom_vjp
     def energy(x: Array, level: Array) -> Array:
-        return jax.pure_callback(crossing._call, crossing._energy_like(x), x, level, vmap_method="expand_dims")
+        return _cross(crossing._write_energy, crossing._energy_like(x))(x, level)
 
     def forward(x: Array, level: Array) -> tuple[Array, Array]:
         return crossing._evaluate(x, level)

@@ -39,13 +39,14 @@ class StepPolicy(ABC):
     """Where the leapfrog step of a rung comes from."""
 
     @abstractmethod
-    def enter(self, previous: StepState | None, *, sigma: float, guess: float) -> StepState:
+    def enter(self, previous: StepState | None, *, sigma: float, guess: float, rescale: float = 1.0) -> StepState:
         """The state at the start of a rung.
 
         Args:
             previous: the state at the end of the rung before, or None at the first.
             sigma: noise of the level.
             guess: a step that suits the start density, for a policy that has none.
+            rescale: factor by which length scales have changed since the rung before, see :func:`rescaling`.
         """
 
     def update(self, state: StepState, acceptance: Any) -> StepState:
@@ -66,7 +67,7 @@ class Fixed(StepPolicy):
     def __post_init__(self) -> None:
         _check_positive("step", self.value)
 
-    def enter(self, previous: StepState | None, *, sigma: float, guess: float) -> StepState:
+    def enter(self, previous: StepState | None, *, sigma: float, guess: float, rescale: float = 1.0) -> StepState:
         return _centred(float(np.log(self.value)))
 
 
@@ -79,7 +80,7 @@ class SigmaScaled(StepPolicy):
     def __post_init__(self) -> None:
         _check_positive("factor", self.factor)
 
-    def enter(self, previous: StepState | None, *, sigma: float, guess: float) -> StepState:
+    def enter(self, previous: StepState | None, *, sigma: float, guess: float, rescale: float = 1.0) -> StepState:
         return _centred(float(np.log(self.factor * sigma)))
 
 
@@ -87,9 +88,9 @@ class SigmaScaled(StepPolicy):
 class Adaptive(StepPolicy):
     """Dual averaging of the acceptance rate over all chains, carried from rung to rung.
 
-    All steps of a rung adapt. The next rung starts from the step that the last one ended with and
-    averages around it, so that even one step a rung is useful; for recorded draws the step is frozen at
-    the rung's average. Unadjusted kernels adapt to the acceptance rate that a Metropolis test would
+    All steps of a rung adapt. The next rung starts from the step that the last one ended with, rescaled
+    as the gradients have changed (:func:`rescaling`), and averages around it, so that even one step a rung
+    is useful; for recorded draws the step is frozen at the rung's average. Unadjusted kernels adapt to the acceptance rate that a Metropolis test would
     have had.
 
     Args:
@@ -112,9 +113,9 @@ class Adaptive(StepPolicy):
         _check_positive("initial", 1.0 if self.initial is None else self.initial)
         _check_positive("shrinkage", self.shrinkage)
 
-    def enter(self, previous: StepState | None, *, sigma: float, guess: float) -> StepState:
+    def enter(self, previous: StepState | None, *, sigma: float, guess: float, rescale: float = 1.0) -> StepState:
         if previous is not None:
-            return _centred(float(previous.log_step))
+            return _centred(float(previous.log_step) + float(np.log(rescale)))
         return _centred(float(np.log(self.initial or guess)))
 
     def update(self, state: StepState, acceptance: Any) -> StepState:
@@ -140,6 +141,24 @@ def as_policy(step: StepPolicy | float) -> StepPolicy:
     if isinstance(step, (int, float, np.number)) and not isinstance(step, bool):
         return Fixed(float(step))
     raise TypeError(f"step must be a number, SigmaScaled(0.5) or Adaptive(target_acceptance=0.7), got {step!r}")
+
+
+def rescaling(before: Array, after: Array) -> float:
+    """The change of length scale between two densities, from their gradients at the same positions.
+
+    Draws of a Gaussian of variance ``v`` have gradients of root mean square ``v ** -0.5``, and ``v ** 0.5 / w`` under
+    a Gaussian of variance ``w``: the square root of the ratio is ``(w / v) ** 0.5``, the change of scale.
+
+    Args:
+        before: gradients at the rung that is left, shape ``(chains, *event_shape)``.
+        after: gradients at the rung that is entered, of the same shape.
+
+    Returns:
+        A factor between 1/4 and 4, from the median chain; 1 when it cannot be told.
+    """
+    norms = [np.median(np.linalg.norm(np.asarray(g).reshape(len(g), -1), axis=1)) for g in (before, after)]
+    factor = np.sqrt(norms[0] / norms[1]) if np.all(np.isfinite(norms)) and min(norms) > 0 else 1.0
+    return float(np.clip(factor, 0.25, 4.0))
 
 
 class State(NamedTuple):

@@ -408,7 +408,9 @@ def as_backend(x: Any, backend: Backend, name: str = "this potential") -> Array:
     else:
         if isinstance(x, jax.Array):
             raise TypeError(f"{name} computes with torch and got a JAX array: pass np.asarray(x)")
-        x = x if isinstance(x, torch.Tensor) else torch.as_tensor(np.asarray(x))
+        if not isinstance(x, torch.Tensor):
+            x = np.asarray(x)
+            x = torch.from_numpy(x if x.flags.writeable else x.copy())
         floating = x.dtype.is_floating_point
     if not floating:
         raise TypeError(f"{name} takes floating points, got {x.dtype}: pass x.astype('float64')")
