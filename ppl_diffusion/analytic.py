@@ -72,14 +72,16 @@ class GaussianMixture(Potential):
 
     def sample(self, draws: int, *, level: int = 0, seed: int) -> np.ndarray:
         """Exact, independent draws at ``level``, shape ``(draws, D)``, float64."""
-        self.schedule.check_level(level)
+        return _noised(self.sample_clean(draws, seed=seed), self.schedule, level, seed)
+
+    def sample_clean(self, draws: int, *, seed: int) -> np.ndarray:
+        """Exact, independent draws without noise, shape ``(draws, D)``, float64."""
         rng = np.random.default_rng(seed)
         component = rng.choice(len(self.weights), size=draws, p=self.weights)
         clean = rng.standard_normal((draws, self.means.shape[1])) * np.sqrt(self.variances)[component]
         if self.axes is not None:
             clean = np.einsum("nij,nj->ni", self.axes[component], clean)
-        clean += self.means[component]
-        return self.schedule.alpha(level) * clean + self.schedule.sigma(level) * rng.standard_normal(clean.shape)
+        return clean + self.means[component]
 
     def _components(self, x: Array, level: Any) -> tuple[Array, Array, Array]:
         """Log-density of each weighted component ``(*chains, K)``, and residuals and variances along its axes."""
@@ -140,10 +142,11 @@ class UniformBox(Potential):
 
     def sample(self, draws: int, *, level: int = 0, seed: int) -> np.ndarray:
         """Exact, independent draws at ``level``, shape ``(draws, D)``, float64."""
-        self.schedule.check_level(level)
-        rng = np.random.default_rng(seed)
-        clean = rng.uniform(self.low, self.high, size=(draws, len(self.low)))
-        return self.schedule.alpha(level) * clean + self.schedule.sigma(level) * rng.standard_normal(clean.shape)
+        return _noised(self.sample_clean(draws, seed=seed), self.schedule, level, seed)
+
+    def sample_clean(self, draws: int, *, seed: int) -> np.ndarray:
+        """Exact, independent draws without noise, shape ``(draws, D)``, float64."""
+        return np.random.default_rng(seed).uniform(self.low, self.high, size=(draws, len(self.low)))
 
     def _log_density(self, x: Array, level: Any) -> tuple[Array, Array, Array, Array]:
         """Log-density of each coordinate, the standardised distances to the walls, and the side of the centre."""
@@ -193,6 +196,12 @@ def _principal_axes(
     if not np.all(np.isfinite(variances)) or np.any(variances <= 0):
         raise ValueError("covariances must be finite and positive definite, scales positive")
     return axes, variances
+
+
+def _noised(clean: np.ndarray, schedule: NoiseSchedule, level: int, seed: int) -> np.ndarray:
+    schedule.check_level(level)
+    noise = np.random.default_rng((seed, 1)).standard_normal(clean.shape)
+    return schedule.alpha(level) * clean + schedule.sigma(level) * noise
 
 
 def _namespace(x: Array) -> Any:

@@ -1,0 +1,169 @@
+"""Networks inside an energy: vector fields s(x, log-SNR, condition).
+
+An energy model needs the gradient of its energy to sample, and the gradient of that gradient to
+train. The networks here are smooth (SiLU throughout), have no attention (fused attention has no
+second derivative), and end in a small non-zero head, so that training starts near a Gaussian.
+The noise level enters through features of the log signal-to-noise ratio that vary smoothly from level
+to level. Conditions are class labels; the label one past the last means "any", the unconditional model.
+
+Source of the U-Net: Denoising Diffusion Probabilistic Models (Ho, Jain and Abbeel, 2020),
+https://arxiv.org/abs/2006.11239; of its pixel shuffling: Shi et al., 2016, https://arxiv.org/abs/1609.05158
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+HEAD = 0.1
+"""Factor on the initial weights of the last layer."""
+
+
+class LevelEmbedding(nn.Module):
+    """Log-SNR ``(batch,)`` and labels ``(batch,)`` to features ``(batch, width)``."""
+
+    def __init__(self, width: int, *, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.logspace(-2, 0, width // 4), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(2 * (width // 4), width), nn.SiLU(), nn.Linear(width, width))
+        self.labels = nn.Embedding(classes + 1, width) if classes else None
+
+    def forward(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        angles = log_snr[:, None] * self.frequencies
+        features = self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
+        if self.labels is not None:
+            features = features + self.labels(label)
+        return F.silu(features)
+
+
+class EnergyMLP(nn.Module):
+    """A residual perceptron for points of a few dimensions.
+
+    Args:
+        size: dimensions of a point.
+        width: features of the residual stream.
+        hidden: features inside a block.
+        blocks: residual blocks.
+        octaves: Fourier features of each coordinate, at frequencies 1, 2, 4, ... radians per unit.
+        classes: number of class labels, 0 for none.
+    """
+
+    def __init__(
+        self, size: int, *, width: int = 128, hidden: int = 256, blocks: int = 4, octaves: int = 5, classes: int = 0
+    ) -> None:
+        super().__init__()
+        self.register_buffer("octaves", 2.0 ** torch.arange(octaves), persistent=False)
+        self.enter = nn.Linear(size * (1 + 2 * octaves), width)
+        self.embedding = LevelEmbedding(width, classes=classes)
+        self.into = nn.ModuleList(nn.Linear(width, hidden) for _ in range(blocks))
+        self.modulate = nn.ModuleList(nn.Linear(width, 2 * hidden) for _ in range(blocks))
+        self.out_of = nn.ModuleList(nn.Linear(hidden, width) for _ in range(blocks))
+        self.head = _small(nn.Linear(width, size))
+
+    def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
+        """``s``, of the shape of ``x (batch, size)``."""
+        angles = (x[:, :, None] * self.octaves).flatten(1)
+        h = self.enter(torch.cat([x, angles.sin(), angles.cos()], dim=1))
+        level = self.embedding(log_snr, label)
+        for into, modulate, out_of in zip(self.into, self.modulate, self.out_of, strict=True):
+            scale, shift = modulate(level).chunk(2, dim=1)
+            h = h + out_of(F.silu(into(F.silu(h)) * (1 + scale) + shift))
+        return self.head(F.silu(h))
+
+
+class EnergyUNet(nn.Module):
+    """A small U-Net for images, convolving from half resolution down.
+
+    Args:
+        shape: (channels, height, width) of an image; sides divisible by ``2 ** len(widths)``.
+        widths: features at half resolution, at a quarter, and so on.
+        blocks: residual blocks at each resolution, on the way down and on the way up.
+        classes: number of class labels, 0 for none.
+
+    Raises:
+        ValueError: sides that cannot be halved as often as asked.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], *, widths: Sequence[int] = (64, 96), blocks: int = 2, classes: int = 0
+    ) -> None:
+        super().__init__()
+        channels, height, width = shape
+        if height % 2 ** len(widths) or width % 2 ** len(widths):
+            raise ValueError(f"sides {height}x{width} must be divisible by {2 ** len(widths)} for {len(widths)} widths")
+        features = 2 * widths[0]
+        self.embedding = LevelEmbedding(features, classes=classes)
+        self.enter = nn.Conv2d(4 * channels, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(
+            nn.ModuleList(_Block(w, features) for _ in range(blocks)) for w in widths
+        )
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
+        self.middle = _Block(widths[-1], features)
+        self.grow = nn.ModuleList(
+            nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.join = nn.ModuleList(nn.Conv2d(2 * w, w, 1) for w in widths)
+        self.up = nn.ModuleList(nn.ModuleList(_Block(w, features) for _ in range(blocks)) for w in widths)
+        self.head = _small(nn.Conv2d(widths[0], 4 * channels, 3, padding=1))
+
+    def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
+        """``s``, of the shape of ``x (batch, channels, height, width)``."""
+        level = self.embedding(log_snr, label)
+        h = self.enter(F.pixel_unshuffle(x, 2))
+        skips = []
+        for i, stage in enumerate(self.down):
+            for block in stage:
+                h = block(h, level)
+            skips.append(h)
+            if i < len(self.shrink):
+                h = self.shrink[i](h)
+        h = self.middle(h, level)
+        for i in reversed(range(len(self.up))):
+            h = self.join[i](torch.cat([h, skips[i]], dim=1))
+            for block in self.up[i]:
+                h = block(h, level)
+            if i > 0:
+                h = self.grow[i - 1](h)
+        return F.pixel_shuffle(self.head(F.silu(h)), 2)
+
+
+class _Block(nn.Module):
+    """Group norm, convolution, modulation by the level, convolution; added to the input."""
+
+    def __init__(self, width: int, features: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, width)
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.modulate = nn.Linear(features, 2 * width)
+        self.second = _small(nn.Conv2d(width, width, 3, padding=1))
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        scale, shift = self.modulate(level)[:, :, None, None].chunk(2, dim=1)
+        h = self.first(F.silu(self.norm(x)))
+        return x + self.second(F.silu(h * (1 + scale) + shift))
+
+
+def build_network(kind: str, **options: Any) -> nn.Module:
+    """The network of a description as it stands in weight files: "mlp" or "unet", with its arguments.
+
+    Raises:
+        ValueError: an unknown kind, or arguments that it does not take.
+    """
+    kinds: dict[str, type[nn.Module]] = {"mlp": EnergyMLP, "unet": EnergyUNet}
+    if kind not in kinds:
+        raise ValueError(f"unknown network {kind!r}: use one of {', '.join(kinds)}")
+    try:
+        return kinds[kind](**options)
+    except TypeError as error:
+        raise ValueError(f"network {kind!r} cannot be built from {options}: {error}") from error
+
+
+def _small(layer: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(HEAD)
+    return layer
