@@ -3,14 +3,19 @@
 from .analytic import GaussianMixture, UniformBox
 from .anneal import Progress, SamplingWarning, anneal, reverse_diffusion
 from .compose import check_quotient, conjunction, guidance, observation
+from .energy import EnergyModel
 from .kernel import Adaptive, Fixed, Kernel, SigmaScaled
 from .potential import EnergyFunction, Mixture, Potential, Product, mixture, product
 from .schedule import Ladder, NoiseSchedule
 from .trace import Trace
+from .training import Config, load_config, save_weights, train
+from .zoo import load
 
 __all__ = [
     "Adaptive",
+    "Config",
     "EnergyFunction",
+    "EnergyModel",
     "Fixed",
     "GaussianMixture",
     "Kernel",
@@ -28,8 +33,12 @@ __all__ = [
     "check_quotient",
     "conjunction",
     "guidance",
+    "load",
+    "load_config",
     "mixture",
     "observation",
     "product",
     "reverse_diffusion",
+    "save_weights",
+    "train",
 ]

@@ -1,0 +1,97 @@
+"""Shipped models: ``load("ring")``. Weights are safetensors files that carry their own description.
+
+A weight file holds the parameters of the network, and in its header the noise schedule, the kind of
+network, the form of the energy, and where it comes from: data, loss, versions, and the command that
+reproduces it. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from .energy import EnergyModel
+from .networks import build_network
+from .schedule import NoiseSchedule
+from .training import FORMAT
+
+
+class ModelCard(NamedTuple):
+    """What is known of a shipped model without loading it."""
+
+    name: str
+    description: str
+    event_shape: tuple[int, ...]
+    classes: int
+    command: str
+
+
+def names() -> list[str]:
+    """Names of the shipped models."""
+    return sorted(p.name[: -len(".safetensors")] for p in _folder().iterdir() if p.name.endswith(".safetensors"))
+
+
+def cards() -> list[ModelCard]:
+    """A :class:`ModelCard` for every shipped model."""
+    found = []
+    for name in names():
+        header = _read(_folder() / f"{name}.safetensors", tensors=False)[0]
+        shape = tuple(json.loads(header["event_shape"]))
+        found.append(ModelCard(name, header["description"], shape, int(header["classes"]), header["command"]))
+    return found
+
+
+def load(name: str | Path) -> EnergyModel:
+    """An energy model by name, or from a weight file.
+
+    Args:
+        name: a shipped model, see :func:`names`, or the path of a ``.safetensors`` file.
+
+    Returns:
+        The model on the CPU; ``.given(label)`` conditions it where it has classes.
+
+    Raises:
+        ValueError: no such model, or a file that is damaged or is not a weight file of this library.
+    """
+    path: Any = Path(name) if str(name).endswith(".safetensors") else _folder() / f"{name}.safetensors"
+    if not path.is_file():
+        raise ValueError(f"there is no model {str(name)!r}: use one of {', '.join(names())}, or a .safetensors file")
+    header, tensors = _read(path)
+    try:
+        network = build_network(**json.loads(header["network"]))
+        network.load_state_dict(tensors)
+        return EnergyModel(
+            network,
+            form=header["form"],  # type: ignore[arg-type]
+            schedule=NoiseSchedule(**json.loads(header["schedule"])),
+            event_shape=json.loads(header["event_shape"]),
+            classes=int(header["classes"]),
+            name=header["name"],
+            info=header,
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} does not describe its model ({_first_line(error)}): get the file again") from error
+
+
+def _folder() -> Any:
+    return files("ppl_diffusion") / "weights"
+
+
+def _read(path: Any, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as stored:
+            header = stored.metadata() or {}
+            values = {key: stored.get_tensor(key) for key in stored.keys()} if tensors else {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a weight file, or it is damaged ({_first_line(error)}): get it again") from error
+    if header.get("format") != FORMAT or "schedule" not in header:
+        raise ValueError(f"{path} was not written by ppl-diffusion: use a file written by save_weights(model, path)")
+    return header, values
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
