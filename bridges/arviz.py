@@ -70,9 +70,10 @@ def to_inference_data(trace: Trace) -> Any:
             tree[group].attrs.update(attributes)
         tree.attrs.update(attributes)
         return tree
-    data = library.from_dict(posterior=variables, sample_stats=stats, dims=dims, attrs=attributes)
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="More chains")  # a population of chains is what the walk is for
         warnings.filterwarnings("ignore", message=".*not defined in the InferenceData scheme.*")
+        data = library.from_dict(posterior=variables, sample_stats=stats, dims=dims, attrs=attributes)
         data.add_groups({"annealing": rungs})
     return data
 
@@ -192,7 +193,11 @@ def _words(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> list[str]:
     if draws.sizes.get("variable", 0):
         worst = float(draws.r_hat.max())
         if worst > 1.05:
-            found.append(f"R-hat of the recorded draws is up to {worst:.2f}: chains have not mixed, their modes keep their shares")
+            shares = "the path down the ladder" if trace.attributes.get("resample") is None else "the weights"
+            found.append(
+                f"R-hat of the recorded draws is up to {worst:.2f}: each chain stays in its mode, "
+                f"and the shares of the modes are those that {shares} gave them"
+            )
         least = float(draws.ess_bulk.min())
         if least < 100:
             found.append(f"the recorded draws are worth {least:.0f} independent ones: record more draws or chains")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -71,14 +71,8 @@ class Trace:
             raise FileExistsError(f"{path} exists and is kept: choose another name or remove it first")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"the folder {path.parent} does not exist: mkdir -p {path.parent}")
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        os.close(handle)
-        try:
+        with replacing(path) as partial:
             self._tree().to_netcdf(partial, engine="h5netcdf", mode="w")
-            os.replace(partial, path)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
         return path
 
     @classmethod
@@ -123,6 +117,18 @@ class Trace:
         tree = xr.DataTree.from_dict(groups)
         tree.attrs = {"format": FORMAT, "attributes": json.dumps(dict(self.attributes))}
         return tree
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside ``path``, which takes its place when all went well and is removed when not."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def versions() -> dict[str, str]:

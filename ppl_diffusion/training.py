@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -30,7 +29,7 @@ from . import planar
 from .energy import EnergyModel, Form, denoising_loss
 from .networks import build_network
 from .schedule import NoiseSchedule
-from .trace import versions
+from .trace import replacing, versions
 
 FORMAT = "ppl-diffusion weights 1"
 
@@ -311,11 +310,6 @@ def _resume(run: _Run, path: Path, config: Config) -> None:
 
 
 def _write(tensors: Mapping[str, Tensor], header: Mapping[str, str], path: Path) -> Path:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata=dict(header))
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
     return path

@@ -1,0 +1,264 @@
+"""The command ``ppl-diffusion``: sample an expression, diagnose a run, list models, train one.
+
+Bad input ends with status 2 and one line; an interruption with status 130. What a run writes
+appears only when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no report.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON on standard output.")]
+
+
+class KernelName(StrEnum):
+    """Kernels by the names that the command line knows."""
+
+    hmc = "hmc"
+    mala = "mala"
+    nuts = "nuts"
+    uhmc = "uhmc"
+    ula = "ula"
+    reverse = "reverse"
+
+
+class Engine(StrEnum):
+    """Libraries that kernels come from."""
+
+    blackjax = "blackjax"
+
+
+def main() -> None:
+    """The entry point: Typer's own complaints become one line too."""
+    try:
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except typer.Abort:
+        status = 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what Typer's usage errors have in common
+            raise
+        typer.echo(f"ppl-diffusion: {' '.join(error.format_message().split())}; see ppl-diffusion --help", err=True)
+        status = 2
+    sys.exit(status)
+
+
+@app.command()
+def sample(
+    expression: Annotated[str, typer.Argument(help="For example 'ring * bar' or 'digits[3]'.")],
+    out: Annotated[Path, typer.Option(help="New folder for the trace, the summary and the picture.")],
+    kernel: KernelName = KernelName.hmc,
+    engine: Engine = Engine.blackjax,
+    chains: int = 256,
+    draws: int = 1,
+    steps: Annotated[int, typer.Option(help="Kernel steps at every rung.")] = 10,
+    rungs: Annotated[int | None, typer.Option(help="Levels visited; all by default.")] = None,
+    leapfrogs: Annotated[int, typer.Option(help="For hmc and uhmc.")] = 3,
+    step: Annotated[float | None, typer.Option(help="Leapfrog step; adapted by default.")] = None,
+    resample: Annotated[float | None, typer.Option(help="Share of the chains, e.g. 0.5.")] = None,
+    reverse_step: Annotated[bool, typer.Option("--reverse-step", help="Arrive by reverse diffusion.")] = False,
+    seed: int = 0,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Sample a composition of shipped models by annealed MCMC."""
+    with _one_line_errors():
+        if out.exists():
+            raise ValueError(f"{out} exists and is kept: give another --out, or remove it first")
+        from bridges.arviz import arviz, diagnose, to_inference_data
+        from bridges.plots import plot_ladder, plot_samples
+
+        from . import zoo
+        from .anneal import SamplingWarning, anneal, reverse_diffusion
+        from .expression import parse
+        from .schedule import Ladder
+
+        target = parse(expression, load=zoo.load, known=zoo.names())
+        schedule = target.schedule
+        ladder = Ladder.full(schedule, steps=steps) if rungs is None else Ladder.spaced(schedule, rungs=rungs, steps=steps)
+        options: dict[str, Any] = {"ladder": ladder, "chains": chains, "seed": seed}
+        with _staging(out) as folder, _bar(expression, quiet or as_json) as tell, warnings.catch_warnings():
+            warnings.simplefilter("ignore", SamplingWarning)  # they are part of the diagnosis
+            if kernel is KernelName.reverse:
+                trace = reverse_diffusion(target, **options, progress=tell)
+            else:
+                built = _kernel(kernel, leapfrogs, step)
+                trace = anneal(
+                    target, built, **options, draws=draws, resample=resample, reverse_step=reverse_step, progress=tell
+                )
+            found = diagnose(trace)
+            trace.save(folder / "trace.nc")
+            (folder / "diagnosis.txt").write_text(f"{found}\n", encoding="utf-8")
+            if draws >= 4 and chains >= 2:
+                summary = arviz().summary(to_inference_data(trace), var_names=["~x"] if trace.positions[0, 0].size > 16 else None)
+                summary.to_csv(folder / "summary.csv")
+            plot_samples(trace, title=expression).savefig(folder / "samples.png", dpi=150)
+            plot_ladder(trace).savefig(folder / "ladder.png", dpi=150)
+        _report(found, quiet, as_json, extra={"out": str(out), "gradient_calls": trace.gradient_calls})
+
+
+@app.command()
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="A folder that sample wrote, or a trace file.")],
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether to believe a run."""
+    with _one_line_errors():
+        from bridges.arviz import diagnose as diagnosis
+
+        from .trace import Trace
+
+        trace = Trace.load(run / "trace.nc" if run.is_dir() else run)
+        _report(diagnosis(trace), quiet, as_json, extra={"potential": trace.attributes["potential"]})
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the shipped models."""
+    with _one_line_errors():
+        from . import zoo
+
+        cards = zoo.cards()
+        if as_json:
+            typer.echo(json.dumps([card._asdict() for card in cards]))
+            return
+        table = Table("name", "points", "classes", "what it is")
+        for card in cards:
+            table.add_row(card.name, "x".join(map(str, card.event_shape)), str(card.classes or "-"), card.description)
+        Console().print(table)
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A TOML file, or the name of a shipped configuration.")],
+    data: Annotated[Path | None, typer.Option(help="An .npz file of images, where the configuration needs one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Weight file; NAME.safetensors by default.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Goes on from here if it exists.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train an energy model, or go on with one."""
+    with _one_line_errors():
+        from . import training
+
+        settings = training.load_config(config)
+        weights = out or Path(f"{settings.name}.safetensors")
+        if weights.exists():
+            raise ValueError(f"{weights} exists and is kept: give another --out, or remove it first")
+        kept = checkpoint or Path(f"{settings.name}.checkpoint.safetensors")
+        with _bar(settings.name, quiet) as tell:
+            model = training.train(settings, checkpoint=kept, data=data, progress=tell)
+        training.save_weights(model, weights)
+        if not quiet:
+            typer.echo(f"{weights}: load it with load({str(weights)!r})")
+
+
+def _kernel(name: KernelName, leapfrogs: int, step: float | None) -> Any:
+    from bridges import blackjax as kernels
+
+    options: dict[str, Any] = {} if step is None else {"step": step}
+    if name in (KernelName.hmc, KernelName.uhmc):
+        options["leapfrogs"] = leapfrogs
+    built = {"hmc": kernels.HMC, "mala": kernels.MALA, "nuts": kernels.NUTS, "uhmc": kernels.UHMC, "ula": kernels.ULA}
+    return built[name.value](**options)
+
+
+def _report(found: Any, quiet: bool, as_json: bool, *, extra: dict[str, Any]) -> None:
+    if as_json:
+        rungs = {name: values.to_numpy().tolist() for name, values in found.rungs.items()}
+        draws = {name: values.to_numpy().tolist() for name, values in found.draws.items()}
+        variables = [str(v) for v in found.draws["variable"].to_numpy()] if draws else []
+        content = {**extra, "warnings": found.warnings, "rungs": rungs, "draws": {"variable": variables, **draws}}
+        typer.echo(json.dumps(_without_nan(content)))
+    elif not quiet:
+        typer.echo(str(found))
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN and infinities are not JSON: they become null."""
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not -float("inf") < value < float("inf") else value
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that becomes ``out`` when all is well, and nothing otherwise."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        os.rename(folder, out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _bar(title: str, silent: bool) -> Iterator[Callable[[Any], None] | None]:
+    """A progress callback: a bar on a terminal, a line for every tenth in a log, none when silent."""
+    console = Console(stderr=True)
+    if silent:
+        yield None
+        return
+    if not console.is_terminal:
+        last = [-1]
+
+        def tell_log(state: Any) -> None:
+            share, text = _progress(state)
+            if int(share * 10) > last[0]:
+                last[0] = int(share * 10)
+                console.print(f"{title}: {share:.0%}, {text}", markup=False, highlight=False, soft_wrap=True)
+
+        yield tell_log
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(title.replace("[", "\\["), total=1.0, text="")
+
+        def tell(state: Any) -> None:
+            share, text = _progress(state)
+            bar.update(task, completed=share, text=text)
+
+        yield tell
+
+
+def _progress(state: Any) -> tuple[float, str]:
+    if hasattr(state, "loss"):
+        return state.step / state.steps, f"step {state.step}, loss {state.loss:.4f}"
+    share = (state.rung + state.draw) / (state.rungs + state.draws)
+    if state.draw:
+        return share, f"draw {state.draw} of {state.draws}"
+    return share, f"level {state.level}, acceptance {state.acceptance_rate:.2f}"
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        typer.echo(f"ppl-diffusion: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt:
+        typer.echo("ppl-diffusion: interrupted, nothing half-written is left", err=True)
+        raise typer.Exit(130) from None

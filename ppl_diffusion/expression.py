@@ -1,0 +1,125 @@
+"""Expressions of potentials as text, for the command line: parsed by a grammar, never evaluated as Python.
+
+    ring * bar    0.3 * left + 0.7 * right    ring / wide**0.5    guidance(ring, wide, 1.5)
+    mixture(ring, bar)    conjunction(base, p, q)    digits[3] * digits[8]
+
+Operators and precedence are Python's, whose parser is used for the syntax; every node that is not in the
+grammar is refused with its position.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Callable, Sequence
+
+from .compose import conjunction, guidance
+from .potential import Potential, mixture
+
+FUNCTIONS = ("mixture", "guidance", "conjunction")
+
+
+def parse(text: str, *, load: Callable[[str], Potential], known: Sequence[str]) -> Potential:
+    """The potential that ``text`` describes.
+
+    Args:
+        text: the expression.
+        load: gives the potential of a name; called once for each.
+        known: names that may stand in it.
+
+    Raises:
+        ValueError: anything outside the grammar, an unknown name, or potentials that do not fit
+            together; one line, with the position.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        column = getattr(error, "offset", None) or 1
+        raise ValueError(f"cannot read {text!r} at position {column}: write for example 'ring * bar'") from error
+    value = _Reader(text, load, known).read(tree)
+    if not isinstance(value, Potential):
+        raise ValueError(f"{text!r} is a number, not a density: write for example 'ring * bar'")
+    return value
+
+
+class _Reader:
+    def __init__(self, text: str, load: Callable[[str], Potential], known: Sequence[str]) -> None:
+        self.text, self.load, self.known = text, load, known
+        self.loaded: dict[str, Potential] = {}
+
+    def read(self, node: ast.expr) -> Potential | float:
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            return float(node.value)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -self.number(node.operand)
+        if isinstance(node, ast.Name):
+            return self.name(node)
+        if isinstance(node, ast.BinOp):
+            return self.operation(node)
+        if isinstance(node, ast.Subscript):
+            return self.condition(node)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+            return self.call(node, node.func.id)
+        raise self.error(node, "only names, numbers, * / + **, brackets and functions are allowed")
+
+    def operation(self, node: ast.BinOp) -> Potential | float:
+        left, right = self.read(node.left), self.read(node.right)
+        try:
+            if isinstance(node.op, ast.Mult):
+                return left * right  # type: ignore[operator]
+            if isinstance(node.op, ast.Div):
+                return left / right  # type: ignore[operator]
+            if isinstance(node.op, ast.Pow):
+                return left**right  # type: ignore[operator]
+            if isinstance(node.op, ast.Add):
+                return left + right  # type: ignore[operator]
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise self.error(node, str(error)) from error
+        raise self.error(node, "only * / + ** are operators between densities")
+
+    def name(self, node: ast.Name) -> Potential:
+        if node.id not in self.known:
+            close = difflib.get_close_matches(node.id, self.known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise self.error(node, f"no model is called {node.id!r}: {hint}use one of {', '.join(self.known)}")
+        if node.id not in self.loaded:
+            self.loaded[node.id] = self.load(node.id)
+        return self.loaded[node.id]
+
+    def condition(self, node: ast.Subscript) -> Potential:
+        model = self.read(node.value)
+        label = node.slice.value if isinstance(node.slice, ast.Constant) else None
+        if not hasattr(model, "given") or type(label) is not int:
+            raise self.error(node, "a condition is a class of a model in brackets, for example digits[3]")
+        key = ast.dump(node)
+        try:
+            return self.loaded.setdefault(key, model.given(label))
+        except (TypeError, ValueError) as error:
+            raise self.error(node, str(error)) from error
+
+    def call(self, node: ast.Call, name: str) -> Potential:
+        if name not in FUNCTIONS:
+            raise self.error(node, f"no function is called {name!r}: use {', '.join(FUNCTIONS)}")
+        values = [self.read(argument) for argument in node.args]
+        scale = values.pop() if name == "guidance" and values and isinstance(values[-1], float) else None
+        densities = [value for value in values if isinstance(value, Potential)]
+        try:
+            if name == "guidance" and len(densities) == len(values) == 2 and scale is not None:
+                return guidance(densities[0], densities[1], scale=scale)
+            if name == "mixture" and densities and len(densities) == len(values):
+                return mixture(densities)
+            if name == "conjunction" and len(densities) == len(values) >= 2:
+                return conjunction(densities[1:], densities[0])
+        except (TypeError, ValueError) as error:
+            raise self.error(node, str(error)) from error
+        usage = {"guidance": "p, q, 1.5", "mixture": "p, q", "conjunction": "base, p, q"}[name]
+        raise self.error(node, f"write {name}({usage})")
+
+    def number(self, node: ast.expr) -> float:
+        value = self.read(node)
+        if not isinstance(value, float):
+            raise self.error(node, "only numbers can be negative: use / for a quotient")
+        return value
+
+    def error(self, node: ast.expr, message: str) -> ValueError:
+        return ValueError(f"in {self.text!r} at position {node.col_offset + 1}: {message}")
