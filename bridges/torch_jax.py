@@ -8,7 +8,9 @@ A callback must not call JAX; torch code does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -17,17 +19,39 @@ import numpy as np
 import torch
 from jax.experimental.buffer_callback import buffer_callback
 
-from ppl_diffusion.potential import Array, Potential, double
+from ppl_diffusion.potential import Array, Mixture, Potential, Product, double
+
+_thread = threading.local()
 
 
 def to_jax(potential: Potential) -> Potential:
-    """``potential`` as a JAX potential; one that is already is returned as it is."""
-    return potential if potential.backend == "jax" else TorchInJax(potential)
+    """``potential`` as a JAX potential; one that is already, or was before :func:`to_torch`, is returned as it is."""
+    if isinstance(potential, JaxInTorch):
+        return potential.potential
+    if potential.backend == "jax":
+        return potential
+    leaves = potential.leaves()
+    if any(isinstance(leaf, JaxInTorch) for leaf in leaves):
+        return _rebuilt(potential, {leaf: to_jax(leaf) for leaf in leaves})
+    return TorchInJax(potential)
 
 
 def to_torch(potential: Potential, *, device: str = "cpu") -> Potential:
-    """``potential`` as a torch potential on ``device``; one that is already is returned as it is."""
+    """``potential`` as a torch potential on ``device``; one that is already, or was before :func:`to_jax`, is
+    returned as it is."""
+    if isinstance(potential, TorchInJax):
+        return potential.potential
     return potential if potential.backend == "torch" else JaxInTorch(potential, device=device)
+
+
+def _rebuilt(potential: Potential, leaves: Mapping[Potential, Potential]) -> Potential:
+    """The same expression of other leaves: JAX leaves inside a torch expression do not cross twice."""
+    if isinstance(potential, Product):
+        factors = [_rebuilt(factor, leaves) for factor in potential.factors]
+        return Product(factors, potential.exponents, log_scale=potential.log_scale)
+    if isinstance(potential, Mixture):
+        return Mixture([_rebuilt(component, leaves) for component in potential.components], potential.log_weights)
+    return leaves[potential]
 
 
 class TorchInJax(Potential):
@@ -62,19 +86,34 @@ class TorchInJax(Potential):
 
     def _write_both(self, context: Any, out: Any, x: Any, level: Any) -> None:
         points, where = self._receive(x, level)
-        for buffer, value in zip(out, self.potential.value_and_grad(points, level=where), strict=True):
+        with _callback():
+            values = self.potential.value_and_grad(points, level=where)
+        for buffer, value in zip(out, values, strict=True):
             np.asarray(buffer)[...] = value.detach().cpu().numpy()
 
     def _write_energy(self, context: Any, out: Any, x: Any, level: Any) -> None:
         points, where = self._receive(x, level)
-        with torch.no_grad():
+        with torch.no_grad(), _callback():
             np.asarray(out)[...] = self.potential.energy(points, level=where).cpu().numpy()
 
     def _receive(self, x: Any, level: Any) -> tuple[torch.Tensor, int]:
         self.calls += 1
         # A copy: the buffer belongs to XLA and is used again when the callback has returned.
-        points = torch.from_numpy(np.asarray(x).copy()).to(getattr(self.potential, "device", "cpu"))
-        return points, int(np.asarray(level).flat[0])
+        devices = (leaf.device for leaf in self.potential.leaves() if hasattr(leaf, "device"))
+        points = torch.from_numpy(np.asarray(x).copy()).to(next(devices, "cpu"))
+        levels = np.unique(np.asarray(level))
+        if len(levels) > 1:
+            raise ValueError(f"{self.name} takes one level for all chains of a call, got {levels}: call it once a level")
+        return points, int(levels[0])
+
+
+@contextmanager
+def _callback() -> Iterator[None]:
+    _thread.in_callback = True
+    try:
+        yield
+    finally:
+        _thread.in_callback = False
 
 
 def _cross(write: Callable[..., None], shapes: Any) -> Callable[..., Any]:
@@ -120,6 +159,11 @@ class JaxInTorch(Potential):
         return self.potential.exponent
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
+        if getattr(_thread, "in_callback", False):
+            raise RuntimeError(
+                f"{self.name} computes with JAX and was called by a JAX callback, which may wait for ever: "
+                "compose it as a JAX potential, without to_torch"
+            )
         with jax.enable_x64(True):
             energy, gradient = self._compiled(x.detach().cpu().numpy(), level)
             values = np.array(energy, dtype=np.float64), np.array(gradient)

@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
@@ -151,8 +152,8 @@ def anneal(
         "seed": int(seed),
         "levels": list(ladder.levels),
         "steps": list(ladder.steps_per_rung),
-        "resample": resample,
-        "reverse_step": reverse_step,
+        "resample": None if resample is None else float(resample),
+        "reverse_step": bool(reverse_step),
         "versions": versions(),
         "warnings": list(dict.fromkeys(notes)),
         "seconds": round(time.perf_counter() - begun, 3),
@@ -218,6 +219,8 @@ def _reverse(
     ``r`` is the Gaussian q(x_t | x_s, x_0) at Tweedie's estimate of ``x_0``, ``q`` the forward kernel.
     """
     x, gradient = np.asarray(state.positions, dtype=np.float64), np.asarray(state.gradient, dtype=np.float64)
+    if np.all(np.isnan(gradient)) and np.any(np.isfinite(state.energy)):
+        raise ValueError("this kernel keeps no gradient, which reverse_step=True needs: try HMC, or reverse_step=False")
     alpha_s, sigma_s = schedule.alpha(state.level), schedule.sigma(state.level)
     alpha_t, sigma_t = schedule.alpha(level), schedule.sigma(level)
     alpha, sigma = schedule.forward(level, state.level)
@@ -335,8 +338,8 @@ def _check(
     for name, value, least in (("chains", chains, 1), ("draws", draws, 1), ("seed", seed, 0)):
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}: try {name}={max(least, 100)}")
-    if resample is not None and not 0 < resample <= 1:
-        raise ValueError(f"resample is a share of the chains between 0 and 1, got {resample}: try resample=0.5")
+    if resample is not None and (not isinstance(resample, Real) or isinstance(resample, bool) or not 0 < resample <= 1):
+        raise ValueError(f"resample is a share of the chains between 0 and 1, got {resample!r}: try resample=0.5")
     ladder = ladder if ladder is not None else Ladder.full(potential.schedule)
     if not isinstance(ladder, Ladder):
         raise TypeError(f"ladder must be a Ladder, got {ladder!r}: try Ladder.full(potential.schedule, steps=10)")

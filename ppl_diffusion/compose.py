@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .potential import Array, Backend, Potential, Product, as_backend, check_backend, double
+from .potential import Array, Backend, Mixture, Potential, Product, as_backend, check_backend, double
 from .schedule import NoiseSchedule
 
 FAR = (1.0, 2.0)
@@ -84,8 +84,8 @@ class Observation(Potential):
 
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
         residual, variance = self._residual(x, level)
-        axes = tuple(range(x.ndim - len(self.event_shape), x.ndim))
-        return 0.5 * (residual**2).sum(axes) / variance
+        chains = tuple(x.shape[: x.ndim - len(self.event_shape)])
+        return 0.5 * (residual**2).reshape(*chains, -1).sum(-1) / variance
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
         residual, variance = self._residual(x, level)
@@ -149,10 +149,16 @@ def check_quotient(
     Returns:
         Sentences, empty when nothing was found.
     """
+    if isinstance(potential, Mixture):
+        # A sum is normalisable where every component is; its chains belong to one component each.
+        each = [check_quotient(component, levels=levels) for component in potential.components]
+        return list(dict.fromkeys(note for notes in each for note in notes))
+    if isinstance(potential, Product) and len(potential.factors) == 1 and potential.exponents[0] > 0:
+        return check_quotient(potential.factors[0], levels=levels)
     if not isinstance(potential, Product) or all(a >= 0 for a in potential.exponents):
         return []
     rng = np.random.default_rng(0)
-    notes = []
+    notes: list[str] = []
     rank, size = len(potential.event_shape), int(np.prod(potential.event_shape))
     rays = rng.standard_normal((32, *potential.event_shape))
     rays *= np.sqrt(size) / np.linalg.norm(rays.reshape(32, -1), axis=1).reshape(-1, *[1] * rank)
@@ -177,7 +183,10 @@ def check_quotient(
 
 
 def _outside(potential: Product, x: np.ndarray, level: Any) -> list[str]:
-    total = float(np.min(potential.exponent))
+    try:
+        total = float(np.min(potential.exponent))
+    except ValueError:  # components of a mixture that do not agree on it: no common width to allow for
+        total = 1.0
     bound = OUTSIDE * max(1.0, 1 / total) if total > 0 else OUTSIDE
     notes = []
     for factor, a in zip(potential.factors, potential.exponents, strict=True):

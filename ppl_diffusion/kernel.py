@@ -156,8 +156,10 @@ def rescaling(before: Array, after: Array) -> float:
     Returns:
         A factor between 1/4 and 4, from the median chain; 1 when it cannot be told.
     """
-    norms = [np.median(np.linalg.norm(np.asarray(g).reshape(len(g), -1), axis=1)) for g in (before, after)]
-    factor = np.sqrt(norms[0] / norms[1]) if np.all(np.isfinite(norms)) and min(norms) > 0 else 1.0
+    norms = np.array([np.linalg.norm(np.asarray(g).reshape(len(g), -1), axis=1) for g in (before, after)])
+    norms = norms[:, np.all(np.isfinite(norms), axis=0)]
+    typical = np.median(norms, axis=1) if norms.size else np.zeros(2)
+    factor = np.sqrt(typical[0] / typical[1]) if min(typical) > 0 else 1.0
     return float(np.clip(factor, 0.25, 4.0))
 
 

@@ -142,7 +142,7 @@ class Potential(ABC):
 
     def _accept(self, x: Any, level: Any) -> Array:
         if not isinstance(level, jax.core.Tracer):
-            self.schedule.check_level(int(level) if isinstance(level, jax.Array) else level)
+            self.schedule.check_level(level.item() if isinstance(level, jax.Array) and level.ndim == 0 else level)
         x = as_backend(x, self.backend, self.name)
         rank = len(self.event_shape)
         if x.ndim < rank or tuple(x.shape[x.ndim - rank :]) != self.event_shape:
@@ -182,7 +182,8 @@ class Potential(ABC):
 class Product(Potential):
     """``c * p_1 ** a_1 * p_2 ** a_2 * ...``: what ``*``, ``/``, ``**`` and scalar factors build.
 
-    Factors that are products themselves are multiplied out, and equal factors are collected.
+    Factors that are products themselves are multiplied out, equal factors are collected, and factors
+    whose exponents cancel are left out unless nothing else remains.
 
     Attributes:
         factors: the distinct potentials that are multiplied.
@@ -199,8 +200,10 @@ class Product(Potential):
             else:
                 inner = zip((factor,), (1.0,), strict=True)
             for potential, power in inner:
-                collected[potential] = collected.get(potential, 0.0) + exponent * power
+                collected[potential] = collected.get(potential, 0.0) + float(exponent * power)
         _share(self, tuple(collected))
+        # p * q / p is q: a factor that cancels is not evaluated, and its failures are not ours.
+        collected = {factor: a for factor, a in collected.items() if a != 0} or collected
         self.factors, self.exponents = tuple(collected), tuple(collected.values())
         self.log_scale = float(log_scale)
         self.name = _product_name(self)
@@ -241,7 +244,7 @@ class Mixture(Potential):
         self.components = tuple(components)
         self.log_weights = tuple(float(w) for w in log_weights)
         self.name = " + ".join(
-            str(c) if w == 0 else f"{np.exp(w):.4g} * {_bracket(c)}"
+            str(c) if w == 0 else f"{_number(w)} * {_bracket(c)}"
             for c, w in zip(self.components, self.log_weights, strict=True)
         )
 
@@ -316,6 +319,8 @@ class EnergyFunction(Potential):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             total, energy = self._total(x, level)
+            if not total.requires_grad:
+                raise ValueError(f"{self.name} does not depend on x by torch operations: it has no gradient to walk by")
             (gradient,) = torch.autograd.grad(total, x)
         return energy.detach(), gradient
 
@@ -325,6 +330,8 @@ class EnergyFunction(Potential):
 
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
         energy = self.function(x, level)
+        if not isinstance(energy, jax.Array if self.backend == "jax" else torch.Tensor):
+            raise TypeError(f"{self.name} must return {self.backend} arrays, one energy per chain, got {type(energy)}")
         chains = tuple(x.shape[: x.ndim - len(self.event_shape)])
         if tuple(energy.shape) != chains:
             raise ValueError(
@@ -403,18 +410,23 @@ def as_backend(x: Any, backend: Backend, name: str = "this potential") -> Array:
     if backend == "jax":
         if isinstance(x, torch.Tensor):
             raise TypeError(f"{name} computes with JAX and got a torch tensor: pass x.numpy()")
-        x = x if isinstance(x, jax.Array) else jnp.asarray(np.asarray(x))
+        x = x if isinstance(x, jax.Array) else jnp.asarray(_native(x))
         floating = jnp.issubdtype(x.dtype, jnp.floating)
     else:
         if isinstance(x, jax.Array):
             raise TypeError(f"{name} computes with torch and got a JAX array: pass np.asarray(x)")
         if not isinstance(x, torch.Tensor):
-            x = np.asarray(x)
-            x = torch.from_numpy(x if x.flags.writeable else x.copy())
+            x = _native(x)
+            x = torch.from_numpy(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy())
         floating = x.dtype.is_floating_point
     if not floating:
         raise TypeError(f"{name} takes floating points, got {x.dtype}: pass x.astype('float64')")
     return x
+
+
+def _native(x: Any) -> np.ndarray:
+    x = np.asarray(x)
+    return x.astype(x.dtype.newbyteorder("="), copy=False)
 
 
 def check_backend(backend: str) -> Backend:
@@ -491,8 +503,12 @@ def _bracket(potential: Potential) -> str:
     return f"({potential})" if isinstance(potential, (Product, Mixture)) else str(potential)
 
 
+def _number(log_scale: float) -> str:
+    return f"{np.exp(log_scale):.4g}" if abs(log_scale) < 100 else f"exp({log_scale:.4g})"
+
+
 def _product_name(product: Product) -> str:
-    text = "" if product.log_scale == 0 else f"{np.exp(product.log_scale):.4g}"
+    text = "" if product.log_scale == 0 else _number(product.log_scale)
     for factor, a in zip(product.factors, product.exponents, strict=True):
         power = "" if abs(a) == 1 and (a > 0 or text) else f"**{abs(a) if text else a:.4g}"
         sign = "" if not text else " * " if a >= 0 else " / "

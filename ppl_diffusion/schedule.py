@@ -152,12 +152,12 @@ class Ladder:
     steps: int | tuple[int, ...] = 10
 
     def __post_init__(self) -> None:
-        levels = tuple(int(level) for level in self.levels)
+        levels = _whole("levels", self.levels)
         object.__setattr__(self, "levels", levels)
         if not levels or levels[-1] < 0 or any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
             raise ValueError(f"levels must decrease from noisy to clean, got {levels}: try Ladder(levels=(40, 20, 0))")
-        if isinstance(self.steps, Sequence):
-            object.__setattr__(self, "steps", tuple(int(n) for n in self.steps))
+        steps = _whole("steps", np.atleast_1d(np.asarray(self.steps)))
+        object.__setattr__(self, "steps", steps[0] if np.ndim(self.steps) == 0 else steps)
         if len(self.steps_per_rung) != len(levels) or min(self.steps_per_rung) < 0:
             raise ValueError(f"steps must be one number >= 0, or one for each of the {len(levels)} rungs")
 
@@ -185,6 +185,13 @@ class Ladder:
 
     def __len__(self) -> int:
         return len(self.levels)
+
+
+def _whole(name: str, values: Any) -> tuple[int, ...]:
+    values = np.asarray(values)
+    if values.ndim != 1 or (values.size and not np.issubdtype(values.dtype, np.integer)):
+        raise ValueError(f"{name} must be whole numbers, got {values.tolist()!r}: try Ladder(levels=(40, 20, 0), steps=10)")
+    return tuple(int(value) for value in values)
 
 
 def _positive(levels: int) -> int:

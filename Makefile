@@ -1,0 +1,29 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MNIST ?= data/mnist.npz
+
+.PHONY: demo test lint results clean
+
+demo: $(VENV)/.ready  ## compose and sample the shipped models, complete a digit; pictures in runs/
+	$(BIN)/python -m benchmarks.demo --mnist $(MNIST)
+
+test: lint  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+results: $(VENV)/.ready  ## every benchmark, into benchmarks/results/ (about an hour on two cores)
+	$(BIN)/python -m benchmarks.oracle
+	$(BIN)/python -m benchmarks.composition
+	$(BIN)/python -m benchmarks.overhead
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,demo]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,130 @@
+"""Claim: compositions of learned energies can be sampled with MCMC kernels that people trust, where reverse
+diffusion goes wrong, and a digit model completes a real, half-hidden digit with honest uncertainty.
+
+    python -m benchmarks.demo [--mnist FILE.npz] [--out runs/demo]
+
+(a) product, mixture and quotient of the shipped planar models, beside the truth; (b) the right half of a
+handwritten digit from ``digits`` times the likelihood of its left half. The digit is one of the MNIST test
+set if its file is given (keys ``x_test``, ``y_test``), otherwise one of scikit-learn's, enlarged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.problems import PROBLEMS, Truth, last
+from bridges.arviz import arviz, diagnose, to_inference_data
+from bridges.blackjax import HMC
+from bridges.plots import image_grid, plot_ladder, plot_planar
+from ppl_diffusion import Ladder, Trace, anneal, load, observation, reverse_diffusion
+from ppl_diffusion.planar import exact
+
+NOISE = 0.1
+"""Standard deviation of the measurement of a pixel in [-1, 1]."""
+
+
+def planar(out: Path, *, chains: int = 600, steps: int = 4) -> None:
+    """Part (a): one picture, rows product, mixture, quotient."""
+    models = {name: load(name) for name in ("ring", "bar", "left", "right", "wide")}
+    panels: dict[str, np.ndarray] = {}
+    for key, problem in PROBLEMS.items():
+        target = problem.build(models.__getitem__)
+        ladder = Ladder.full(target.schedule, steps=steps)
+        truth = Truth.of(problem.build(lambda name: exact(name, backend="jax")))
+        panels[f"{problem.name}\ntruth"] = truth.sample(chains, seed=0)
+        panels[f"{key}\nreverse diffusion"] = last(reverse_diffusion(target, ladder=ladder, chains=chains, seed=1))
+        panels[f"{key}\nannealed HMC"] = last(anneal(target, HMC(), ladder=ladder, chains=chains, seed=2))
+        weighted = anneal(target, HMC(), ladder=ladder, chains=chains, seed=3, resample=0.5)
+        panels[f"{key}\nweighted HMC"] = last(weighted)
+        print(f"{problem.name}: {weighted.gradient_calls} evaluations of each network for {chains} chains", flush=True)
+    plot_planar(panels, columns=4).savefig(out / "compositions.png", dpi=110)
+
+
+def hidden_digit(mnist: Path, *, index: int = 0) -> tuple[np.ndarray, str]:
+    """A handwritten digit (28, 28) in [-1, 1] that no model has been trained on, and where it is from."""
+    if mnist.is_file():
+        with np.load(mnist, allow_pickle=False) as arrays:
+            return arrays["x_test"][index] / 127.5 - 1, f"MNIST test digit {index}"
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise SystemExit(f"no {mnist}, and scikit-learn is not installed: pip install 'ppl-diffusion[demo]'") from error
+    from scipy.ndimage import zoom
+
+    small = load_digits().images[index + 7] / 16
+    return np.pad(zoom(small, 2.5, order=3).clip(0, 1), 4) * 2 - 1, f"scikit-learn digit {index + 7}"
+
+
+def completion(digit: np.ndarray, *, chains: int = 64, rungs: int = 50, steps: int = 3, draws: int = 40) -> Trace:
+    """Part (b): the posterior of a digit whose left half was measured."""
+    prior = load("digits")
+    seen = np.zeros(digit.shape, dtype=bool)
+    seen[:, :14] = True
+    likelihood = observation(digit, seen=seen, scale=NOISE, schedule=prior.schedule, backend="torch")
+    ladder = Ladder.spaced(prior.schedule, rungs=rungs, steps=steps)
+
+    def tell(progress: object) -> None:
+        if progress.rung % 10 == 0 or progress.draw:  # type: ignore[attr-defined]
+            print(f"  {progress}", flush=True)
+
+    return anneal(prior * likelihood, HMC(), ladder=ladder, chains=chains, draws=draws, seed=0, progress=tell)
+
+
+def picture(digit: np.ndarray, trace: Trace, title: str) -> Figure:
+    """The digit, what was seen, posterior mean, spread, and samples."""
+    seen = digit.copy()
+    seen[:, 14:] = 0
+    panels = {
+        title: digit,
+        "seen": seen,
+        "posterior mean": trace.positions.mean((0, 1)),
+        "posterior std": trace.positions.std((0, 1)),
+        "last draw of 64 chains": image_grid(trace.positions[:64, -1]),
+    }
+    figure = Figure(figsize=(14, 3.2), layout="constrained")
+    for axes, (name, image) in zip(figure.subplots(1, 5), panels.items(), strict=True):
+        spread = name == "posterior std"
+        axes.imshow(image, cmap="magma" if spread else "gray", vmin=0 if spread else -1, vmax=1)
+        axes.set_title(name, fontsize=10)
+        axes.axis("off")
+    return figure
+
+
+def main() -> None:
+    """Both parts; pictures and tables into a folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mnist", type=Path, default=Path("data/mnist.npz"))
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    begun = time.perf_counter()
+    planar(options.out)
+    print(f"compositions: {time.perf_counter() - begun:.0f} s", flush=True)
+    digit, title = hidden_digit(options.mnist)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        trace = completion(digit)
+    found = diagnose(trace)
+    summary = arviz().summary(to_inference_data(trace), var_names=["~x"], filter_vars=None)
+    picture(digit, trace, title).savefig(options.out / "completion.png", dpi=110)
+    plot_ladder(trace).savefig(options.out / "ladder.png", dpi=110)
+    error = (trace.positions.mean((0, 1)) - digit)[:, 14:]
+    hidden = trace.positions[:, :, :, 14:].reshape(-1, 28, 14)
+    low, high = np.quantile(hidden, [0.05, 0.95], axis=0)
+    covered = np.mean((digit[:, 14:] >= low) & (digit[:, 14:] <= high))
+    report = (
+        f"{found}\n\n{summary}\n\nhidden half: root mean square error of the posterior mean {np.sqrt(np.mean(error**2)):.3f}, "
+        f"{covered:.0%} of its pixels inside the pointwise 90 % interval\n"
+    )
+    (options.out / "completion.txt").write_text(report, encoding="utf-8")
+    print(f"\n{report}\n{time.perf_counter() - begun:.0f} s; pictures in {options.out}/")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Claim: with exact noised densities, annealed MCMC on composed energies approaches the composed target, reverse
+diffusion on summed scores does not, and weights between rungs make the walk exact at no gradient cost.
+
+    python -m benchmarks.oracle [--chains 2000] [--seeds 5]
+
+No network: every density is known in closed form at every level, so all error is the sampler's. The
+best that a walk can reach is "exact, level 0": its last rung still holds the noise of level 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from benchmarks.problems import PROBLEMS, Truth, judge, last, log_constant, summarise, table, write
+from bridges.blackjax import HMC, MALA, UHMC, ULA
+from ppl_diffusion import Ladder, Potential, anneal, reverse_diffusion
+from ppl_diffusion.kernel import Kernel
+from ppl_diffusion.planar import SCHEDULE, exact
+
+LANGEVIN = (2 * 0.001) ** 0.5
+"""The paper's h = .001 as a leapfrog step."""
+
+SAMPLERS: dict[str, tuple[Kernel | None, int, dict[str, Any]]] = {
+    "reverse diffusion": (None, 0, {}),
+    "ULA, paper's step": (ULA(step=LANGEVIN), 10, {}),
+    "MALA, paper's step": (MALA(step=LANGEVIN), 10, {}),
+    "UHMC, paper's step": (UHMC(step=0.03, refreshment=0.5), 10, {}),
+    "HMC, paper's step": (HMC(step=0.03, refreshment=0.5), 10, {}),
+    "MALA": (MALA(), 10, {}),
+    "HMC": (HMC(), 10, {}),
+    "HMC, 50 steps a level": (HMC(), 50, {}),
+    "weighted HMC": (HMC(), 10, {"resample": 0.5}),
+    "weighted HMC, 1 step a level": (HMC(), 1, {"resample": 0.5}),
+    "weighted HMC, reverse step": (HMC(), 10, {"resample": 0.5, "reverse_step": True}),
+}
+COLUMNS = ("out", "LL", "MMD", "mode std", "balance", "acceptance", "calls", "seconds")
+
+
+def run(target: Potential, sampler: str, chains: int, seed: int) -> tuple[Any, float]:
+    """One run of one sampler, and its seconds."""
+    kernel, steps, options = SAMPLERS[sampler]
+    begun = time.perf_counter()
+    ladder = Ladder.full(SCHEDULE, steps=steps)
+    if kernel is None:
+        trace = reverse_diffusion(target, ladder=ladder, chains=chains, seed=seed)
+    else:
+        trace = anneal(target, kernel, ladder=ladder, chains=chains, seed=seed, **options)
+    return trace, time.perf_counter() - begun
+
+
+def main() -> None:
+    """Run every sampler on every problem, print the tables and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chains", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args()
+    densities = {name: exact(name, backend="jax") for name in ("ring", "bar", "left", "right", "wide")}
+    content: dict[str, Any] = {"chains": options.chains, "seeds": options.seeds, "problems": {}}
+    for key, problem in PROBLEMS.items():
+        target = problem.build(densities.__getitem__)
+        truth, constant = Truth.of(target), log_constant(problem)
+        reference = truth.sample(4000, seed=1)
+        rows: dict[str, Any] = {
+            "exact, level 0": {
+                "out": {"mean": truth.mean(problem.outside(truth.points))},
+                "LL": {"mean": truth.mean(problem.log_density(truth.points) - constant)},
+                "balance": {"mean": truth.mean(problem.balance(truth.points))},
+            }
+        }
+        for sampler in SAMPLERS:
+            found = []
+            for seed in range(options.seeds):
+                trace, seconds = run(target, sampler, options.chains, seed)
+                rate = float(trace.stats.acceptance_rate.mean())
+                extra = {"acceptance": rate, "calls": float(trace.gradient_calls), "seconds": seconds}
+                found.append(judge(problem, last(trace), reference, constant) | extra)
+            rows[sampler] = summarise(found)
+            print(f"{problem.name}: {sampler}: out {rows[sampler]['out']['mean']:.4f}", flush=True)
+        content["problems"][key] = {"expression": problem.name, "rows": rows}
+        print(f"\n{problem.name}\n{table(rows, COLUMNS)}\n", flush=True)
+        write("oracle", content)
+
+
+if __name__ == "__main__":
+    main()

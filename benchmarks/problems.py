@@ -1,0 +1,196 @@
+"""The paper's planar compositions as problems with known answers, and the numbers that judge samples.
+
+A problem is a composition of planar potentials, exact or learned alike. Its truth is computed by
+quadrature of the composed density at level 0 on a grid, which also gives draws to compare with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ppl_diffusion import Potential, Trace
+from ppl_diffusion.planar import BOXES, exact
+
+RESULTS = Path(__file__).parent / "results"
+EXTENT, CELLS = 1.6, 640
+RING = exact("ring", backend="jax").means
+BANDWIDTH = 0.2
+"""Of the Gaussian kernel of the MMD, in units of the plane."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A composition, with what it means to lie outside it, its clean log-density, and a balance of modes.
+
+    Attributes:
+        name: as an expression.
+        build: makes the potential from potentials by name.
+        modes: centres of the modes, shape ``(k, 2)``; samples are assigned to the nearest.
+        outside: which of the points ``(n, 2)`` lie farther than four standard deviations from the support.
+        log_density: clean log-density up to a constant, softened where it would be minus infinity.
+        balance: which of the points count in the balance.
+    """
+
+    name: str
+    build: Callable[[Callable[[str], Potential]], Potential]
+    modes: np.ndarray
+    outside: Callable[[np.ndarray], np.ndarray]
+    log_density: Callable[[np.ndarray], np.ndarray]
+    balance: Callable[[np.ndarray], np.ndarray]
+
+
+def _distance(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(x[:, None] - centres[None], axis=2).min(1)
+
+
+def _ring(x: np.ndarray) -> np.ndarray:
+    squares = ((x[:, None] - RING[None]) ** 2).sum(2)
+    return np.logaddexp.reduce(-squares / (2 * 0.03**2), axis=1)
+
+
+def _soft_box(x: np.ndarray, name: str) -> np.ndarray:
+    """99 % uniform on the box, 1 % on the square of half-width 1.1, and little beyond."""
+    low, high = np.array(BOXES[name])
+    inside = np.all((x >= low) & (x <= high), axis=1) / np.prod(high - low)
+    around = np.all(np.abs(x) <= 1.1, axis=1) / 2.2**2
+    return np.log(0.99 * inside + 0.01 * around + 1e-12)
+
+
+def _beyond(x: np.ndarray, names: Iterable[str]) -> np.ndarray:
+    excess = [np.maximum(np.array(BOXES[n][0]) - x, x - np.array(BOXES[n][1])).clip(0) for n in names]
+    return np.min([np.linalg.norm(e, axis=1) for e in excess], axis=0)
+
+
+PROBLEMS = {
+    "product": Problem(
+        "ring * bar",
+        lambda p: p("ring") * p("bar"),
+        RING[[2, 6]],
+        lambda x: _distance(x, RING[[2, 6]]) > 0.12,
+        lambda x: _ring(x) + _soft_box(x, "bar"),
+        lambda x: x[:, 1] > 0,
+    ),
+    "mixture": Problem(
+        "0.5 * left + 0.5 * right",
+        lambda p: 0.5 * p("left") + 0.5 * p("right"),
+        np.array([[-0.2, 0.0], [0.2, 0.0]]),
+        lambda x: _beyond(x, ("left", "right")) > 0.1,
+        lambda x: np.logaddexp(_soft_box(x, "left"), _soft_box(x, "right")),
+        lambda x: x[:, 0] < 0,
+    ),
+    "quotient": Problem(
+        "ring / wide**0.5",
+        lambda p: p("ring") / p("wide") ** 0.5,
+        RING,
+        lambda x: _distance(x, RING) > 0.12,
+        lambda x: _ring(x) + ((x - np.array([0.3, 0.2])) ** 2).sum(1) / (4 * 0.5**2),
+        lambda x: x[:, 0] > 0,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A composed density at level 0 on a grid: points ``(n, 2)`` and the mass of each cell ``(n,)``."""
+
+    points: np.ndarray
+    masses: np.ndarray
+
+    @classmethod
+    def of(cls, potential: Potential) -> Truth:
+        """Quadrature at the centres of a grid of cells."""
+        axis = (np.arange(CELLS) + 0.5) / CELLS * 2 * EXTENT - EXTENT
+        points = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+        with jax.enable_x64(True):
+            blocks = [np.asarray(potential.energy(block, level=0)) for block in np.array_split(points, 40)]
+        energy = np.concatenate(blocks)
+        masses = np.exp(energy.min() - energy)
+        return cls(points, masses / masses.sum())
+
+    def mean(self, values: np.ndarray) -> float:
+        """Expectation of a function given at the points."""
+        return float(self.masses @ values)
+
+    def sample(self, draws: int, *, seed: int) -> np.ndarray:
+        """Draws ``(draws, 2)``, uniform inside each cell."""
+        rng = np.random.default_rng(seed)
+        cells = rng.choice(len(self.points), size=draws, p=self.masses)
+        return self.points[cells] + rng.uniform(-EXTENT / CELLS, EXTENT / CELLS, size=(draws, 2))
+
+
+def log_constant(problem: Problem) -> float:
+    """Log-normaliser of ``problem.log_density``, by quadrature on a finer grid."""
+    axis = (np.arange(1600) + 0.5) / 1600 * 2 * EXTENT - EXTENT
+    total = [
+        np.logaddexp.reduce(problem.log_density(np.stack(np.broadcast_arrays(x, axis), axis=1))) for x in axis
+    ]
+    return float(np.logaddexp.reduce(total) + 2 * np.log(2 * EXTENT / 1600))
+
+
+def judge(problem: Problem, x: np.ndarray, reference: np.ndarray, constant: float) -> dict[str, float]:
+    """Figures of merit of samples ``x (n, 2)``: see the keys; ``reference (m, 2)`` are draws of the truth."""
+    nearest = np.linalg.norm(x[:, None] - problem.modes[None], axis=2).argmin(1)
+    inside = ~problem.outside(x)
+    within = [x[inside & (nearest == k)] for k in range(len(problem.modes))]
+    variances = [float(np.mean(part.var(0))) for part in within if len(part) > 10]
+    return {
+        "out": float(np.mean(~inside)),
+        "LL": float(np.mean(problem.log_density(x) - constant)),
+        "MMD": mmd(x, reference),
+        "mode std": float(np.sqrt(np.mean(variances))) if variances else float("nan"),
+        "balance": float(np.mean(problem.balance(x))),
+    }
+
+
+def mmd(x: np.ndarray, y: np.ndarray) -> float:
+    """Unbiased squared maximum mean discrepancy with a Gaussian kernel; negative values are noise."""
+    def mean_kernel(a: np.ndarray, b: np.ndarray, same: bool) -> float:
+        squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+        kernel = np.exp(-squares.clip(0) / (2 * BANDWIDTH**2))
+        return float((kernel.sum() - len(a)) / (len(a) * (len(a) - 1)) if same else kernel.mean())
+
+    return mean_kernel(x, x, True) + mean_kernel(y, y, True) - 2 * mean_kernel(x, y, False)
+
+
+def summarise(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean and standard error over repetitions, by figure of merit."""
+    found = {}
+    for key in rows[0]:
+        values = np.array([row[key] for row in rows], dtype=float)
+        found[key] = {"mean": float(values.mean()), "se": float(values.std(ddof=1) / np.sqrt(len(values)))}
+    return found
+
+
+def last(trace: Trace) -> np.ndarray:
+    """The last draw of every chain."""
+    return trace.positions[:, -1]
+
+
+def write(name: str, content: Mapping[str, Any]) -> None:
+    """Results as JSON beside the benchmarks."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def table(rows: Mapping[str, Mapping[str, Mapping[str, float]]], columns: Iterable[str]) -> str:
+    """A Markdown table of means and standard errors."""
+    columns = list(columns)
+    lines = ["| sampler | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in rows.items():
+        cells = [_cell(row[c]) if c in row else "" for c in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value: Mapping[str, float]) -> str:
+    if "se" not in value or np.isnan(value["se"]):
+        return f"{value['mean']:.3g}"
+    digits = max(0, 1 - int(np.floor(np.log10(max(value["se"], 1e-6)))))
+    return f"{value['mean']:.{digits}f} ± {value['se']:.{digits}f}"

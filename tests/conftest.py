@@ -1,0 +1,27 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ppl_diffusion import NoiseSchedule
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Small tensors are faster on one thread, and the result does not depend on the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def schedule() -> NoiseSchedule:
+    return NoiseSchedule.cosine(100)
+
+
+@pytest.fixture(params=["jax", "torch"])
+def backend(request) -> str:
+    return request.param

@@ -1,0 +1,80 @@
+"""Noise schedules and ladders."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from ppl_diffusion import Ladder, NoiseSchedule
+
+
+def test_cosine_is_nichol_and_dhariwals(schedule):
+    assert schedule.sigma(0) == pytest.approx(0.0251, abs=5e-5)
+    time = np.arange(101) / 100
+    bar = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(np.square(schedule.alphas[:99]), bar[1:100] / bar[0], rtol=1e-12)
+    assert schedule.alphas[99] ** 2 / schedule.alphas[98] ** 2 == pytest.approx(0.001), "betas are clipped at .999"
+
+
+def test_linear_ends_in_noise():
+    for levels in (50, 100, 1000):
+        assert NoiseSchedule.linear(levels).alpha(levels - 1) < 0.01
+    assert NoiseSchedule.linear(1000).alpha(0) ** 2 == pytest.approx(1 - 1e-4)
+
+
+def test_edm_explodes():
+    schedule = NoiseSchedule.edm(40)
+    assert (schedule.sigma(0), schedule.sigma(39), schedule.alpha(7)) == pytest.approx((0.002, 80.0, 1.0))
+
+
+@pytest.mark.parametrize("make", [NoiseSchedule.cosine, NoiseSchedule.linear, NoiseSchedule.edm])
+def test_forward_kernels_compose(make):
+    schedule = make(100)
+    for clean, noisy in ((0, 1), (10, 60), (3, 99)):
+        alpha, sigma = schedule.forward(clean, noisy)
+        assert alpha * schedule.alpha(clean) == pytest.approx(schedule.alpha(noisy))
+        assert np.hypot(alpha * schedule.sigma(clean), sigma) == pytest.approx(schedule.sigma(noisy))
+
+
+def test_levels_may_be_arrays_or_traced(schedule):
+    assert schedule.sigma(torch.tensor([0, 99])).tolist() == [schedule.sigma(0), schedule.sigma(99)]
+    with jax.enable_x64(True):
+        assert float(jax.jit(schedule.alpha)(jnp.asarray(42))) == schedule.alpha(42)
+
+
+def test_schedules_are_equal_by_their_tables():
+    assert NoiseSchedule.cosine(30) == NoiseSchedule.cosine(30) != NoiseSchedule.linear(30)
+    assert hash(NoiseSchedule.cosine(30)) == hash(NoiseSchedule.cosine(30))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (lambda: NoiseSchedule((1.0,), ()), "one alpha and one sigma"),
+        (lambda: NoiseSchedule((1.0, -1.0), (0.1, 0.2)), "positive"),
+        (lambda: NoiseSchedule((1.0, 1.0), (0.2, 0.1)), "increase"),
+        (lambda: NoiseSchedule.cosine(0), "whole number"),
+        (lambda: NoiseSchedule.edm(10, sigma_min=3, sigma_max=1), "sigma_min < sigma_max"),
+        (lambda: NoiseSchedule.cosine(10).sigma(10), "use 0 .cleanest. to 9"),
+        (lambda: NoiseSchedule.cosine(10).forward(5, 5), "clean < noisy"),
+        (lambda: Ladder(levels=(1, 2)), "must decrease"),
+        (lambda: Ladder(levels=()), "must decrease"),
+        (lambda: Ladder(levels=(3, 1), steps=(1,)), "one for each of the 2 rungs"),
+        (lambda: Ladder(levels=(3, 1), steps=-1), "steps must be"),
+        (lambda: Ladder.spaced(NoiseSchedule.cosine(10), rungs=11), "rungs must be 2 to 10"),
+    ],
+)
+def test_bad_input_says_what_to_type(wrong, hint):
+    with pytest.raises(ValueError, match=hint) as caught:
+        wrong()
+    assert "\n" not in str(caught.value)
+
+
+def test_ladders(schedule):
+    assert Ladder.full(schedule).levels == tuple(range(99, -1, -1))
+    spaced = Ladder.spaced(schedule, rungs=20, steps=5)
+    assert (len(spaced), spaced.levels[0], spaced.levels[-1]) == (20, 99, 0)
+    assert Ladder(levels=(40, 20, 0), steps=(3, 2, 1)).steps_per_rung == (3, 2, 1)

@@ -1,0 +1,40 @@
+"""Importance weights: effective sample size, resampling, normalisers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ppl_diffusion import weights
+
+
+def test_effective_sample_size():
+    assert weights.effective_sample_size(np.full(50, -1e5)) == pytest.approx(50)
+    assert weights.effective_sample_size(np.array([0.0, -np.inf, np.nan, np.inf])) == 1
+    assert weights.effective_sample_size(np.full(3, -np.inf)) == 0
+
+
+def test_systematic_resampling_is_unbiased_and_differs_from_its_mean_by_less_than_one():
+    rng = np.random.default_rng(0)
+    log_weights = rng.standard_normal(40)
+    expected = 40 * weights.normalise(log_weights)
+    counts = np.array([np.bincount(weights.systematic_resample(log_weights, rng), minlength=40) for _ in range(4000)])
+    assert np.all(np.abs(counts - expected) < 1)
+    error = counts.std(0) / np.sqrt(len(counts)) + 1e-12
+    assert np.abs((counts.mean(0) - expected) / error).max() < 4.5
+
+
+def test_chains_without_weight_have_no_offspring():
+    log_weights = np.array([0.0, -np.inf, 0.0, np.nan])
+    assert set(weights.systematic_resample(log_weights, np.random.default_rng(1))) == {0, 2}
+
+
+def test_normaliser_increments_chain():
+    """Two increments applied in turn estimate the same ratio as their sum applied at once."""
+    rng = np.random.default_rng(2)
+    first, second = rng.standard_normal((2, 100))
+    start = np.zeros(100)
+    in_turn = weights.log_normaliser_increment(start, first) + weights.log_normaliser_increment(first, second)
+    assert in_turn == pytest.approx(weights.log_normaliser_increment(start, first + second))
+    assert weights.log_normaliser_increment(start, np.full(100, 3.0)) == pytest.approx(3.0)
+    assert weights.log_normaliser_increment(start, np.full(100, -np.inf)) == -np.inf
