@@ -20,7 +20,7 @@ from ppl_diffusion.planar import BOXES, exact
 
 RESULTS = Path(__file__).parent / "results"
 EXTENT, CELLS = 1.6, 640
-RING = exact("ring", backend="jax").means
+RING = exact("ring", backend="jax").means  # type: ignore[union-attr]
 BANDWIDTH = 0.2
 """Of the Gaussian kernel of the MMD, in units of the plane."""
 

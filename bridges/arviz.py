@@ -132,7 +132,8 @@ class Diagnosis:
             rows = [["recorded draws", "r_hat", "ess_bulk", "ess_tail"]]
             for name in self.draws["variable"].to_numpy():
                 row = self.draws.sel(variable=name)
-                rows.append([str(name), f"{float(row.r_hat):.3f}", f"{float(row.ess_bulk):.0f}", f"{float(row.ess_tail):.0f}"])
+                sizes = [f"{float(row[kind]):.0f}" for kind in ("ess_bulk", "ess_tail")]
+                rows.append([str(name), f"{float(row.r_hat):.3f}", *sizes])
             text += "\n\n" + _table(rows)
         return text + "".join(f"\n* {sentence}" for sentence in self.warnings or ("nothing suspicious was found",))
 
@@ -146,7 +147,7 @@ def diagnose(trace: Trace) -> Diagnosis:
     """
     stats = trace.stats
     increments = np.where(np.isfinite(stats.log_weight), stats.log_weight, np.nan)
-    change = (stats.energy - stats.energy_midway).to_numpy()
+    change, jumps = (stats.energy - stats.energy_midway).to_numpy(), stats.jump_distance
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)
         drift = np.nanmean(change, 1) / (np.nanstd(change, 1, ddof=1) / np.sqrt(change.shape[1]))
@@ -156,12 +157,12 @@ def diagnose(trace: Trace) -> Diagnosis:
             "step": stats.step_size.to_numpy()[:, 0],
             "diverging": stats.diverging.sum("chain", skipna=False).to_numpy(),
             "nonfinite": stats.nonfinite.sum("chain", skipna=False).to_numpy(),
-            "jump": np.nanmean(stats.jump_distance, 1),
+            "jump": np.nanmean(jumps, 1),
             "ess": stats.ess.to_numpy(),
             "spread": np.nanstd(increments, 1),
             "ancestors": _distinct_ancestors(stats.ancestor.to_numpy()),
             "drift": np.where(np.isfinite(drift), drift, np.nan),
-            "stuck": np.where(np.isnan(stats.jump_distance).all("chain"), np.nan, (stats.jump_distance == 0).sum("chain")),
+            "stuck": (jumps == 0).sum("chain").where(jumps.notnull().any("chain")).to_numpy(),
         }
     rungs = xr.Dataset({name: ("rung", np.asarray(value, dtype=float)) for name, value in columns.items()})
     draws = _draws(trace)
@@ -177,18 +178,20 @@ def _words(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> list[str]:
     acceptance = rungs.acceptance.to_numpy()
     low = np.flatnonzero((steps > 0) & (acceptance < 0.2))
     if len(low):
-        found.append(f"acceptance is under .2 on {len(low)} rungs (first at level {int(rungs.level[low[0]])}): take smaller steps")
+        where = int(rungs.level[low[0]])
+        found.append(f"acceptance is under .2 on {len(low)} rungs (first at level {where}): take smaller steps")
     nonfinite = float(np.nansum(rungs.nonfinite))
     if nonfinite:
-        found.append(f"{nonfinite:.0f} energies or gradients were not finite and were refused: look at the potential there")
+        found.append(f"{nonfinite:.0f} energies or gradients were not finite and were refused: look at the potential")
     diverging = float(np.nansum(rungs.diverging))
     if diverging:
         found.append(f"{diverging:.0f} trajectories diverged: take smaller steps, or look at the potential")
     stuck = _stuck_draws(trace) if count > 1 else float(np.nan_to_num(rungs.stuck[-1]))
     if stuck and steps[-1] + count > 3:
         found.append(f"{stuck:.0f} of {chains} chains did not move at the last rung: ESS and R-hat do not show that")
-    if abs(float(np.nan_to_num(rungs.drift[-1]))) > 5 and steps[-1] > 1:
-        found.append(f"the energy still drifted at the last rung ({float(rungs.drift[-1]):+.1f} standard errors): take more steps")
+    drift = float(np.nan_to_num(rungs.drift[-1]))
+    if abs(drift) > 5 and steps[-1] > 1:
+        found.append(f"the energy still drifted at the last rung ({drift:+.1f} standard errors): take more steps")
     found += _weight_words(trace, rungs)
     if draws.sizes.get("variable", 0):
         worst = float(draws.r_hat.max())
@@ -213,10 +216,11 @@ def _weight_words(trace: Trace, rungs: xr.Dataset) -> list[str]:
     biased = "" if trace.attributes["adjusted"] else ", approximately"
     resample = trace.attributes.get("resample")
     if worst > 3:
-        advice = "weights are meaningless" if resample is None else "the weights that were used are meaningless: resample=None"
+        unused = resample is None
+        advice = "weights are meaningless" if unused else "the weights that were used are meaningless: resample=None"
         return [
-            f"log-weights spread {typical:.2g} nats a rung (up to {worst:.2g}): the energies do not agree between levels, "
-            f"or the ladder is too coarse; {advice}"
+            f"log-weights spread {typical:.2g} nats a rung (up to {worst:.2g}): the energies do not agree between "
+            f"levels, or the ladder is too coarse; {advice}"
         ]
     if resample is None:
         left = float(rungs.ess[-1]) / chains
@@ -247,7 +251,7 @@ def _draws(trace: Trace) -> xr.Dataset:
         flat = value.reshape(chains, count, -1)
         for i in range(flat.shape[-1]):
             scalars[name if value.ndim == 2 else f"{name}[{i}]"] = flat[..., i]
-    rows = {"r_hat": [], "ess_bulk": [], "ess_tail": []}
+    rows: dict[str, list[float]] = {"r_hat": [], "ess_bulk": [], "ess_tail": []}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         for value in scalars.values():

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from jax.experimental.buffer_callback import buffer_callback
 
-from ppl_diffusion.potential import Array, Mixture, Potential, Product, double
+from ppl_diffusion.arrays import Array, double
+from ppl_diffusion.potential import Mixture, Potential, Product
 
 _thread = threading.local()
 
@@ -103,7 +104,7 @@ class TorchInJax(Potential):
         points = torch.from_numpy(np.asarray(x).copy()).to(next(devices, "cpu"))
         levels = np.unique(np.asarray(level))
         if len(levels) > 1:
-            raise ValueError(f"{self.name} takes one level for all chains of a call, got {levels}: call it once a level")
+            raise ValueError(f"{self.name} takes one level for all chains, got {levels}: call it once a level")
         return points, int(levels[0])
 
 

@@ -4,8 +4,9 @@ from .analytic import GaussianMixture, UniformBox
 from .anneal import Progress, SamplingWarning, anneal, reverse_diffusion
 from .compose import check_quotient, conjunction, guidance, observation
 from .energy import EnergyModel
+from .function import EnergyFunction
 from .kernel import Adaptive, Fixed, Kernel, SigmaScaled
-from .potential import EnergyFunction, Mixture, Potential, Product, mixture, product
+from .potential import Mixture, Potential, Product, mixture, product
 from .schedule import Ladder, NoiseSchedule
 from .trace import Trace
 from .training import Config, load_config, save_weights, train

@@ -20,7 +20,8 @@ import jax.scipy.special as jax_special
 import numpy as np
 import torch
 
-from .potential import Array, Backend, Potential, check_backend, double, logsumexp
+from .arrays import Array, Backend, check_backend, double, logsumexp
+from .potential import Potential
 from .schedule import NoiseSchedule
 
 
@@ -134,7 +135,7 @@ class UniformBox(Potential):
     ) -> None:
         self.low, self.high = np.array(low, dtype=np.float64), np.array(high, dtype=np.float64)
         if self.low.ndim != 1 or self.low.shape != self.high.shape:
-            raise ValueError(f"low and high must both have shape (dimensions,), got {self.low.shape}, {self.high.shape}")
+            raise ValueError(f"low and high must have one shape (dimensions,), got {self.low.shape}, {self.high.shape}")
         if not np.all(np.isfinite([self.low, self.high])) or np.any(self.low >= self.high):
             raise ValueError(f"low must be below high in every coordinate, got {self.low} and {self.high}")
         self.schedule, self.backend, self.name = schedule, check_backend(backend), name

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from . import weights
+from . import proposals, weights
 from .compose import check_quotient
 from .kernel import Kernel, State, Still, Walker
 from .potential import Potential
@@ -101,7 +101,7 @@ def anneal(
     ladder = _check(potential, kernel, ladder, chains, draws, seed, resample)
     streams = np.random.SeedSequence(seed)
     population, host = np.random.default_rng(streams.spawn(1)[0]), _seeds(streams)
-    positions, log_weights = _start(potential, ladder.levels[0], chains, population, init)
+    positions, log_weights = proposals.start(potential, ladder.levels[0], chains=chains, init=init, rng=population)
     notes = [] if isinstance(kernel, Still) else check_quotient(potential, levels=_probed(ladder))
     walker = kernel.bind(potential)
     rungs: list[dict[str, np.ndarray]] = []
@@ -120,8 +120,8 @@ def anneal(
         record["ess"] = weights.effective_sample_size(log_weights)
         if rung == 0 and init is None and record["ess"] < 0.1 * chains:
             notes.append(
-                f"the start density fits level {level} badly (effective sample size {record['ess']:.0f} of "
-                f"{chains} chains): start the ladder at the noisiest level, {len(potential.schedule) - 1}, or pass init="
+                f"the start density fits level {level} badly (effective sample size {record['ess']:.0f} of {chains} "
+                f"chains): start the ladder at the noisiest level, {len(potential.schedule) - 1}, or pass init="
             )
         record["ancestor"], state, resampled = _resample(
             walker, state, log_weights, resample, record["ess"], rung == len(ladder) - 1, population
@@ -202,37 +202,13 @@ def _arrive(
     """Bring chains to ``level`` and weigh the change of density there."""
     correction: Any = 0.0
     if reverse_step and previous is not None:
-        positions, correction = _reverse(schedule, previous, level, rng)
+        positions, correction = proposals.reverse_step(schedule, previous, level, rng=rng)
     state = walker.arrive(positions, level, previous, seed=seed)
     energy = np.asarray(state.energy)
     if previous is None:
         return _Arrival(state, np.zeros(len(energy)), energy)
     with np.errstate(invalid="ignore"):
         return _Arrival(state, np.asarray(previous.energy) - energy + correction, energy)
-
-
-def _reverse(
-    schedule: NoiseSchedule, state: State, level: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """The reverse-diffusion proposal ``r(x'|x)``, and ``log q(x|x') - log r(x'|x)`` of each chain.
-
-    ``r`` is the Gaussian q(x_t | x_s, x_0) at Tweedie's estimate of ``x_0``, ``q`` the forward kernel.
-    """
-    x, gradient = np.asarray(state.positions, dtype=np.float64), np.asarray(state.gradient, dtype=np.float64)
-    if np.all(np.isnan(gradient)) and np.any(np.isfinite(state.energy)):
-        raise ValueError("this kernel keeps no gradient, which reverse_step=True needs: try HMC, or reverse_step=False")
-    alpha_s, sigma_s = schedule.alpha(state.level), schedule.sigma(state.level)
-    alpha_t, sigma_t = schedule.alpha(level), schedule.sigma(level)
-    alpha, sigma = schedule.forward(level, state.level)
-    clean = (x - sigma_s**2 * gradient) / alpha_s
-    mean = (alpha * sigma_t**2 * x + alpha_t * sigma**2 * clean) / sigma_s**2
-    spread = sigma * sigma_t / sigma_s
-    noise = rng.standard_normal(x.shape)
-    proposed = mean + spread * noise
-    axes = tuple(range(1, x.ndim))
-    forward = -0.5 * np.sum(((x - alpha * proposed) / sigma) ** 2, axis=axes)
-    backward = -0.5 * np.sum(noise**2, axis=axes)
-    return proposed, forward - backward + np.prod(x.shape[1:]) * np.log(spread / sigma)
 
 
 def _resample(
@@ -284,31 +260,6 @@ def _stack(rungs: list[dict[str, np.ndarray]], ladder: Ladder) -> xr.Dataset:
         values = np.stack([np.asarray(record[name]) for record in rungs])
         variables[name] = (("rung", "chain")[: values.ndim], values)
     return xr.Dataset(variables, coords={"level": ("rung", np.array(ladder.levels))})
-
-
-def _start(
-    potential: Potential, level: int, chains: int, rng: np.random.Generator, init: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """Starting positions and the log-density that they were drawn from."""
-    shape = (chains, *potential.event_shape)
-    if init is not None:
-        positions = np.array(init, dtype=np.float64)
-        if positions.shape != shape:
-            raise ValueError(f"init has shape {positions.shape}: pass an array of shape (chains, *event_shape) = {shape}")
-        if not np.all(np.isfinite(positions)):
-            raise ValueError("init holds values that are not finite: remove them before sampling")
-        return positions, np.zeros(chains)
-    total = np.broadcast_to(np.asarray(potential.exponent, dtype=np.float64), potential.event_shape)
-    if np.any(total <= 0):
-        raise ValueError(
-            f"the exponents of {potential} sum to {total.min():.3g}, so it has no density at the noisiest level to "
-            "start from: make the sum positive, or pass init="
-        )
-    scale = max(1.0, potential.schedule.sigma(level)) / np.sqrt(total)
-    noise = rng.standard_normal(shape)
-    axes = tuple(range(1, noise.ndim))
-    constant = np.sum(np.log(scale)) + 0.5 * scale.size * np.log(2 * np.pi)
-    return noise * scale, -0.5 * np.sum(noise**2, axis=axes) - constant
 
 
 def _probed(ladder: Ladder) -> tuple[int, ...]:

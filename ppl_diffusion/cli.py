@@ -82,7 +82,7 @@ def sample(
     with _one_line_errors():
         if out.exists():
             raise ValueError(f"{out} exists and is kept: give another --out, or remove it first")
-        from bridges.arviz import arviz, diagnose, to_inference_data
+        from bridges.arviz import SCALARS, arviz, diagnose, to_inference_data
         from bridges.plots import plot_ladder, plot_samples
 
         from . import zoo
@@ -92,7 +92,7 @@ def sample(
 
         target = parse(expression, load=zoo.load, known=zoo.names())
         schedule = target.schedule
-        ladder = Ladder.full(schedule, steps=steps) if rungs is None else Ladder.spaced(schedule, rungs=rungs, steps=steps)
+        ladder = Ladder.spaced(schedule, rungs=len(schedule) if rungs is None else rungs, steps=steps)
         options: dict[str, Any] = {"ladder": ladder, "chains": chains, "seed": seed}
         with _staging(out) as folder, _bar(expression, quiet or as_json) as tell, warnings.catch_warnings():
             warnings.simplefilter("ignore", SamplingWarning)  # they are part of the diagnosis
@@ -107,8 +107,8 @@ def sample(
             trace.save(folder / "trace.nc")
             (folder / "diagnosis.txt").write_text(f"{found}\n", encoding="utf-8")
             if draws >= 4 and chains >= 2:
-                summary = arviz().summary(to_inference_data(trace), var_names=["~x"] if trace.positions[0, 0].size > 16 else None)
-                summary.to_csv(folder / "summary.csv")
+                scalars = ["~x"] if trace.positions[0, 0].size > SCALARS else None
+                arviz().summary(to_inference_data(trace), var_names=scalars).to_csv(folder / "summary.csv")
             plot_samples(trace, title=expression).savefig(folder / "samples.png", dpi=150)
             plot_ladder(trace).savefig(folder / "ladder.png", dpi=150)
         _report(found, quiet, as_json, extra={"out": str(out), "gradient_calls": trace.gradient_calls})
@@ -149,7 +149,7 @@ def models(as_json: AsJson = False) -> None:
 @app.command()
 def train(
     config: Annotated[str, typer.Argument(help="A TOML file, or the name of a shipped configuration.")],
-    data: Annotated[Path | None, typer.Option(help="An .npz file of images, where the configuration needs one.")] = None,
+    data: Annotated[Path | None, typer.Option(help="An .npz file of images, if the model needs one.")] = None,
     out: Annotated[Path | None, typer.Option(help="Weight file; NAME.safetensors by default.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Goes on from here if it exists.")] = None,
     quiet: Quiet = False,

@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from .potential import Array, Backend, Mixture, Potential, Product, as_backend, check_backend, double
+from .arrays import Array, Backend, as_backend, check_backend, double
+from .potential import Mixture, Potential, Product
 from .schedule import NoiseSchedule
 
 FAR = (1.0, 2.0)
@@ -138,7 +139,8 @@ def check_quotient(
     ``levels``, or no normalisable density exists there. *Support*: for chains of the composed density at
     ``level``, the noise that each numerator predicts, ``sigma grad U``, must have a mean square
     of at most about one per coordinate, as it has for draws of the numerator itself (it is the mean of
-    unit noise given ``x``); far above, for more than a twentieth of the chains, the mass lies where the numerator has never seen data.
+    unit noise given ``x``); far above, for more than a twentieth of the chains, the mass lies where the
+    numerator has never seen data.
 
     Args:
         potential: any potential.
@@ -199,7 +201,8 @@ def _outside(potential: Product, x: np.ndarray, level: Any) -> list[str]:
         if outside > TOLERATED:
             notes.append(
                 f"{outside:.0%} of the chains of {potential} have left the support of {factor}: the noise that it "
-                f"predicts for them at level {level} has a mean square of {np.median(strength):.3g} per coordinate (median), "
-                "where its own draws have about 1 at most; lower the exponent of the denominator (or the guidance scale)"
+                f"predicts for them at level {level} has a mean square of {np.median(strength):.3g} per coordinate "
+                "(median), where its own draws have about 1 at most; lower the exponent of the denominator "
+                "(or the guidance scale)"
             )
     return notes

@@ -49,7 +49,7 @@ class _Reader:
 
     def read(self, node: ast.expr) -> Potential | float:
         if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-            return float(node.value)
+            return float(node.value)  # type: ignore[arg-type]
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
             return -self.number(node.operand)
         if isinstance(node, ast.Name):
@@ -101,7 +101,9 @@ class _Reader:
         if name not in FUNCTIONS:
             raise self.error(node, f"no function is called {name!r}: use {', '.join(FUNCTIONS)}")
         values = [self.read(argument) for argument in node.args]
-        scale = values.pop() if name == "guidance" and values and isinstance(values[-1], float) else None
+        scale = None
+        if name == "guidance" and values and isinstance(values[-1], float):
+            scale = float(values.pop())  # type: ignore[arg-type]
         densities = [value for value in values if isinstance(value, Potential)]
         try:
             if name == "guidance" and len(densities) == len(values) == 2 and scale is not None:

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from .potential import Array, Potential
+from .arrays import Array
+from .potential import Potential
 
 
 class StepState(NamedTuple):
@@ -90,8 +91,8 @@ class Adaptive(StepPolicy):
 
     All steps of a rung adapt. The next rung starts from the step that the last one ended with, rescaled
     as the gradients have changed (:func:`rescaling`), and averages around it, so that even one step a rung
-    is useful; for recorded draws the step is frozen at the rung's average. Unadjusted kernels adapt to the acceptance rate that a Metropolis test would
-    have had.
+    is useful; for recorded draws the step is frozen at the rung's average. Unadjusted kernels adapt to the
+    acceptance rate that a Metropolis test would have had.
 
     Args:
         target_acceptance: acceptance rate aimed at, between 0 and 1.

@@ -13,6 +13,7 @@ https://arxiv.org/abs/2006.11239; of its pixel shuffling: Shi et al., 2016, http
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ HEAD = 0.1
 
 class LevelEmbedding(nn.Module):
     """Log-SNR ``(batch,)`` and labels ``(batch,)`` to features ``(batch, width)``."""
+
+    frequencies: Tensor
 
     def __init__(self, width: int, *, classes: int) -> None:
         super().__init__()
@@ -51,6 +54,8 @@ class EnergyMLP(nn.Module):
         octaves: Fourier features of each coordinate, at frequencies 1, 2, 4, ... radians per unit.
         classes: number of class labels, 0 for none.
     """
+
+    octaves: Tensor
 
     def __init__(
         self, size: int, *, width: int = 128, hidden: int = 256, blocks: int = 4, octaves: int = 5, classes: int = 0
@@ -101,10 +106,10 @@ class EnergyUNet(nn.Module):
         self.down = nn.ModuleList(
             nn.ModuleList(_Block(w, features) for _ in range(blocks)) for w in widths
         )
-        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.middle = _Block(widths[-1], features)
         self.grow = nn.ModuleList(
-            nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False)
+            nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths)
         )
         self.join = nn.ModuleList(nn.Conv2d(2 * w, w, 1) for w in widths)
         self.up = nn.ModuleList(nn.ModuleList(_Block(w, features) for _ in range(blocks)) for w in widths)
@@ -116,7 +121,7 @@ class EnergyUNet(nn.Module):
         h = self.enter(F.pixel_unshuffle(x, 2))
         skips = []
         for i, stage in enumerate(self.down):
-            for block in stage:
+            for block in stage:  # type: ignore[attr-defined]
                 h = block(h, level)
             skips.append(h)
             if i < len(self.shrink):
@@ -124,7 +129,7 @@ class EnergyUNet(nn.Module):
         h = self.middle(h, level)
         for i in reversed(range(len(self.up))):
             h = self.join[i](torch.cat([h, skips[i]], dim=1))
-            for block in self.up[i]:
+            for block in self.up[i]:  # type: ignore[attr-defined]
                 h = block(h, level)
             if i > 0:
                 h = self.grow[i - 1](h)

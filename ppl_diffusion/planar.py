@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from .analytic import GaussianMixture, UniformBox
-from .potential import Backend
+from .arrays import Backend
 from .schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule.cosine(100)

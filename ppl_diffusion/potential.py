@@ -22,19 +22,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from numbers import Real
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 
+from .arrays import Array, Backend, as_backend, cast_like, logsumexp, per_point
 from .schedule import NoiseSchedule
-
-Array = Any
-"""A torch tensor or a JAX array, according to the potential's backend."""
-
-Backend = Literal["torch", "jax"]
 
 
 class Potential(ABC):
@@ -93,8 +89,8 @@ class Potential(ABC):
         energy, weights = self._combine({leaf: value for leaf, (value, _) in values.items()})
         gradient = 0.0
         for leaf, weight in weights.items():
-            gradient = gradient + _per_point(weight, x, self.event_shape) * values[leaf][1]
-        return energy, _cast(gradient, x)
+            gradient = gradient + per_point(weight, x, self.event_shape) * values[leaf][1]
+        return energy, cast_like(gradient, x)
 
     @property
     def exponent(self) -> Any:
@@ -166,7 +162,7 @@ class Potential(ABC):
         return Product([self], [1.0], log_scale=-_log_positive(other))
 
     def __pow__(self, exponent: Any) -> Potential:
-        if not isinstance(exponent, Real) or not np.isfinite(exponent):
+        if not isinstance(exponent, Real) or not np.isfinite(float(exponent)):
             raise TypeError(f"a density can be raised to a finite number, not to {exponent!r}: try p ** 0.5")
         return Product([self], [float(exponent)])
 
@@ -190,6 +186,10 @@ class Product(Potential):
         exponents: exponent of each.
         log_scale: ``log c``; it matters only inside a mixture.
     """
+
+    factors: tuple[Potential, ...]
+    exponents: tuple[float, ...]
+    log_scale: float
 
     def __init__(self, factors: Sequence[Potential], exponents: Sequence[float], *, log_scale: float = 0.0) -> None:
         collected: dict[Potential, float] = {}
@@ -216,7 +216,8 @@ class Product(Potential):
         return _distinct(self.factors)
 
     def _combine(self, energies: Mapping[Potential, Array]) -> tuple[Array, dict[Potential, Any]]:
-        energy, weights = -self.log_scale, {}
+        energy: Any = -self.log_scale
+        weights: dict[Potential, Any] = {}
         for factor, a in zip(self.factors, self.exponents, strict=True):
             inner, slopes = factor._combine(energies)
             energy = energy + a * inner
@@ -280,67 +281,6 @@ class Mixture(Potential):
         return self.energy(x, level=level)
 
 
-class EnergyFunction(Potential):
-    """Any function as a potential.
-
-    Args:
-        function: ``(x, level) -> energies``, from ``(*chains, *event_shape)`` to ``(*chains,)``, in
-            the backend's arrays and differentiable there; chains must not depend on each other.
-            In JAX ``level`` is a traced integer while chains walk.
-        schedule: the noise levels.
-        event_shape: shape of one point.
-        backend: "torch" or "jax".
-        name: what it is called in reports; the function's own name by default.
-
-    Raises:
-        TypeError: ``function`` cannot be called.
-        ValueError: an unknown backend; at evaluation, energies of the wrong shape.
-    """
-
-    def __init__(
-        self,
-        function: Callable[[Array, Any], Array],
-        *,
-        schedule: NoiseSchedule,
-        event_shape: Sequence[int],
-        backend: Backend,
-        name: str | None = None,
-    ) -> None:
-        if not callable(function):
-            raise TypeError(f"an energy function must be callable as function(x, level), got {function!r}")
-        self.function = function
-        self.schedule, self.event_shape, self.backend = schedule, tuple(event_shape), check_backend(backend)
-        self.name = name or getattr(function, "__name__", "energy").replace("<lambda>", "energy")
-
-    def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
-        if self.backend == "jax":
-            (_, energy), gradient = jax.value_and_grad(self._total, has_aux=True)(x, level)
-            return energy, gradient
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            total, energy = self._total(x, level)
-            if not total.requires_grad:
-                raise ValueError(f"{self.name} does not depend on x by torch operations: it has no gradient to walk by")
-            (gradient,) = torch.autograd.grad(total, x)
-        return energy.detach(), gradient
-
-    def _total(self, x: Array, level: Any) -> tuple[Array, Array]:
-        energy = self._evaluate_energy(x, level)
-        return energy.sum(), energy
-
-    def _evaluate_energy(self, x: Array, level: Any) -> Array:
-        energy = self.function(x, level)
-        if not isinstance(energy, jax.Array if self.backend == "jax" else torch.Tensor):
-            raise TypeError(f"{self.name} must return {self.backend} arrays, one energy per chain, got {type(energy)}")
-        chains = tuple(x.shape[: x.ndim - len(self.event_shape)])
-        if tuple(energy.shape) != chains:
-            raise ValueError(
-                f"{self.name} returned energies of shape {tuple(energy.shape)} for points of shape {tuple(x.shape)}: "
-                f"it must return one energy per chain, shape {chains}"
-            )
-        return double(energy)
-
-
 def product(potentials: Sequence[Potential]) -> Product:
     """``p_1 * p_2 * ...``: energies add.
 
@@ -401,65 +341,6 @@ def evaluate_energy(leaves: Sequence[Potential], x: Array, level: Any) -> dict[P
     return {leaf: leaf._evaluate_energy(x, level) for leaf in leaves}
 
 
-def as_backend(x: Any, backend: Backend, name: str = "this potential") -> Array:
-    """``x`` as an array of ``backend``; numpy arrays and nested lists are converted.
-
-    Raises:
-        TypeError: an array of the other backend, or one that is not floating.
-    """
-    if backend == "jax":
-        if isinstance(x, torch.Tensor):
-            raise TypeError(f"{name} computes with JAX and got a torch tensor: pass x.numpy()")
-        x = x if isinstance(x, jax.Array) else jnp.asarray(_native(x))
-        floating = jnp.issubdtype(x.dtype, jnp.floating)
-    else:
-        if isinstance(x, jax.Array):
-            raise TypeError(f"{name} computes with torch and got a JAX array: pass np.asarray(x)")
-        if not isinstance(x, torch.Tensor):
-            x = _native(x)
-            x = torch.from_numpy(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy())
-        floating = x.dtype.is_floating_point
-    if not floating:
-        raise TypeError(f"{name} takes floating points, got {x.dtype}: pass x.astype('float64')")
-    return x
-
-
-def _native(x: Any) -> np.ndarray:
-    x = np.asarray(x)
-    return x.astype(x.dtype.newbyteorder("="), copy=False)
-
-
-def check_backend(backend: str) -> Backend:
-    """``backend`` itself, if it is one."""
-    if backend not in ("torch", "jax"):
-        raise ValueError(f'unknown backend {backend!r}: use backend="torch" or backend="jax"')
-    return backend  # type: ignore[return-value]
-
-
-def logsumexp(terms: Array, *, axis: int) -> Array:
-    """``log sum exp`` along one axis, in either array library."""
-    if isinstance(terms, torch.Tensor):
-        return torch.logsumexp(terms, axis)
-    return jax.nn.logsumexp(terms, axis=axis)
-
-
-def double(x: Array) -> Array:
-    """``x`` in double precision; in JAX only where 64-bit mode is enabled."""
-    if isinstance(x, torch.Tensor):
-        return x.double()
-    return x.astype(jax.dtypes.canonicalize_dtype(jnp.float64))
-
-
-def _cast(gradient: Array, x: Array) -> Array:
-    return gradient.to(x.dtype) if isinstance(x, torch.Tensor) else gradient.astype(x.dtype)
-
-
-def _per_point(weight: Any, x: Array, event_shape: tuple[int, ...]) -> Any:
-    if isinstance(weight, float):
-        return weight
-    return weight.reshape(tuple(x.shape[: x.ndim - len(event_shape)]) + (1,) * len(event_shape))
-
-
 def _share(composite: Potential, potentials: Sequence[Potential]) -> None:
     """Give a composite the backend, schedule and event shape that its parts must have in common."""
     if not potentials:
@@ -494,9 +375,10 @@ def _distinct(potentials: Sequence[Potential]) -> tuple[Potential, ...]:
 def _log_positive(scale: Any) -> float:
     if not isinstance(scale, Real):
         raise TypeError(f"a density can be multiplied by a density or a positive number, not by {scale!r}")
-    if not (np.isfinite(scale) and scale > 0):
-        raise ValueError(f"a density can only be scaled by a positive number, got {scale}: use / for a quotient")
-    return float(np.log(scale))
+    factor = float(scale)
+    if not (np.isfinite(factor) and factor > 0):
+        raise ValueError(f"a density can only be scaled by a positive number, got {factor}: use / for a quotient")
+    return float(np.log(factor))
 
 
 def _bracket(potential: Potential) -> str:

@@ -15,8 +15,8 @@ Between two levels ``s > t`` (any spacing) the forward kernel is Gaussian too:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -154,7 +154,7 @@ class Ladder:
     def __post_init__(self) -> None:
         levels = _whole("levels", self.levels)
         object.__setattr__(self, "levels", levels)
-        if not levels or levels[-1] < 0 or any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
+        if not levels or levels[-1] < 0 or any(a <= b for a, b in pairwise(levels)):
             raise ValueError(f"levels must decrease from noisy to clean, got {levels}: try Ladder(levels=(40, 20, 0))")
         steps = _whole("steps", np.atleast_1d(np.asarray(self.steps)))
         object.__setattr__(self, "steps", steps[0] if np.ndim(self.steps) == 0 else steps)
@@ -190,13 +190,13 @@ class Ladder:
 def _whole(name: str, values: Any) -> tuple[int, ...]:
     values = np.asarray(values)
     if values.ndim != 1 or (values.size and not np.issubdtype(values.dtype, np.integer)):
-        raise ValueError(f"{name} must be whole numbers, got {values.tolist()!r}: try Ladder(levels=(40, 20, 0), steps=10)")
+        raise ValueError(f"{name} must be whole numbers, got {values.tolist()!r}: try Ladder((40, 20, 0), steps=10)")
     return tuple(int(value) for value in values)
 
 
 def _positive(levels: int) -> int:
     if not isinstance(levels, (int, np.integer)) or levels < 1:
-        raise ValueError(f"a schedule needs a whole number of levels >= 1, got {levels!r}: try NoiseSchedule.cosine(100)")
+        raise ValueError(f"a schedule has a whole number of levels >= 1, got {levels!r}: try NoiseSchedule.cosine(100)")
     return int(levels)
 
 

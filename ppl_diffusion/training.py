@@ -19,13 +19,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import planar
+from .data import Data, image_data, planar_data
 from .energy import EnergyModel, Form, denoising_loss
 from .networks import build_network
 from .schedule import NoiseSchedule
@@ -73,8 +72,9 @@ class Config:
         if self.form not in get_args(Form):
             raise ValueError(f"unknown form {self.form!r} in the configuration: use one of {', '.join(get_args(Form))}")
         for name in ("levels", "batch", "steps", "warm_up"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} in the configuration must be a whole number >= 1, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} in the configuration must be a whole number >= 1, got {value!r}")
 
 
 class TrainingProgress(NamedTuple):
@@ -113,10 +113,10 @@ def load_config(source: str | Path) -> Config:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{source} is not TOML: {error}") from error
-    known = {f.name for f in fields(Config)}
+    keys = sorted(f.name for f in fields(Config))
     for key in values:
-        if key not in known:
-            raise ValueError(f"unknown key {key!r} in {source}: use {', '.join(sorted(known))}")
+        if key not in keys:
+            raise ValueError(f"unknown key {key!r} in {source}: use {', '.join(keys)}")
     for key in ("name", "data", "network"):
         if key not in values:
             raise ValueError(f"{source} lacks the key {key!r}: see the shipped configuration of ring")
@@ -151,16 +151,18 @@ def train(
     path = Path(checkpoint)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist: mkdir -p {path.parent}")
-    draw, event_shape, classes = _data(config, data)
+    source = _data(config, data)
     schedule = NoiseSchedule.cosine(config.levels)
-    run = _begin(config, classes)
+    run = _begin(config, source.classes)
     if path.exists():
         _resume(run, path, config)
     while run.step < config.steps:
         for group in run.optimiser.param_groups:
             group["lr"] = config.learning_rate * _rate(run.step, config)
-        clean, label = draw(run.generator)
-        loss = denoising_loss(run.network, config.form, schedule, clean, label=label, generator=run.generator)
+        clean, label = source.draw(run.generator)
+        loss = denoising_loss(
+            run.network, config.form, schedule, clean, label=label, reference=source.reference, generator=run.generator
+        )
         run.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         run.optimiser.step()
@@ -175,7 +177,7 @@ def train(
             progress(TrainingProgress(run.step, config.steps, run.loss))
         if run.step % every == 0 or run.step == config.steps:
             _save(run, path, config)
-    return _model(config, run, schedule, event_shape, classes)
+    return _model(config, run, schedule, source)
 
 
 def save_weights(model: EnergyModel, path: str | Path) -> Path:
@@ -189,21 +191,20 @@ def save_weights(model: EnergyModel, path: str | Path) -> Path:
         "schedule": json.dumps({"alphas": model.schedule.alphas, "sigmas": model.schedule.sigmas}),
         "event_shape": json.dumps(model.event_shape),
         "classes": str(model.classes),
+        "reference": json.dumps(model.reference),
     }
     header |= {key: value for key, value in model.info.items() if key not in header}
     return _write(model.network.state_dict(), header, Path(path))
 
 
-def _model(
-    config: Config, run: _Run, schedule: NoiseSchedule, event_shape: tuple[int, ...], classes: int
-) -> EnergyModel:
-    network = _network(config, classes)
+def _model(config: Config, run: _Run, schedule: NoiseSchedule, source: Data) -> EnergyModel:
+    network = _network(config, source.classes)
     network.load_state_dict(run.average)
     info = {
         "name": config.name,
         "description": config.description,
-        "network": json.dumps(_network_options(config, classes)),
-        "command": f"ppl-diffusion train {config.name}",
+        "network": json.dumps(_network_options(config, source.classes)),
+        "command": f"ppl-diffusion train {config.name}" + (" --data FILE.npz" if config.data == "npz" else ""),
         "steps": str(run.step),
         "loss": f"{run.loss:.5f}",
         "versions": json.dumps(versions()),
@@ -213,10 +214,19 @@ def _model(
         network,
         form=config.form,
         schedule=schedule,
-        event_shape=event_shape,
-        classes=classes,
+        event_shape=source.event_shape,
+        classes=source.classes,
+        reference=source.reference,
         name=config.name,
         info=info,
+    )
+
+
+def _data(config: Config, source: str | Path | None) -> Data:
+    if config.data != "npz":
+        return planar_data(config.data, batch=config.batch, seed=config.seed)
+    return image_data(
+        source, images=config.images, labels=config.labels, batch=config.batch, label_dropout=config.label_dropout
     )
 
 
@@ -240,37 +250,6 @@ def _begin(config: Config, classes: int) -> _Run:
 def _rate(step: int, config: Config) -> float:
     warm_up = min(1.0, (step + 1) / config.warm_up)
     return warm_up * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
-
-
-def _data(
-    config: Config, source: str | Path | None
-) -> tuple[Callable[[torch.Generator], tuple[Tensor, Tensor | None]], tuple[int, ...], int]:
-    """A function that draws a batch, the shape of a point, and the number of classes."""
-    if config.data != "npz":
-        density = planar.exact(config.data, backend="torch")
-
-        def draw_planar(generator: torch.Generator) -> tuple[Tensor, None]:
-            seed = int(torch.randint(2**31, (), generator=generator))
-            return torch.from_numpy(density.sample_clean(config.batch, seed=seed)).float(), None
-
-        return draw_planar, density.event_shape, 0
-    if source is None or not Path(source).is_file():
-        raise FileNotFoundError(f"training {config.name} needs its images, an .npz file with {config.images!r}: --data FILE.npz")
-    with np.load(source, allow_pickle=False) as arrays:
-        if config.images not in arrays or config.labels not in arrays:
-            raise ValueError(f"{source} lacks {config.images!r} or {config.labels!r}: it has {', '.join(arrays)}")
-        images, labels = arrays[config.images], arrays[config.labels]
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
-        raise ValueError(f"{source} must hold uint8 images (n, ..., height, width) and labels (n,), got {images.shape}")
-    pixels, classes = torch.from_numpy(images), int(labels.max()) + 1
-    kinds = torch.from_numpy(labels.astype(np.int64))
-
-    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        index = torch.randint(len(pixels), (config.batch,), generator=generator)
-        kept = torch.rand(config.batch, generator=generator) >= config.label_dropout
-        return pixels[index].float() / 127.5 - 1, torch.where(kept, kinds[index], classes)
-
-    return draw, tuple(images.shape[1:]), classes
 
 
 def _save(run: _Run, path: Path, config: Config) -> None:

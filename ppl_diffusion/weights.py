@@ -40,11 +40,8 @@ def effective_sample_size(log_weights: np.ndarray) -> float:
 
 def log_normaliser_increment(log_weights: np.ndarray, increments: np.ndarray) -> float:
     """``log sum_i w_i exp(increment_i)``: estimate of the log-ratio of two normalisers, in nats."""
-    weights, increments = normalise(log_weights), alive(increments)
-    largest = increments.max()
-    if largest == -np.inf:
-        return -np.inf
-    return float(largest + np.log(np.sum(weights * np.exp(increments - largest))))
+    before = np.log(normalise(log_weights), where=normalise(log_weights) > 0, out=np.full(len(increments), -np.inf))
+    return float(np.logaddexp.reduce(alive(before + alive(increments))))
 
 
 def systematic_resample(log_weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -70,6 +70,7 @@ def load(name: str | Path) -> EnergyModel:
             schedule=NoiseSchedule(**json.loads(header["schedule"])),
             event_shape=json.loads(header["event_shape"]),
             classes=int(header["classes"]),
+            reference=json.loads(header.get("reference", "[0.0, 1.0]")),
             name=header["name"],
             info=header,
         )
@@ -87,7 +88,8 @@ def _read(path: Any, *, tensors: bool = True) -> tuple[dict[str, str], dict[str,
             header = stored.metadata() or {}
             values = {key: stored.get_tensor(key) for key in stored.keys()} if tensors else {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a weight file, or it is damaged ({_first_line(error)}): get it again") from error
+        reason = _first_line(error)
+        raise ValueError(f"{path} is not a weight file, or it is damaged ({reason}): get it again") from error
     if header.get("format") != FORMAT or "schedule" not in header:
         raise ValueError(f"{path} was not written by ppl-diffusion: use a file written by save_weights(model, path)")
     return header, values

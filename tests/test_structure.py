@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    "schedule", "potential", "analytic", "planar", "compose", "networks", "energy", "weights", "trace", "training",
-    "zoo", "kernel", "anneal", "expression",
+    "schedule", "arrays", "potential", "function", "analytic", "planar", "compose", "networks", "energy", "data",
+    "weights", "trace", "training", "zoo", "kernel", "proposals", "anneal", "expression",
 ]
 
 

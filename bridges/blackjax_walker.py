@@ -1,0 +1,162 @@
+"""A BlackJAX kernel bound to a potential: three compiled functions, for arriving, moving and recording.
+
+Chains are batched by ``vmap`` in 64-bit mode. The energy and the gradient of a position come from one
+evaluation; what is not finite is a log-density of minus infinity before any kernel sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_diffusion.arrays import Array
+from ppl_diffusion.kernel import State, StepState, as_policy, rescaling
+from ppl_diffusion.potential import Potential
+
+if TYPE_CHECKING:
+    from .blackjax import BlackJAXKernel
+
+LogDensity = Callable[[Array], Array]
+
+
+class Info(NamedTuple):
+    """What one step of one chain reports; NaN where a kernel does not have it."""
+
+    acceptance_rate: Array
+    adaptation: Array
+    diverging: Array
+    nonfinite: Array
+    n_steps: Array
+
+
+class BlackJAXWalker:
+    """A BlackJAX kernel bound to a potential: three compiled functions. See ``ppl_diffusion.kernel.Walker``."""
+
+    def __init__(self, kernel: BlackJAXKernel, potential: Potential) -> None:
+        self.kernel, self.potential = kernel, potential
+        self.policy = as_policy(kernel.step)
+        self._arrive_compiled = jax.jit(self._arrive)
+        self._move_compiled = jax.jit(self._move)
+        self._record_compiled = jax.jit(self._record, static_argnames="draws")
+
+    def arrive(self, positions: Array, level: int, previous: State | None, *, seed: int) -> State:
+        size = int(np.prod(self.potential.event_shape))
+        with jax.enable_x64(True):
+            flat = jnp.asarray(positions, dtype=jnp.float64).reshape(-1, size)
+            momentum = getattr(previous.carried, "momentum", None) if previous is not None else None
+            chains = self._arrive_compiled(flat, momentum, level, seed)
+        sigma = self.potential.schedule.sigma(level)
+        guess = max(1.0, sigma) * size**-0.25
+        if previous is None:
+            return self._state(level, chains, self.policy.enter(None, sigma=sigma, guess=guess))
+        rescale = rescaling(previous.gradient, -np.asarray(getattr(chains, "logdensity_grad", np.full((1, 1), np.nan))))
+        step = self.policy.enter(previous.step, sigma=sigma, guess=guess, rescale=rescale)
+        return self._state(level, chains, step)
+
+    def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
+        with jax.enable_x64(True):
+            chains, step, totals = self._move_compiled(state.carried, _floats(state.step), state.level, steps, seed)
+        totals = {name: np.asarray(value) for name, value in totals.items()}
+        mean = dict.fromkeys(("acceptance_rate", "jump_distance"), max(steps, 1))
+        stats = {name: value / mean.get(name, 1) for name, value in totals.items()}
+        if steps == 0:
+            stats["acceptance_rate"] = np.full(len(stats["acceptance_rate"]), np.nan)
+        stats["step_size"] = np.full(len(stats["acceptance_rate"]), np.exp(float(step.log_step)))
+        return self._state(state.level, chains, step), stats
+
+    def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
+        with jax.enable_x64(True):
+            step = jnp.exp(jnp.asarray(float(state.step.log_step)))
+            chains, (flat, log_density, info) = self._record_compiled(state.carried, step, state.level, seed, draws)
+        positions = np.asarray(flat).reshape(*flat.shape[:2], *self.potential.event_shape)
+        stats = {name: np.asarray(value) for name, value in info._asdict().items() if name != "adaptation"}
+        calls = int(stats["n_steps"].max(axis=0).sum())
+        stats |= {"lp": np.asarray(log_density), "step_size": np.full(log_density.shape, float(step))}
+        return self._state(state.level, chains, state.step), positions, {**stats, "gradient_calls": np.array(calls)}
+
+    def select(self, state: State, ancestors: np.ndarray) -> State:
+        with jax.enable_x64(True):
+            chains = jax.tree.map(lambda array: array[ancestors], state.carried)
+        return self._state(state.level, chains, state.step)
+
+    def freeze(self, state: State) -> State:
+        return state._replace(step=self.policy.freeze(state.step))
+
+    def _state(self, level: int, chains: Any, step: StepState) -> State:
+        shape = (chains.position.shape[0], *self.potential.event_shape)
+        gradient = getattr(chains, "logdensity_grad", None)
+        gradient = np.full(shape, np.nan) if gradient is None else -np.asarray(gradient).reshape(shape)
+        positions = np.asarray(chains.position).reshape(shape)
+        return State(level, positions, -np.asarray(chains.logdensity), gradient, step, chains)
+
+    def _log_density(self, level: Array) -> LogDensity:
+        """The log-density of a flat position at ``level``; its gradient comes from the same evaluation."""
+        event_shape, potential = self.potential.event_shape, self.potential
+
+        def guarded(x: Array, level: Array) -> tuple[Array, Array]:
+            energy, gradient = potential.value_and_grad(x.reshape(event_shape), level=level)
+            finite = jnp.isfinite(energy) & jnp.all(jnp.isfinite(gradient))
+            return jnp.where(finite, -energy, -jnp.inf), -gradient.reshape(x.shape)
+
+        @jax.custom_vjp
+        def log_density(x: Array, level: Array) -> Array:
+            energy = potential.energy(x.reshape(event_shape), level=level)
+            return jnp.where(jnp.isfinite(energy), -energy, -jnp.inf)
+
+        def forward(x: Array, level: Array) -> tuple[Array, Array]:
+            return guarded(x, level)
+
+        def backward(gradient: Array, cotangent: Array) -> tuple[Array, None]:
+            return cotangent * gradient, None
+
+        log_density.defvjp(forward, backward)
+        return lambda x: log_density(x, level)
+
+    def _arrive(self, flat: Array, momentum: Array | None, level: Array, seed: Array) -> Any:
+        keys = jax.random.split(jax.random.key(seed), flat.shape[0])
+        init = partial(self.kernel.init_chain, log_density=self._log_density(level))
+        return jax.vmap(init, in_axes=(0, 0, None if momentum is None else 0))(keys, flat, momentum)
+
+    def _step(self, key: Array, chains: Any, level: Array, step: Array) -> tuple[Any, Info]:
+        keys = jax.random.split(key, chains.position.shape[0])
+        one = partial(self.kernel.step_chain, log_density=self._log_density(level), step=step)
+        return jax.vmap(one)(keys, chains)
+
+    def _move(self, chains: Any, step: StepState, level: Array, steps: Array, seed: Array) -> Any:
+        key, count = jax.random.key(seed), chains.position.shape[0]
+        names = ("acceptance_rate", "diverging", "nonfinite", "jump_distance")
+        totals = {name: jnp.zeros(count) for name in names}
+        totals |= {"energy_midway": -chains.logdensity, "gradient_calls": jnp.zeros((), dtype=jnp.int64)}
+
+        def body(i: Array, carry: Any) -> Any:
+            chains, step, totals = carry
+            moved, info = self._step(jax.random.fold_in(key, i), chains, level, jnp.exp(step.log_step))
+            jump = jnp.linalg.norm(moved.position - chains.position, axis=1)
+            totals = {
+                "acceptance_rate": totals["acceptance_rate"] + info.acceptance_rate,
+                "diverging": totals["diverging"] + info.diverging,
+                "nonfinite": totals["nonfinite"] + info.nonfinite,
+                "jump_distance": totals["jump_distance"] + jump,
+                "energy_midway": jnp.where(i < steps // 2, -moved.logdensity, totals["energy_midway"]),
+                "gradient_calls": totals["gradient_calls"] + jnp.max(info.n_steps).astype(jnp.int64),
+            }
+            return moved, self.policy.update(step, jnp.nanmean(info.adaptation)), totals
+
+        return jax.lax.fori_loop(0, steps, body, (chains, step, totals))
+
+    def _record(self, chains: Any, step: Array, level: Array, seed: Array, draws: int) -> Any:
+        def body(chains: Any, key: Array) -> Any:
+            chains, info = self._step(key, chains, level, step)
+            return chains, (chains.position, chains.logdensity, info)
+
+        chains, drawn = jax.lax.scan(body, chains, jax.random.split(jax.random.key(seed), draws))
+        return chains, jax.tree.map(lambda array: jnp.swapaxes(array, 0, 1), drawn)
+
+
+def _floats(step: StepState) -> StepState:
+    return StepState(*(jnp.asarray(value, dtype=jnp.float64) for value in step))

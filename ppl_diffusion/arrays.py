@@ -1,0 +1,76 @@
+"""The few array operations that the algebra needs, in torch and JAX alike."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+Array = Any
+"""A torch tensor or a JAX array, according to the potential's backend."""
+
+Backend = Literal["torch", "jax"]
+
+
+def as_backend(x: Any, backend: Backend, name: str = "this potential") -> Array:
+    """``x`` as an array of ``backend``; numpy arrays and nested lists are converted.
+
+    Raises:
+        TypeError: an array of the other backend, or one that is not floating.
+    """
+    if backend == "jax":
+        if isinstance(x, torch.Tensor):
+            raise TypeError(f"{name} computes with JAX and got a torch tensor: pass x.numpy()")
+        x = x if isinstance(x, jax.Array) else jnp.asarray(_native(x))
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+    else:
+        if isinstance(x, jax.Array):
+            raise TypeError(f"{name} computes with torch and got a JAX array: pass np.asarray(x)")
+        if not isinstance(x, torch.Tensor):
+            x = _native(x)
+            x = torch.from_numpy(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy())
+        floating = x.dtype.is_floating_point
+    if not floating:
+        raise TypeError(f"{name} takes floating points, got {x.dtype}: pass x.astype('float64')")
+    return x
+
+
+def _native(x: Any) -> np.ndarray:
+    x = np.asarray(x)
+    return x.astype(x.dtype.newbyteorder("="), copy=False)
+
+
+def check_backend(backend: str) -> Backend:
+    """``backend`` itself, if it is one."""
+    if backend not in ("torch", "jax"):
+        raise ValueError(f'unknown backend {backend!r}: use backend="torch" or backend="jax"')
+    return backend  # type: ignore[return-value]
+
+
+def logsumexp(terms: Array, *, axis: int) -> Array:
+    """``log sum exp`` along one axis, in either array library."""
+    if isinstance(terms, torch.Tensor):
+        return torch.logsumexp(terms, axis)
+    return jax.nn.logsumexp(terms, axis=axis)
+
+
+def double(x: Array) -> Array:
+    """``x`` in double precision; in JAX only where 64-bit mode is enabled."""
+    if isinstance(x, torch.Tensor):
+        return x.double()
+    return x.astype(jax.dtypes.canonicalize_dtype(jnp.float64))
+
+
+def cast_like(gradient: Array, x: Array) -> Array:
+    """``gradient`` in the dtype of ``x``."""
+    return gradient.to(x.dtype) if isinstance(x, torch.Tensor) else gradient.astype(x.dtype)
+
+
+def per_point(weight: Any, x: Array, event_shape: tuple[int, ...]) -> Any:
+    """A weight of every chain, shaped to multiply ``x (*chains, *event_shape)``; numbers stay numbers."""
+    if isinstance(weight, float):
+        return weight
+    return weight.reshape(tuple(x.shape[: x.ndim - len(event_shape)]) + (1,) * len(event_shape))

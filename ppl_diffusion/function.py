@@ -1,0 +1,74 @@
+"""Any function as a potential."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import torch
+
+from .arrays import Array, Backend, check_backend, double
+from .potential import Potential
+from .schedule import NoiseSchedule
+
+
+class EnergyFunction(Potential):
+    """Any function as a potential.
+
+    Args:
+        function: ``(x, level) -> energies``, from ``(*chains, *event_shape)`` to ``(*chains,)``, in
+            the backend's arrays and differentiable there; chains must not depend on each other.
+            In JAX ``level`` is a traced integer while chains walk.
+        schedule: the noise levels.
+        event_shape: shape of one point.
+        backend: "torch" or "jax".
+        name: what it is called in reports; the function's own name by default.
+
+    Raises:
+        TypeError: ``function`` cannot be called.
+        ValueError: an unknown backend; at evaluation, energies of the wrong shape.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Array, Any], Array],
+        *,
+        schedule: NoiseSchedule,
+        event_shape: Sequence[int],
+        backend: Backend,
+        name: str | None = None,
+    ) -> None:
+        if not callable(function):
+            raise TypeError(f"an energy function must be callable as function(x, level), got {function!r}")
+        self.function = function
+        self.schedule, self.event_shape, self.backend = schedule, tuple(event_shape), check_backend(backend)
+        self.name = name or getattr(function, "__name__", "energy").replace("<lambda>", "energy")
+
+    def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
+        if self.backend == "jax":
+            (_, energy), gradient = jax.value_and_grad(self._total, has_aux=True)(x, level)
+            return energy, gradient
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            total, energy = self._total(x, level)
+            if not total.requires_grad:
+                raise ValueError(f"{self.name} does not depend on x by torch operations: it has no gradient to walk by")
+            (gradient,) = torch.autograd.grad(total, x)
+        return energy.detach(), gradient
+
+    def _total(self, x: Array, level: Any) -> tuple[Array, Array]:
+        energy = self._evaluate_energy(x, level)
+        return energy.sum(), energy
+
+    def _evaluate_energy(self, x: Array, level: Any) -> Array:
+        energy = self.function(x, level)
+        if not isinstance(energy, jax.Array if self.backend == "jax" else torch.Tensor):
+            raise TypeError(f"{self.name} must return {self.backend} arrays, one energy per chain, got {type(energy)}")
+        chains = tuple(x.shape[: x.ndim - len(self.event_shape)])
+        if tuple(energy.shape) != chains:
+            raise ValueError(
+                f"{self.name} returned energies of shape {tuple(energy.shape)} for points of shape {tuple(x.shape)}: "
+                f"it must return one energy per chain, shape {chains}"
+            )
+        return double(energy)
