@@ -119,8 +119,8 @@ def main() -> None:
     low, high = np.quantile(hidden, [0.05, 0.95], axis=0)
     covered = np.mean((digit[:, 14:] >= low) & (digit[:, 14:] <= high))
     report = (
-        f"{found}\n\n{summary}\n\nhidden half: root mean square error of the posterior mean {np.sqrt(np.mean(error**2)):.3f}, "
-        f"{covered:.0%} of its pixels inside the pointwise 90 % interval\n"
+        f"{found}\n\n{summary}\n\nhidden half: root mean square error of the posterior mean "
+        f"{np.sqrt(np.mean(error**2)):.3f}, {covered:.0%} of its pixels inside the pointwise 90 % interval\n"
     )
     (options.out / "completion.txt").write_text(report, encoding="utf-8")
     print(f"\n{report}\n{time.perf_counter() - begun:.0f} s; pictures in {options.out}/")

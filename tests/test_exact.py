@@ -10,7 +10,7 @@ from bridges.blackjax import HMC, MALA, NUTS
 from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, anneal, mixture
 
 SCHEDULE = NoiseSchedule.cosine(100)
-LADDER = Ladder.full(SCHEDULE)
+LADDER = Ladder.spaced(SCHEDULE, rungs=34)
 CHAINS = 2_000
 
 
@@ -51,7 +51,7 @@ def product_16d(backend):
 
 
 TARGETS = {f.__name__: f for f in (product_2d, mixture_3d, quotient_2d, product_16d)}
-KERNELS = {"HMC": HMC(), "MALA": MALA(), "NUTS": NUTS()}
+KERNELS = {"HMC": HMC(), "MALA": MALA(), "NUTS": NUTS(max_doublings=4)}
 
 
 def check(target, kernel, backend, seed):
@@ -81,6 +81,10 @@ def two_modes():
     return p * q, LogQuadratics.of(p, level=0) * LogQuadratics.of(q, level=0)
 
 
+PARTING = Ladder(levels=tuple(range(90, -1, -1)), steps=3)
+"""Below the clipped betas of the cosine schedule, whose first reverse step a product does not survive."""
+
+
 @pytest.mark.parametrize("reverse_step", [False, True])
 def test_weights_restore_the_shares_of_separate_modes_and_the_normaliser(reverse_step):
     """Errors in standard errors of 8 independent populations (t with 7 degrees of freedom: bound 8 is 1e-4)."""
@@ -88,7 +92,7 @@ def test_weights_restore_the_shares_of_separate_modes_and_the_normaliser(reverse
     mean, covariance, log_normaliser = exact.moments()
     means, normalisers, plain = [], [], []
     for seed in range(8):
-        options = {"ladder": Ladder.full(SCHEDULE, steps=3), "chains": CHAINS, "seed": seed}
+        options = {"ladder": PARTING, "chains": CHAINS, "seed": seed}
         trace = anneal(potential, HMC(), **options, resample=0.5, reverse_step=reverse_step)
         assert int(trace.stats.resampled.sum()) >= 2, "resampling is meant to trigger before the last rung"
         x = trace.positions[:, 0]
@@ -108,12 +112,12 @@ def test_weights_restore_the_shares_of_separate_modes_and_the_normaliser(reverse
 
 @pytest.mark.parametrize("target", ["product_2d", "mixture_3d", "quotient_2d", "product_16d"])
 def test_log_normalisers_match_the_closed_form(target):
-    """Within 4 standard errors of the weights' own, by 6 independent populations of 2,000 chains."""
+    """Within 4 standard errors of the weights' own, by 6 independent populations of 1,000 chains."""
     potential, exact = TARGETS[target]("jax")
     _, _, expected = exact.moments()
     ratios = []
     for seed in range(6):
-        trace = anneal(potential, HMC(), ladder=Ladder.full(SCHEDULE, steps=5), chains=CHAINS, seed=seed, resample=0.5)
+        trace = anneal(potential, HMC(), ladder=Ladder.full(SCHEDULE, steps=3), chains=CHAINS // 2, seed=seed, resample=0.5)
         ratios.append(np.exp(trace.log_normaliser - expected))
     error = np.std(ratios, ddof=1) / np.sqrt(len(ratios))
     assert abs(np.mean(ratios) - 1) < 6.9 * error, "t with 5 degrees of freedom: 6.9 is the tail of 1e-3"

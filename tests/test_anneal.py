@@ -1,0 +1,298 @@
+"""The walk: seeds, starts, weights, what is recorded, what is refused, and what is warned of."""
+
+from __future__ import annotations
+
+import warnings
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from bridges.blackjax import HMC, MALA, NUTS, UHMC, ULA, from_blackjax
+from ppl_diffusion import (
+    Adaptive,
+    EnergyFunction,
+    GaussianMixture,
+    Ladder,
+    NoiseSchedule,
+    SamplingWarning,
+    SigmaScaled,
+    anneal,
+    check_quotient,
+    guidance,
+    observation,
+    reverse_diffusion,
+)
+from ppl_diffusion.planar import SCHEDULE, exact
+
+SHORT = Ladder.spaced(SCHEDULE, rungs=12, steps=2)
+MODES = GaussianMixture([[-1.0, 0.0], [1.0, 0.3]], [0.2, 0.3], weights=[0.3, 0.7], schedule=SCHEDULE, backend="jax")
+GAUSS = GaussianMixture([[0.2, 0.1]], [0.5], schedule=SCHEDULE, backend="jax")
+PRODUCT = MODES * GAUSS
+KERNELS = {
+    "HMC": HMC(),
+    "refreshed": HMC(refreshment=0.3),
+    "MALA": MALA(step=SigmaScaled(0.5)),
+    "NUTS": NUTS(step=0.3, max_doublings=3),
+    "UHMC": UHMC(),
+    "ULA": ULA(step=0.1),
+    "other": from_blackjax(blackjax.mala.build_kernel, blackjax.mala.init, step_size=0.01),
+}
+
+
+def walk(potential=PRODUCT, kernel=KERNELS["HMC"], **options):
+    return anneal(potential, kernel, **{"ladder": SHORT, "chains": 50, "seed": 3, **options})
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_seed_gives_the_same_trace_and_another_seed_another(name):
+    options = {"kernel": KERNELS[name], "draws": 3, "resample": 0.5}
+    one, again, other = walk(**options), walk(**options), walk(**options, seed=4)
+    np.testing.assert_array_equal(one.positions, again.positions)
+    for statistic in one.stats:
+        np.testing.assert_array_equal(one.stats[statistic], again.stats[statistic])
+    assert not np.array_equal(one.positions, other.positions)
+    assert one.positions.shape == (50, 3, 2)
+    assert one.positions.dtype == np.float64
+
+
+def test_no_global_state_is_touched():
+    before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), jnp.zeros(1).dtype
+    walk(draws=2, resample=0.5, reverse_step=True)
+    assert before == (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), jnp.zeros(1).dtype)
+    assert not jax.config.jax_enable_x64
+
+
+def test_64_bit_mode_ends_even_when_the_walk_is_interrupted():
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        walk(progress=stop)
+    assert jnp.zeros(1).dtype == jnp.float32
+
+
+def test_progress_is_told_after_every_rung_and_block_of_draws():
+    told = []
+    walk(draws=50, progress=told.append)
+    assert [p.rung for p in told[:12]] == list(range(1, 13))
+    assert [p.level for p in told[:12]] == list(SHORT.levels)
+    assert [p.draw for p in told[12:]] == [25, 50]
+    assert all(0 <= p.acceptance_rate <= 1 for p in told)
+
+
+def test_chains_start_from_the_composed_density_of_pure_noise():
+    top = Ladder(levels=(99,), steps=0)
+    for potential, variance in ((PRODUCT, 1 / 2), (MODES / GAUSS**0.5, 2.0)):
+        x = anneal(potential, MALA(), ladder=top, chains=4000, seed=0).positions[:, 0]
+        assert stats.kstest(x.ravel() / np.sqrt(variance), "norm").pvalue > 1e-6
+    seen = observation([0.1, 0.2], seen=[True, False], scale=0.1, schedule=SCHEDULE, backend="jax")
+    x = anneal(MODES * seen, MALA(), ladder=Ladder(levels=(99,), steps=1), chains=4000, seed=0).positions[:, 0]
+    assert np.var(x[:, 0]) == pytest.approx(0.5, rel=0.15)
+    assert np.var(x[:, 1]) == pytest.approx(1.0, rel=0.15)
+
+
+def test_chains_start_as_wide_as_an_exploding_schedule():
+    schedule = NoiseSchedule.edm(30)
+    p = GaussianMixture([[1.0, 2.0]], [0.5], schedule=schedule, backend="jax")
+    trace = anneal(p, HMC(), ladder=Ladder.full(schedule, steps=5), chains=2000, seed=0)
+    x = trace.positions[:, 0]
+    np.testing.assert_allclose(x.mean(0), [1, 2], atol=4 * 0.5 / np.sqrt(2000))
+    np.testing.assert_allclose(x.std(0), 0.5, rtol=0.1)
+    assert float(trace.stats.ess[0]) > 1900, "N(0, sigma^2 I) fits the noisiest level"
+
+
+def test_weights_are_differences_of_energies_at_the_same_positions():
+    trace = walk(kernel=MALA(step=1e-9), chains=20)
+    x = trace.positions[:, 0]
+    with jax.enable_x64(True):
+        energies = np.array([np.asarray(PRODUCT.energy(x, level=level)) for level in SHORT.levels])
+    np.testing.assert_allclose(trace.stats.log_weight[1:], energies[:-1] - energies[1:], atol=1e-4)
+    start = -energies[0] - stats.norm(scale=np.sqrt(0.5)).logpdf(x).sum(1)
+    np.testing.assert_allclose(trace.stats.log_weight[0], start, atol=1e-4)
+
+
+def test_weights_are_recorded_alike_whether_they_are_used_or_not():
+    plain, init = walk(), np.random.default_rng(0).standard_normal((50, 2))
+    assert not plain.stats.resampled.any()
+    assert np.isfinite(plain.stats.log_weight).all()
+    assert (plain.stats.ancestor == np.arange(50)).all()
+    assert (walk(init=init).stats.log_weight[0] == 0).all()
+
+
+def test_resampling_happens_below_the_threshold_and_on_arriving_at_the_last_rung():
+    trace = walk(exact("ring", backend="jax") * exact("bar", backend="jax"), resample=0.5, chains=400)
+    triggered = (trace.stats.ess < 200).to_numpy()
+    triggered[-1] = True
+    np.testing.assert_array_equal(trace.stats.resampled, triggered)
+    assert triggered.sum() >= 2
+    for rung in np.flatnonzero(triggered):
+        ancestors = trace.stats.ancestor[int(rung)].to_numpy()
+        assert len(np.unique(ancestors)) < 400
+        np.testing.assert_array_equal(np.sort(ancestors), ancestors)
+    if not triggered[-2]:
+        assert float(trace.stats.ess[-1]) <= 400
+
+
+def test_resampling_moves_chains_with_their_energies_and_momenta():
+    kernel = HMC(step=0.2, refreshment=0.1)
+    walker = kernel.bind(PRODUCT)
+    state = walker.arrive(np.random.default_rng(0).standard_normal((5, 2)), 50, None, seed=0)
+    state, _ = walker.move(state, 3, seed=1)
+    chosen = walker.select(state, np.array([4, 4, 0, 1, 1]))
+    np.testing.assert_array_equal(chosen.energy, state.energy[[4, 4, 0, 1, 1]])
+    np.testing.assert_array_equal(chosen.carried.momentum, state.carried.momentum[np.array([4, 4, 0, 1, 1])])
+    arrived = walker.arrive(chosen.positions, 49, chosen, seed=2)
+    np.testing.assert_array_equal(arrived.carried.momentum, chosen.carried.momentum)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(arrived.energy, PRODUCT.energy(chosen.positions, level=49), rtol=1e-12)
+
+
+def test_energies_belong_to_the_level_where_chains_stand():
+    trace = walk(chains=30, draws=4)
+    with jax.enable_x64(True):
+        energy = np.asarray(PRODUCT.energy(trace.positions, level=0))
+    np.testing.assert_allclose(-trace.sample_stats.lp, energy, rtol=1e-10)
+
+
+def test_steps_adapt_along_the_ladder_and_are_frozen_for_draws():
+    trace = walk(ladder=Ladder.full(SCHEDULE, steps=1), draws=30, chains=500)
+    rates = trace.stats.acceptance_rate.mean("chain")[5:]
+    assert 0.6 < float(rates.mean()) < 0.8
+    assert float(np.abs(rates - 0.7).max()) < 0.2, "one step a rung is enough to stay near the target"
+    assert np.unique(trace.sample_stats.step_size).size == 1
+    assert float(trace.stats.step_size[0, 0]) > 2 * float(trace.stats.step_size[-1, 0])
+    scaled = walk(kernel=HMC(step=SigmaScaled(0.5)))
+    expected = [0.5 * SCHEDULE.sigma(level) for level in SHORT.levels]
+    np.testing.assert_allclose(scaled.stats.step_size[:, 0], expected)
+    assert np.all(walk(kernel=HMC(step=0.05)).stats.step_size == pytest.approx(0.05))
+
+
+def test_reverse_diffusion_is_right_for_a_single_model_and_wrong_for_a_product():
+    single = reverse_diffusion(MODES, chains=4000, seed=0).positions[:, 0]
+    assert np.mean(single[:, 0] < 0) == pytest.approx(0.3, abs=0.05)
+    assert single.mean(0) == pytest.approx([0.4, 0.21], abs=0.1)
+    ring_bar = exact("ring", backend="jax") * exact("bar", backend="jax")
+    x = reverse_diffusion(ring_bar, chains=1000, seed=0).positions[:, 0]
+    outside = np.minimum(*(np.linalg.norm(x - [0, y], axis=1) for y in (-0.5, 0.5))) > 0.12
+    assert 0.3 < outside.mean() < 0.45, "the paper's failure, with exact scores"
+
+
+def half_broken(value):
+    """A Gaussian whose energy fails on one side."""
+    def energy(x, level):
+        return jnp.where(x[..., 0] > 0.5, value, 0.5 * (x**2).sum(-1))
+
+    return EnergyFunction(energy, schedule=SCHEDULE, event_shape=(2,), backend="jax", name="broken")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*((name, value) for name in ("HMC", "UHMC") for value in (np.nan, np.inf, -np.inf)), ("NUTS", -np.inf)],
+)
+def test_energies_that_are_not_finite_are_refused_and_counted(name, value):
+    init = np.random.default_rng(0).uniform(-1, 0.4, (200, 2))
+    kernel = {"HMC": HMC, "NUTS": NUTS, "UHMC": UHMC}[name](step=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SamplingWarning)
+        trace = walk(half_broken(value), kernel, init=init, chains=200, draws=5)
+    assert np.all(trace.positions[..., 0] <= 0.5)
+    assert float(trace.stats.nonfinite.sum()) > 0
+    assert np.all(np.isfinite(trace.sample_stats.lp))
+
+
+def test_a_gradient_that_is_not_finite_is_refused_too():
+    def energy(x, level):
+        return 0.5 * (x**2).sum(-1) + jnp.where(x[..., 0] > 0.5, 0.0, 0.0 * jnp.sqrt(jnp.maximum(0.5 - x[..., 0], 0.0)))
+
+    potential = EnergyFunction(energy, schedule=SCHEDULE, event_shape=(2,), backend="jax", name="kinked")
+    with jax.enable_x64(True):
+        value, gradient = potential.value_and_grad(np.array([[0.5, 0.0]]), level=0)
+    assert np.isfinite(value).all()
+    assert not np.isfinite(gradient).all()
+    walker = HMC(step=0.1).bind(potential)
+    state = walker.arrive(np.array([[0.5, 0.0], [0.1, 0.0]]), 0, None, seed=0)
+    assert state.energy[0] == np.inf
+    assert np.isfinite(state.energy[1])
+
+
+def test_a_bad_start_is_warned_of():
+    narrow = GaussianMixture([[1.5, 1.5]], [0.05], schedule=SCHEDULE, backend="jax")
+    with pytest.warns(SamplingWarning, match="start the ladder at the noisiest level, 99"):
+        walk(narrow, ladder=Ladder(levels=(5, 0), steps=1), chains=200)
+
+
+PLANAR = {name: exact(name, backend="jax") for name in ("ring", "bar", "box", "inner_box", "wide")}
+QUOTIENTS = {
+    "1.3 / -0.3 boxes": (PLANAR["box"] ** 1.3 / PLANAR["inner_box"] ** 0.3, True),
+    "ring / bar**0.3": (PLANAR["ring"] / PLANAR["bar"] ** 0.3, True),
+    "guidance(ring, bar, 3)": (guidance(PLANAR["ring"], PLANAR["bar"], scale=3.0), True),
+    "ring / wide**0.5": (PLANAR["ring"] / PLANAR["wide"] ** 0.5, False),
+    "ring * bar": (PLANAR["ring"] * PLANAR["bar"], False),
+    "guidance(ring, wide, 1.5)": (guidance(PLANAR["ring"], PLANAR["wide"], scale=1.5), False),
+}
+
+
+@pytest.mark.parametrize("case", QUOTIENTS)
+def test_quotients_without_a_density_are_warned_of_and_sound_ones_are_not(case):
+    potential, warned = QUOTIENTS[case]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trace = anneal(potential, HMC(), ladder=Ladder.full(SCHEDULE, steps=5), chains=300, seed=0)
+    words = [str(w.message) for w in caught if issubclass(w.category, SamplingWarning)]
+    assert bool(words) == warned, words
+    assert list(trace.attributes["warnings"]) == words
+    assert all("lower the exponent" in sentence for sentence in words)
+
+
+def test_tails_are_checked_without_sampling():
+    assert "not normalisable at levels 0, 1" in check_quotient(
+        guidance(PLANAR["ring"], PLANAR["bar"], scale=3.0), levels=(0, 1, 50))[0]
+    assert check_quotient(PLANAR["ring"] / PLANAR["wide"] ** 0.5, levels=range(0, 100, 10)) == []
+    assert "not normalisable" in check_quotient(GAUSS / MODES**2.0, levels=(0,))[0]
+    bad = PLANAR["ring"] / PLANAR["wide"] ** 9.0
+    assert check_quotient(bad + PLANAR["bar"], levels=(50,)) == check_quotient(bad, levels=(50,))
+
+
+REFUSED = {
+    "a function": (lambda: walk(lambda x, level: x), TypeError, "EnergyFunction"),
+    "a kernel class": (lambda: walk(kernel=HMC), TypeError, r"HMC\(leapfrogs=3\)"),
+    "no kernel": (lambda: walk(kernel="hmc"), TypeError, "kernel"),
+    "no chains": (lambda: walk(chains=0), ValueError, "chains"),
+    "half a chain": (lambda: walk(chains=2.5), ValueError, "whole number"),
+    "no draws": (lambda: walk(draws=0), ValueError, "draws"),
+    "negative seed": (lambda: walk(seed=-1), ValueError, "seed"),
+    "resample all": (lambda: walk(resample=True), ValueError, r"resample=0\.5"),
+    "resample 50": (lambda: walk(resample=50), ValueError, r"resample=0\.5"),
+    "a list for a ladder": (lambda: walk(ladder=[3, 2, 1]), TypeError, "Ladder.full"),
+    "ladder too high": (lambda: walk(ladder=Ladder(levels=(120, 0))), ValueError, "potential.schedule"),
+    "init of another shape": (lambda: walk(init=np.zeros((50, 3))), ValueError, r"here \(50, 2\)"),
+    "init of other chains": (lambda: walk(init=np.zeros((49, 2))), ValueError, "50"),
+    "init is nan": (lambda: walk(init=np.full((50, 2), np.nan)), ValueError, "finite"),
+    "no start": (lambda: walk(MODES / GAUSS**1.5), ValueError, "init="),
+    "negative step": (lambda: HMC(step=-0.1), ValueError, "positive"),
+    "step as text": (lambda: HMC(step="0.1"), TypeError, "SigmaScaled"),
+    "no leapfrogs": (lambda: HMC(leapfrogs=0), ValueError, "leapfrogs=3"),
+    "no refreshment": (lambda: HMC(refreshment=0.0), ValueError, "refreshment"),
+    "a target of 70": (lambda: Adaptive(target_acceptance=70), ValueError, "0.7"),
+    "no doublings": (lambda: NUTS(max_doublings=0), ValueError, "max_doublings"),
+    "misspelt": (lambda: HMC(leapfrog=3), TypeError, "leapfrog"),
+    "unknown parameter": (
+        lambda: from_blackjax(blackjax.mala.build_kernel, blackjax.mala.init, stepsize=1), TypeError, "takes no stepsize"),
+    "no gradient to go by": (
+        lambda: walk(kernel=from_blackjax(blackjax.rmh.build_kernel, blackjax.rmh.init,
+                                          transition_generator=lambda key, x: x), reverse_step=True),
+        ValueError, "reverse_step=False"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused_in_one_line(case):
+    act, kind, words = REFUSED[case]
+    with pytest.raises(kind, match=words) as caught:
+        act()
+    assert "\n" not in str(caught.value)
