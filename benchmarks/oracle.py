@@ -13,7 +13,7 @@ import argparse
 import time
 from typing import Any
 
-from benchmarks.problems import PROBLEMS, Truth, judge, last, log_constant, summarise, table, write
+from benchmarks.problems import PROBLEMS, Truth, exact_row, judge, last, log_constant, summarise, table, write
 from bridges.blackjax import HMC, MALA, UHMC, ULA
 from ppl_diffusion import Ladder, Potential, anneal, reverse_diffusion
 from ppl_diffusion.kernel import Kernel
@@ -62,13 +62,7 @@ def main() -> None:
         target = problem.build(densities.__getitem__)
         truth, constant = Truth.of(target), log_constant(problem)
         reference = truth.sample(4000, seed=1)
-        rows: dict[str, Any] = {
-            "exact, level 0": {
-                "out": {"mean": truth.mean(problem.outside(truth.points))},
-                "LL": {"mean": truth.mean(problem.log_density(truth.points) - constant)},
-                "balance": {"mean": truth.mean(problem.balance(truth.points))},
-            }
-        }
+        rows: dict[str, Any] = {"exact, level 0": exact_row(problem, truth, constant)}
         for sampler in SAMPLERS:
             found = []
             for seed in range(options.seeds):

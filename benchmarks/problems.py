@@ -19,7 +19,7 @@ from ppl_diffusion import Potential, Trace
 from ppl_diffusion.planar import BOXES, exact
 
 RESULTS = Path(__file__).parent / "results"
-EXTENT, CELLS = 1.6, 640
+EXTENT, CELLS = 1.6, 480
 RING = exact("ring", backend="jax").means  # type: ignore[union-attr]
 BANDWIDTH = 0.2
 """Of the Gaussian kernel of the MMD, in units of the plane."""
@@ -98,10 +98,11 @@ PROBLEMS = {
 
 @dataclass(frozen=True)
 class Truth:
-    """A composed density at level 0 on a grid: points ``(n, 2)`` and the mass of each cell ``(n,)``."""
+    """A composed density at level 0 on a grid: points ``(n, 2)``, the mass of each cell and its energy ``(n,)``."""
 
     points: np.ndarray
     masses: np.ndarray
+    energies: np.ndarray
 
     @classmethod
     def of(cls, potential: Potential) -> Truth:
@@ -112,7 +113,7 @@ class Truth:
             blocks = [np.asarray(potential.energy(block, level=0)) for block in np.array_split(points, 40)]
         energy = np.concatenate(blocks)
         masses = np.exp(energy.min() - energy)
-        return cls(points, masses / masses.sum())
+        return cls(points, masses / masses.sum(), energy)
 
     def mean(self, values: np.ndarray) -> float:
         """Expectation of a function given at the points."""
@@ -123,6 +124,23 @@ class Truth:
         rng = np.random.default_rng(seed)
         cells = rng.choice(len(self.points), size=draws, p=self.masses)
         return self.points[cells] + rng.uniform(-EXTENT / CELLS, EXTENT / CELLS, size=(draws, 2))
+
+
+def exact_row(problem: Problem, truth: Truth, constant: float) -> dict[str, dict[str, float]]:
+    """The figures of merit that a perfect sampler of ``truth`` would have: expectations, not draws."""
+    nearest = np.linalg.norm(truth.points[:, None] - problem.modes[None], axis=2).argmin(1)
+    variances = []
+    for k in range(len(problem.modes)):
+        share = truth.masses * (~problem.outside(truth.points) & (nearest == k))
+        share = share / share.sum()
+        variances.append(np.mean(share @ truth.points**2 - (share @ truth.points) ** 2))
+    values = {
+        "out": truth.mean(problem.outside(truth.points)),
+        "LL": truth.mean(problem.log_density(truth.points) - constant),
+        "mode std": float(np.sqrt(np.mean(variances))),
+        "balance": truth.mean(problem.balance(truth.points)),
+    }
+    return {name: {"mean": value} for name, value in values.items()}
 
 
 def log_constant(problem: Problem) -> float:
@@ -164,7 +182,8 @@ def summarise(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     found = {}
     for key in rows[0]:
         values = np.array([row[key] for row in rows], dtype=float)
-        found[key] = {"mean": float(values.mean()), "se": float(values.std(ddof=1) / np.sqrt(len(values)))}
+        se = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+        found[key] = {"mean": float(values.mean()), "se": se}
     return found
 
 
@@ -190,7 +209,9 @@ def table(rows: Mapping[str, Mapping[str, Mapping[str, float]]], columns: Iterab
 
 
 def _cell(value: Mapping[str, float]) -> str:
-    if "se" not in value or np.isnan(value["se"]):
-        return f"{value['mean']:.3g}"
-    digits = max(0, 1 - int(np.floor(np.log10(max(value["se"], 1e-6)))))
+    if np.isnan(value["mean"]):
+        return ""
+    if not value.get("se", 0) > 0:
+        return f"{value['mean']:.4g}"
+    digits = max(0, -int(np.floor(np.log10(value["se"]))) + (value["se"] < 0.1))
     return f"{value['mean']:.{digits}f} ± {value['se']:.{digits}f}"

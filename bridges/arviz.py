@@ -63,16 +63,17 @@ def to_inference_data(trace: Trace) -> Any:
     attributes |= {"inference_library": "ppl-diffusion"}
     attributes["inference_library_version"] = str(dict(trace.attributes.get("versions", {})).get("ppl-diffusion", ""))
     rungs = trace.stats.assign_coords(chain=np.arange(trace.stats.sizes["chain"]))
-    if int(library.__version__.split(".")[0]) >= 1:
-        tree = library.from_dict({"posterior": variables, "sample_stats": stats}, dims=dims)
-        tree["annealing"] = xr.DataTree(rungs)
-        for group in ("posterior", "sample_stats"):
-            tree[group].attrs.update(attributes)
-        tree.attrs.update(attributes)
-        return tree
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="More chains")  # a population of chains is what the walk is for
+        # A population of chains is what the walk is for, and the group of rungs is ours.
+        warnings.filterwarnings("ignore", message="More chains|Found chain dimension to be longer")
         warnings.filterwarnings("ignore", message=".*not defined in the InferenceData scheme.*")
+        if int(library.__version__.split(".")[0]) >= 1:
+            tree = library.from_dict({"posterior": variables, "sample_stats": stats}, dims=dims)
+            tree["annealing"] = xr.DataTree(rungs)
+            for group in ("posterior", "sample_stats"):
+                tree[group].attrs.update(attributes)
+            tree.attrs.update(attributes)
+            return tree
         data = library.from_dict(posterior=variables, sample_stats=stats, dims=dims, attrs=attributes)
         data.add_groups({"annealing": rungs})
     return data

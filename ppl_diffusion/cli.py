@@ -262,3 +262,7 @@ def _one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("ppl-diffusion: interrupted, nothing half-written is left", err=True)
         raise typer.Exit(130) from None
+
+
+if __name__ == "__main__":
+    main()

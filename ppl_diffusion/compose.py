@@ -23,8 +23,9 @@ from .arrays import Array, Backend, as_backend, check_backend, double
 from .potential import Mixture, Potential, Product
 from .schedule import NoiseSchedule
 
-FAR = (1.0, 2.0)
-"""Distances at which tails are probed, in units of three root-mean-square radii of noised unit data."""
+FAR = (1.0, 2.0, 4.0, 8.0)
+"""Distances at which tails are probed, in units of three root-mean-square radii of noised unit data: from each
+to the next the energy must grow (a learned energy may dip in between)."""
 
 OUTSIDE = 6.0
 """Mean squared predicted noise per coordinate above which a chain lies outside a factor's support (one draw
@@ -135,8 +136,8 @@ def check_quotient(
 ) -> list[str]:
     """What can be known to be wrong with a quotient, in words; nothing for other potentials.
 
-    Two things are checked. *Tails*: far out in random directions the energy must still grow, at each of
-    ``levels``, or no normalisable density exists there. *Support*: for chains of the composed density at
+    Two things are checked. *Tails*: far out in random directions the energy must grow with every doubling
+    of the distance, at each of ``levels``, or no normalisable density exists there. *Support*: for chains of the composed density at
     ``level``, the noise that each numerator predicts, ``sigma grad U``, must have a mean square
     of at most about one per coordinate, as it has for draws of the numerator itself (it is the mean of
     unit noise given ``x``); far above, for more than a twentieth of the chains, the mass lies where the
@@ -144,7 +145,7 @@ def check_quotient(
 
     Args:
         potential: any potential.
-        levels: where to check tails: one evaluation of 32 points each.
+        levels: where to check tails: one evaluation of 128 points each.
         positions: chains, shape ``(chains, *event_shape)``, for the check of support.
         level: the level of ``positions``.
 
@@ -169,9 +170,8 @@ def check_quotient(
         radius = 3 * np.hypot(potential.schedule.alpha(where), potential.schedule.sigma(where))
         x = np.concatenate([rays * radius * distance for distance in FAR])
         with jax.enable_x64(True):
-            _, gradient = potential.value_and_grad(x, level=where)
-        outward = (np.asarray(gradient) * x).reshape(len(x), -1).sum(1)
-        if not np.all(outward > 0):
+            energy = np.asarray(potential.value_and_grad(x, level=where)[0]).reshape(len(FAR), -1)
+        if not np.all(np.diff(energy, axis=0) > 0):
             open_levels.append(where)
     if open_levels:
         notes.append(

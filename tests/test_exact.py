@@ -10,7 +10,7 @@ from bridges.blackjax import HMC, MALA, NUTS
 from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, anneal, mixture
 
 SCHEDULE = NoiseSchedule.cosine(100)
-LADDER = Ladder.spaced(SCHEDULE, rungs=34)
+LADDER = Ladder.spaced(SCHEDULE, rungs=25)
 CHAINS = 2_000
 
 

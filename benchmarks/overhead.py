@@ -1,0 +1,184 @@
+"""Claim: the walk costs what its network calls cost; kernels, weights, crossing and records add a few percent.
+
+    python -m benchmarks.overhead [--rounds 3]
+
+Ratios of wall time within one run, rounds interleaved, the fastest of each compared:
+
+* annealed HMC of 64 chains on ``digits``, against the bare loop of the same torch gradient calls, the evaluation
+  pattern of the paper's released sampler (``L + 2`` gradients a step, one accept decision for all chains), and
+  plain Pyro HMC, chain by chain;
+* annealed HMC on the exact planar product in JAX, against a plain loop over jitted BlackJAX rungs of the same
+  density in the same precision, and in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from pyro.infer.mcmc import HMC as PyroHMC
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.problems import write
+from bridges.blackjax import HMC
+from ppl_diffusion import Ladder, Potential, anneal, load
+from ppl_diffusion.planar import exact
+
+CHAINS, RUNGS, STEPS, LEAPFROGS, STEP = 64, 4, 2, 3, 0.05
+
+
+def paper_hmc(potential: Potential, x: torch.Tensor, level: int, steps: int) -> int:
+    """The released sampler's evaluation pattern, its defects included (momentum in place, one decision); calls."""
+    calls = 0
+    for _ in range(steps):
+        momentum = torch.randn_like(x)
+        before, gradient = potential.value_and_grad(x, level=level)
+        moved, kinetic = x.clone(), float((momentum**2).sum())
+        for _ in range(LEAPFROGS):
+            momentum -= 0.5 * STEP * gradient
+            moved += STEP * momentum
+            _, gradient = potential.value_and_grad(moved, level=level)
+            momentum -= 0.5 * STEP * gradient
+        after, _ = potential.value_and_grad(moved, level=level)
+        calls += LEAPFROGS + 2
+        if np.log(np.random.default_rng(0).random()) < float((before - after).sum()) + kinetic - float((momentum**2).sum()):
+            x = moved
+    return calls
+
+
+def pyro_hmc(potential: Potential, x: torch.Tensor, level: int, steps: int) -> None:
+    """Pyro's own kernel on one chain."""
+    kernel = PyroHMC(
+        potential_fn=lambda params: potential.energy(params["x"], level=level),
+        step_size=STEP,
+        trajectory_length=STEP * (LEAPFROGS + 0.5),
+        adapt_step_size=False,
+        adapt_mass_matrix=False,
+    )
+    kernel.initial_params = {"x": x}
+    kernel.setup(warmup_steps=0)
+    params = {"x": x}
+    for _ in range(steps):
+        params = kernel.sample(params)
+
+
+def plain_blackjax(target: Potential, ladder: Ladder, chains: int, *, precise: bool) -> Callable[[], Any]:
+    """A loop over jitted rungs of BlackJAX's HMC, which records nothing and weighs nothing."""
+
+    def rung(x: Any, key: Any, level: Any) -> Any:
+        def log_density(x: Any) -> Any:
+            return -target.energy(x, level=level)
+
+        kernel = blackjax.hmc(log_density, 0.03, jnp.ones(2), LEAPFROGS)
+
+        def step(states: Any, key: Any) -> Any:
+            return jax.vmap(kernel.step)(jax.random.split(key, chains), states)[0], None
+
+        return jax.lax.scan(step, jax.vmap(kernel.init)(x), jax.random.split(key, ladder.steps_per_rung[0]))[0].position
+
+    compiled = jax.jit(rung)
+
+    def loop() -> Any:
+        with jax.enable_x64(precise):
+            x = jax.random.normal(jax.random.key(0), (chains, 2))
+            for level in ladder.levels:
+                x = compiled(x, jax.random.key(level), level)
+            return jax.block_until_ready(x)
+
+    return loop
+
+
+def fastest(rounds: int, runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Seconds of the fastest of ``rounds`` interleaved runs of each, after one that compiles."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, act in runs.items():
+            begun = time.perf_counter()
+            act()
+            if turn:
+                times[name].append(time.perf_counter() - begun)
+    return {name: min(values) for name, values in times.items()}
+
+
+def digits(rounds: int) -> dict[str, Any]:
+    """Seconds of the walk on the digit model and of what it is compared with."""
+    target = load("digits").given(3)
+    ladder = Ladder.spaced(target.schedule, rungs=RUNGS, steps=STEPS)
+    x = torch.randn(CHAINS, 28, 28, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    calls = len(ladder) * (1 + STEPS * LEAPFROGS) + LEAPFROGS  # and one recorded draw
+
+    def walk() -> None:
+        found = anneal(target, HMC(leapfrogs=LEAPFROGS), ladder=ladder, chains=CHAINS, seed=0).gradient_calls
+        assert found == calls, f"{found} calls where {calls} are due"
+
+    def bare() -> None:
+        for level in ladder.levels:
+            for _ in range(1 + STEPS * LEAPFROGS + LEAPFROGS * (level == ladder.levels[-1])):
+                target.value_and_grad(x, level=level)
+
+    def paper() -> None:
+        for level in ladder.levels:
+            paper_hmc(target, x, level, STEPS)
+
+    def pyro() -> None:
+        pyro_hmc(target, x[0], 50, 4)
+
+    seconds = fastest(rounds, {"walk": walk, "bare": bare, "paper": paper, "pyro": pyro})
+    chain_steps = CHAINS * (len(ladder) * STEPS + 1)
+    each = seconds["walk"] / chain_steps
+    return {
+        "chains": CHAINS,
+        "gradient calls": calls,
+        "seconds": seconds,
+        "walk / bare gradient calls": seconds["walk"] / seconds["bare"],
+        "paper's pattern / walk, per step": seconds["paper"] / (CHAINS * len(ladder) * STEPS) / each,
+        "plain Pyro / walk, per chain and step": seconds["pyro"] / 4 / each,
+    }
+
+
+def oracle(rounds: int, chains: int = 2000) -> dict[str, Any]:
+    """Seconds of the walk on the exact planar product, and of plain loops over BlackJAX."""
+    target = exact("ring", backend="jax") * exact("bar", backend="jax")
+    ladder = Ladder.full(target.schedule, steps=10)
+    kernel = HMC(step=0.03, leapfrogs=LEAPFROGS)
+    runs = {
+        "walk": lambda: anneal(target, kernel, ladder=ladder, chains=chains, seed=0),
+        "plain loop": plain_blackjax(target, ladder, chains, precise=True),
+        "plain loop, float32": plain_blackjax(target, ladder, chains, precise=False),
+    }
+    seconds = fastest(rounds, runs)
+    return {
+        "chains": chains,
+        "gradients": chains * len(ladder) * 10 * LEAPFROGS,
+        "seconds": seconds,
+        "walk / plain loop": seconds["walk"] / seconds["plain loop"],
+        "walk / plain loop, float32": seconds["walk"] / seconds["plain loop, float32"],
+    }
+
+
+def main() -> None:
+    """Time everything, print and write the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    content = {"digits": digits(options.rounds), "oracle": oracle(options.rounds), "threads": torch.get_num_threads()}
+    write("overhead", content)
+    table = Table("figure", "value")
+    for part, values in content.items():
+        if isinstance(values, dict):
+            for name, value in values.items():
+                if isinstance(value, float):
+                    table.add_row(f"{part}: {name}", f"{value:.3g}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

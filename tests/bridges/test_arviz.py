@@ -1,0 +1,194 @@
+"""Traces in ArviZ, 0.23 and 1.x; every sentence of the diagnosis, deserved and undeserved."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import bridges.arviz as bridge
+from bridges.arviz import diagnose, summaries, to_inference_data
+from bridges.blackjax import HMC, ULA
+from bridges.plots import image_grid, plot_ladder, plot_planar, plot_samples
+from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, anneal, reverse_diffusion
+
+SCHEDULE = NoiseSchedule.cosine(30)
+LADDER = Ladder.full(SCHEDULE, steps=5)
+TARGET = GaussianMixture([[0.3, 0.1]], [0.5], schedule=SCHEDULE, backend="jax")
+IMAGES = GaussianMixture(np.zeros((1, 36)), [0.5], schedule=SCHEDULE, backend="jax")
+
+
+@pytest.fixture(params=["installed", "1.x"])
+def library(request, monkeypatch):
+    """The ArviZ that is installed, and ArviZ 1.x as the three packages that it is made of."""
+    if request.param == "1.x":
+        base, stats = pytest.importorskip("arviz_base"), pytest.importorskip("arviz_stats")
+        module = types.SimpleNamespace(
+            __version__="1.0.0", from_dict=base.from_dict, summary=stats.summary, rhat=stats.rhat, ess=stats.ess
+        )
+        monkeypatch.setattr(bridge, "arviz", lambda: module)
+    return bridge.arviz()
+
+
+@pytest.fixture(scope="module")
+def good():
+    return anneal(TARGET, HMC(), ladder=LADDER, chains=100, draws=40, seed=0)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    found = anneal(IMAGES, HMC(), ladder=LADDER, chains=6, draws=40, seed=0)
+    return dataclasses.replace(found, positions=found.positions.reshape(6, 40, 6, 6))
+
+
+def group(data, name):
+    found = data[name]
+    return found.to_dataset() if hasattr(found, "to_dataset") else found
+
+
+def test_groups_dimensions_and_provenance(library, good):
+    data = to_inference_data(good)
+    assert type(data).__name__ == ("DataTree" if int(library.__version__[0]) >= 1 else "InferenceData")
+    posterior = group(data, "posterior")
+    assert posterior["x"].dims == ("chain", "draw", "x_dim_0")
+    np.testing.assert_array_equal(posterior["x"], good.positions)
+    stats = group(data, "sample_stats")
+    assert {"lp", "acceptance_rate", "diverging", "step_size", "n_steps"} <= set(stats)
+    assert stats["diverging"].dtype == bool
+    annealing = group(data, "annealing")
+    assert annealing["acceptance_rate"].dims == ("rung", "chain")
+    np.testing.assert_array_equal(annealing["level"], LADDER.levels)
+    assert data.attrs["inference_library"] == "ppl-diffusion"
+    assert data.attrs["seed"] == "0"
+    table = library.summary(data, var_names=["x"])
+    assert list(table.index) == ["x[0]", "x[1]"]
+
+
+def test_pictures_are_summarised_by_scalars(library, pictures):
+    data = to_inference_data(pictures)
+    posterior = group(data, "posterior")
+    assert posterior["x"].dims == ("chain", "draw", "x_dim_0", "x_dim_1")
+    assert {"energy", "mean", "projection_0", "projection_3"} <= set(posterior)
+    assert all(value.shape == (6, 40) for value in summaries(pictures).values())
+    np.testing.assert_allclose(posterior["energy"], -pictures.sample_stats.lp)
+    found = diagnose(pictures)
+    assert set(found.draws["variable"].to_numpy()) == set(summaries(pictures))
+
+
+def test_sites_of_a_model_are_the_posterior(library, good):
+    sites = {"x": good.positions, "noise": good.positions[..., 0]}
+    posterior = group(to_inference_data(dataclasses.replace(good, sites=sites)), "posterior")
+    assert posterior["noise"].dims == ("chain", "draw")
+
+
+def test_a_good_run_gets_no_warning_and_a_full_table(library, good):
+    found = diagnose(good)
+    assert found.warnings == ()
+    assert found.rungs.sizes["rung"] == len(LADDER)
+    np.testing.assert_allclose(found.rungs.acceptance, good.stats.acceptance_rate.mean("chain"))
+    assert (found.rungs.stuck < 10).all()
+    assert (found.rungs.ancestors == 100).all()
+    assert float(found.draws.r_hat.max()) < 1.05
+    text = str(found)
+    assert "acceptance" in text
+    assert "nothing suspicious was found" in text
+
+
+def with_stats(trace, **columns):
+    stats = trace.stats.copy(deep=True)
+    for name, value in columns.items():
+        stats[name] = stats[name].dims, np.broadcast_to(value, stats[name].shape).copy()
+    return dataclasses.replace(trace, stats=stats)
+
+
+def test_few_draws_get_no_r_hat():
+    found = diagnose(anneal(TARGET, HMC(), ladder=LADDER, chains=50, draws=10, seed=0))
+    assert found.draws.sizes == {}
+    assert not any("R-hat" in sentence for sentence in found.warnings)
+
+
+def says(trace, words):
+    return any(words in sentence for sentence in diagnose(trace).warnings)
+
+
+def test_unadjusted_kernels_are_named(good):
+    assert says(anneal(TARGET, ULA(), ladder=LADDER, chains=20, seed=0), "unadjusted")
+    assert not says(good, "unadjusted")
+
+
+def test_low_acceptance_is_named():
+    assert says(anneal(TARGET, HMC(step=2.5), ladder=LADDER, chains=50, seed=0), "acceptance is under .2")
+
+
+def test_stuck_chains_are_named_where_effective_sizes_are_full():
+    """The trap: ArviZ reports the full effective sample size for chains that never moved."""
+    trace = anneal(TARGET, HMC(step=50.0), ladder=LADDER, chains=30, draws=30, seed=0)
+    assert says(trace, "30 of 30 chains did not move")
+
+
+def test_drift_at_the_last_rung_is_named(good):
+    cold = np.full((300, 2), 3.0)
+    trace = anneal(TARGET, HMC(step=0.05), ladder=Ladder(levels=(0,), steps=4), chains=300, seed=0, init=cold)
+    assert says(trace, "still drifted")
+    assert not says(good, "drifted")
+
+
+def test_modes_that_do_not_mix_are_named(good):
+    two = GaussianMixture([[-3.0, 0.0], [3.0, 0.0]], [0.1, 0.1], schedule=SCHEDULE, backend="jax")
+    trace = anneal(two, HMC(), ladder=LADDER, chains=20, draws=50, seed=0)
+    assert says(trace, "R-hat")
+    assert not says(good, "R-hat")
+
+
+def test_failures_of_the_potential_are_named(good):
+    assert says(with_stats(good, nonfinite=1.0), "not finite")
+    assert says(with_stats(good, diverging=1.0), "diverged")
+
+
+def test_weights_are_judged_by_their_spread(good):
+    rng = np.random.default_rng(0)
+    rough = with_stats(good, log_weight=12 * rng.standard_normal((30, 100)))
+    assert says(rough, "meaningless")
+    useful = with_stats(good, log_weight=0.3 * rng.standard_normal((30, 100)), ess=40.0)
+    assert says(useful, "resample=0.5 would correct")
+    assert not says(good, "log-weights")
+    used = dataclasses.replace(rough, attributes={**rough.attributes, "resample": 0.5})
+    assert says(used, "the weights that were used are meaningless")
+
+
+def test_a_collapsed_population_is_named(good):
+    collapsed = with_stats(good, ancestor=0)
+    collapsed = dataclasses.replace(collapsed, attributes={**good.attributes, "resample": 0.5})
+    assert says(collapsed, "only 1 of 100 ancestors")
+    assert not says(anneal(TARGET, HMC(), ladder=LADDER, chains=100, draws=5, seed=0, resample=0.5), "ancestors")
+
+
+def test_reverse_diffusion_has_no_acceptance_to_report():
+    found = diagnose(reverse_diffusion(TARGET, ladder=LADDER, chains=20, seed=0))
+    assert np.isnan(found.rungs.acceptance).all()
+    assert np.isnan(found.rungs.stuck).all()
+    assert not any("move" in sentence for sentence in found.warnings)
+
+
+def test_plots_show_what_they_are_given(good, pictures, tmp_path):
+    assert len(plot_ladder(good).axes) == 4
+    acceptance = plot_ladder(good).axes[0].lines[0].get_ydata()
+    np.testing.assert_allclose(acceptance, good.stats.acceptance_rate.mean("chain"))
+    scatter = plot_samples(good, title="a * b").axes[0]
+    assert scatter.collections[0].get_offsets().shape[0] >= 100 or len(scatter.lines[0].get_xdata()) >= 100
+    grid = image_grid(pictures.positions[:, -1])
+    assert grid.ndim == 2
+    assert min(grid.shape) >= 12
+    for figure in (plot_ladder(good), plot_samples(good), plot_samples(pictures), plot_planar({"one": good.positions[:, -1]}, columns=1)):
+        figure.savefig(tmp_path / "picture.png")
+        assert (tmp_path / "picture.png").stat().st_size > 2000
+
+
+def test_diagnosis_is_plain_data(good):
+    found = diagnose(good)
+    assert isinstance(found.rungs, xr.Dataset)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.warnings = ()

@@ -1,0 +1,114 @@
+"""The crossing: same energies, same gradients, float64 kept, one call for all chains, no copy of the algebra."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from bridges.blackjax import HMC
+from bridges.torch_jax import to_jax, to_torch
+from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, anneal
+
+SCHEDULE = NoiseSchedule.cosine(30)
+
+
+def pair(backend):
+    p = GaussianMixture([[0.4, -0.2], [-0.6, 0.5]], [0.3, 0.2], schedule=SCHEDULE, backend=backend, name="p")
+    q = GaussianMixture([[0.1, 0.3]], [0.5], schedule=SCHEDULE, backend=backend, name="q")
+    return p, q
+
+
+def points(count=9):
+    return np.random.default_rng(0).standard_normal((count, 2))
+
+
+def test_energies_cross_in_float64_and_leave_the_default_alone():
+    """One ulp of float32 at 1e5 is .008: enough to decide an acceptance."""
+    offset = EnergyFunction(lambda x, level: 1e5 + 1e-6 * (x**2).sum(-1), schedule=SCHEDULE, event_shape=(2,),
+                            backend="torch", name="large")
+    with jax.enable_x64(True):
+        value, gradient = jax.jit(lambda x: to_jax(offset).value_and_grad(x, level=3))(points())
+        assert value.dtype == jnp.float64
+        np.testing.assert_allclose(np.asarray(value) - 1e5, 1e-6 * (points() ** 2).sum(1), atol=1e-10)
+        np.testing.assert_allclose(gradient, 2e-6 * points(), rtol=1e-12)
+    assert jnp.zeros(1).dtype == jnp.float32
+    assert to_jax(offset).energy(points(), level=3).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("level", [0, 12, 29])
+def test_crossings_agree_with_the_potential_that_they_carry(level):
+    with jax.enable_x64(True):
+        for here, there in ((pair("torch"), to_jax), (pair("jax"), to_torch)):
+            potential = here[0] * here[1] ** 0.7
+            crossed = there(potential)
+            assert crossed.backend != potential.backend
+            for mine, yours in zip(potential.value_and_grad(points(), level=level),
+                                   crossed.value_and_grad(points(), level=level), strict=True):
+                np.testing.assert_allclose(np.asarray(yours), np.asarray(mine), rtol=1e-12)
+
+
+def test_there_and_back_is_the_same_object():
+    p, q = pair("torch")
+    assert to_torch(to_jax(p * q)).factors == (p, q)
+    j = pair("jax")[0]
+    assert to_jax(to_torch(j)) is j
+    assert to_jax(j) is j
+    assert to_torch(p) is p
+
+
+def test_jax_transformations_work_on_a_crossed_potential():
+    crossed = to_jax(pair("torch")[0])
+    with jax.enable_x64(True):
+        _, gradient = crossed.value_and_grad(points(), level=4)
+        one = jax.grad(lambda x: crossed.energy(x, level=4))
+        np.testing.assert_allclose(jax.vmap(one)(jnp.asarray(points())), gradient, rtol=1e-10)
+        np.testing.assert_allclose(jax.jit(jax.vmap(one))(jnp.asarray(points())), gradient, rtol=1e-10)
+        scaled = jax.grad(lambda x: 3 * crossed.energy(x, level=4).sum())(jnp.asarray(points()))
+        np.testing.assert_allclose(scaled, 3 * np.asarray(gradient), rtol=1e-10)
+
+
+def test_torch_transformations_work_on_a_crossed_potential():
+    crossed = to_torch(pair("jax")[0])
+    x = torch.from_numpy(points())
+    _, gradient = crossed.value_and_grad(x, level=4)
+    leaf = x.clone().requires_grad_()
+    (2 * crossed.energy(leaf, level=4).sum()).backward()
+    np.testing.assert_allclose(leaf.grad, 2 * gradient, rtol=1e-10)
+    batched = torch.func.vmap(torch.func.grad(lambda row: crossed.energy(row, level=4)))(x)
+    np.testing.assert_allclose(batched, gradient, rtol=1e-10)
+
+
+def test_a_composition_of_jax_potentials_in_torch_does_not_cross_twice():
+    p, q = pair("jax")
+    both = to_torch(p) * to_torch(q)
+    home = to_jax(both)
+    assert home.factors == (p, q)
+    trace = anneal(both, HMC(), ladder=Ladder(levels=(29, 0), steps=2), chains=5, seed=0)
+    direct = anneal(p * q, HMC(), ladder=Ladder(levels=(29, 0), steps=2), chains=5, seed=0)
+    np.testing.assert_allclose(trace.positions, direct.positions, rtol=1e-10)
+
+
+def test_a_callback_that_would_call_jax_says_so_instead_of_waiting_for_ever():
+    inner = to_torch(pair("jax")[0])
+    outer = EnergyFunction(lambda x, level: inner.energy(x, level=level), schedule=SCHEDULE, event_shape=(2,),
+                           backend="torch", name="outer")
+    with pytest.raises(Exception, match="without to_torch"):
+        anneal(outer, HMC(), ladder=Ladder(levels=(29, 0), steps=1), chains=3, seed=0)
+
+
+def test_errors_inside_a_callback_reach_the_caller():
+    def fails(x, level):
+        raise RuntimeError("the network is out of order")
+
+    broken = EnergyFunction(fails, schedule=SCHEDULE, event_shape=(2,), backend="torch", name="broken")
+    with pytest.raises(Exception, match="out of order"):
+        anneal(broken, HMC(), ladder=Ladder(levels=(29, 0), steps=1), chains=3, seed=0)
+
+
+def test_one_level_for_all_chains():
+    crossed = to_jax(pair("torch")[0])
+    with pytest.raises(Exception, match="one level for all chains"):
+        jax.vmap(lambda x, level: crossed.energy(x, level=level))(jnp.asarray(points()), jnp.arange(9)).block_until_ready()

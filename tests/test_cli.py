@@ -1,0 +1,170 @@
+"""The command line: what it writes, what it refuses, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ppl_diffusion import GaussianMixture, Trace, cli
+from ppl_diffusion.expression import parse
+from ppl_diffusion.planar import NAMES, SCHEDULE, exact
+
+QUICK = ["--chains", "8", "--steps", "1", "--rungs", "4"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """``run(*arguments)`` gives status, standard output and standard error."""
+    def act(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ppl-diffusion", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return (ended.value.code or 0, *capsys.readouterr())
+
+    return act
+
+
+def test_sample_writes_trace_summary_and_pictures(run, tmp_path):
+    out = tmp_path / "runs" / "ring-bar"
+    status, printed, progress = run("sample", "ring * bar", "--out", out, *QUICK, "--draws", 6, "--seed", 3)
+    assert status == 0
+    assert {p.name for p in out.iterdir()} == {"trace.nc", "diagnosis.txt", "summary.csv", "samples.png", "ladder.png"}
+    trace = Trace.load(out / "trace.nc")
+    assert trace.positions.shape == (8, 6, 2)
+    assert trace.attributes["potential"] == "ring * bar"
+    assert trace.attributes["seed"] == 3
+    assert "acceptance" in printed
+    assert "level 0" in progress, "plain lines where there is no terminal"
+    assert [p.name for p in out.parent.iterdir()] == ["ring-bar"], "nothing else is left behind"
+    status, printed, _ = run("diagnose", out, "--json")
+    assert status == 0
+    assert len(json.loads(printed)["rungs"]["acceptance"]) == 4
+
+
+@pytest.mark.parametrize("kernel", ["mala", "nuts", "uhmc", "ula", "reverse"])
+def test_every_kernel_has_a_name(run, tmp_path, kernel):
+    status, printed, progress = run("sample", "0.5*left + 0.5*right", "--kernel", kernel, "--out", tmp_path / "x", *QUICK, "--quiet")
+    assert (status, printed, progress) == (0, "", "")
+
+
+def test_json_is_the_only_thing_on_standard_output(run, tmp_path):
+    status, printed, progress = run("sample", "ring / wide**0.5", "--out", tmp_path / "x", *QUICK, "--json", "--resample", 0.5)
+    assert status == 0
+    assert progress == ""
+    content = json.loads(printed)
+    assert content["gradient_calls"] == 4 * 4 + 3
+    assert len(content["rungs"]["level"]) == 4
+
+
+def test_models_are_listed(run):
+    status, printed, _ = run("models")
+    assert status == 0
+    assert all(name in printed for name in (*NAMES, "digits"))
+    assert {card["name"] for card in json.loads(run("models", "--json")[1])} == {*NAMES, "digits"}
+
+
+REFUSED = {
+    "unknown model": (["sample", "rings", "--out", "{tmp}/x"], "did you mean ring?"),
+    "syntax": (["sample", "ring *", "--out", "{tmp}/x"], "position"),
+    "python": (["sample", "__import__('os').system('true')", "--out", "{tmp}/x"], "only names"),
+    "attribute": (["sample", "ring.network", "--out", "{tmp}/x"], "only names"),
+    "number": (["sample", "1 + 2", "--out", "{tmp}/x"], "is a number"),
+    "negative": (["sample", "ring * -1", "--out", "{tmp}/x"], "quotient"),
+    "another space": (["sample", "ring * digits[3]", "--out", "{tmp}/x"], "same space"),
+    "no such class": (["sample", "digits[12]", "--out", "{tmp}/x"], ".given(0) to .given(9)"),
+    "not conditional": (["sample", "ring[1]", "--out", "{tmp}/x"], "not conditional"),
+    "no start": (["sample", "ring / bar**2", "--out", "{tmp}/x"], "init="),
+    "output exists": (["sample", "ring", "--out", "{tmp}"], "exists and is kept"),
+    "no output": (["sample", "ring"], "--out"),
+    "no chains": (["sample", "ring", "--out", "{tmp}/x", "--chains", "0"], "chains"),
+    "text for chains": (["sample", "ring", "--out", "{tmp}/x", "--chains", "many"], "valid integer"),
+    "too many rungs": (["sample", "ring", "--out", "{tmp}/x", "--rungs", "1000"], "2 to 100"),
+    "unknown kernel": (["sample", "ring", "--out", "{tmp}/x", "--kernel", "gibbs"], "gibbs"),
+    "negative step": (["sample", "ring", "--out", "{tmp}/x", "--step", "-1"], "positive"),
+    "misspelt option": (["sample", "ring", "--out", "{tmp}/x", "--chain", "3"], "--chain"),
+    "unknown command": (["draw", "ring"], "draw"),
+    "no run": (["diagnose", "{tmp}/nothing"], "no trace"),
+    "not a run": (["diagnose", "{tmp}/rubbish.nc"], "is not a trace"),
+    "no configuration": (["train", "nothing"], "no configuration nothing"),
+    "no images": (["train", "digits", "--checkpoint", "{tmp}/c.safetensors", "--out", "{tmp}/w.safetensors"], "--data"),
+    "no folder": (["train", "ring", "--checkpoint", "{tmp}/a/c.safetensors", "--out", "{tmp}/w.safetensors"], "mkdir -p"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_ends_with_status_2_and_one_line(run, tmp_path, case):
+    arguments, words = REFUSED[case]
+    (tmp_path / "rubbish.nc").write_bytes(b"rubbish")
+    status, printed, error = run(*(a.replace("{tmp}", str(tmp_path)) for a in arguments))
+    assert status == 2
+    assert printed == ""
+    assert len(error.strip().splitlines()) == 1
+    assert error.startswith("ppl-diffusion: ")
+    assert words in error
+    assert [p.name for p in tmp_path.iterdir()] == ["rubbish.nc"], "nothing is lost and nothing is left"
+
+
+@pytest.mark.parametrize("command", [["sample", "ring * bar", "--out", "run", "--steps", "200"], ["train", "ring"]])
+def test_an_interruption_leaves_nothing_half_written(tmp_path, command):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppl_diffusion.cli", *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+    line = process.stderr.readline()  # the first progress: it is under way
+    assert "%" in line, line + process.stderr.read()
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "interrupted" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+TABLE = {name: exact(name, backend="jax") for name in NAMES}
+
+
+@pytest.mark.parametrize(
+    ("text", "build"),
+    [
+        ("ring * bar", lambda t: t["ring"] * t["bar"]),
+        ("0.5*left + 0.5*right", lambda t: 0.5 * t["left"] + 0.5 * t["right"]),
+        ("ring / wide**0.5", lambda t: t["ring"] / t["wide"] ** 0.5),
+        ("ring**1.3 / (bar * wide)**.1", lambda t: t["ring"] ** 1.3 / (t["bar"] * t["wide"]) ** 0.1),
+        ("ring**-0.5 * wide", lambda t: t["wide"] / t["ring"] ** 0.5),
+        ("guidance(ring, wide, 1.5)", lambda t: t["ring"] ** 1.5 / t["wide"] ** 0.5),
+        ("mixture(left, right)", lambda t: 0.5 * t["left"] + 0.5 * t["right"]),
+        ("conjunction(wide, ring, bar)", lambda t: t["ring"] * t["bar"] / t["wide"]),
+    ],
+)
+def test_expressions_mean_what_python_would_mean(text, build):
+    found, expected = parse(text, load=TABLE.__getitem__, known=list(TABLE)), build(TABLE)
+    x = np.random.default_rng(0).standard_normal((20, 2)).astype(np.float32) * 0.4
+    for level in (0, 60):
+        np.testing.assert_allclose(found.energy(x, level=level), expected.energy(x, level=level), rtol=2e-4, atol=2e-3)
+
+
+def test_expressions_load_each_model_once():
+    loaded = []
+
+    def load(name):
+        loaded.append(name)
+        return GaussianMixture([[0.0, 0.0]], [1.0], schedule=SCHEDULE, backend="jax", name=name)
+
+    parse("a * b + a / b**0.1 * b**0.1", load=load, known=["a", "b"])
+    assert loaded == ["a", "b"]
+
+
+@pytest.mark.parametrize("text", ["ring if ring else bar", "lambda: ring", "[ring]", "ring @ bar", "ring ** ring", "open('x')",
+                                  "ring\nbar", "", "ring * (", "9**9**9**9 * ring", "ring and bar", "guidance(ring)",
+                                  "mixture()", "conjunction(ring)", "f'{ring}'", "ring(3)", "(" * 500 + "ring" + ")" * 500])
+def test_what_is_outside_the_grammar_is_refused_in_one_line(text):
+    with pytest.raises(ValueError) as caught:
+        parse(text, load=TABLE.__getitem__, known=list(TABLE))
+    assert "\n" not in str(caught.value).replace(repr(text), "")
