@@ -13,6 +13,7 @@ test: lint  ## the whole test suite
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
 results: $(VENV)/.ready  ## every benchmark, into benchmarks/results/ (about an hour on two cores)

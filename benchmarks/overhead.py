@@ -49,7 +49,9 @@ def paper_hmc(potential: Potential, x: torch.Tensor, level: int, steps: int) -> 
             momentum -= 0.5 * STEP * gradient
         after, _ = potential.value_and_grad(moved, level=level)
         calls += LEAPFROGS + 2
-        if np.log(np.random.default_rng(0).random()) < float((before - after).sum()) + kinetic - float((momentum**2).sum()):
+        if np.log(np.random.default_rng(0).random()) < float((before - after).sum()) + kinetic - float(
+            (momentum**2).sum()
+        ):
             x = moved
     return calls
 

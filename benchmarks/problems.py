@@ -146,9 +146,7 @@ def exact_row(problem: Problem, truth: Truth, constant: float) -> dict[str, dict
 def log_constant(problem: Problem) -> float:
     """Log-normaliser of ``problem.log_density``, by quadrature on a finer grid."""
     axis = (np.arange(1600) + 0.5) / 1600 * 2 * EXTENT - EXTENT
-    total = [
-        np.logaddexp.reduce(problem.log_density(np.stack(np.broadcast_arrays(x, axis), axis=1))) for x in axis
-    ]
+    total = [np.logaddexp.reduce(problem.log_density(np.stack(np.broadcast_arrays(x, axis), axis=1))) for x in axis]
     return float(np.logaddexp.reduce(total) + 2 * np.log(2 * EXTENT / 1600))
 
 
@@ -169,6 +167,7 @@ def judge(problem: Problem, x: np.ndarray, reference: np.ndarray, constant: floa
 
 def mmd(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased squared maximum mean discrepancy with a Gaussian kernel; negative values are noise."""
+
     def mean_kernel(a: np.ndarray, b: np.ndarray, same: bool) -> float:
         squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
         kernel = np.exp(-squares.clip(0) / (2 * BANDWIDTH**2))

@@ -95,9 +95,7 @@ class HMC(BlackJAXKernel):
     def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
         key_momentum, key_accept = jax.random.split(key)
         kinetic = _unit_mass(chain.position).kinetic_energy
-        generate = hmc.hmc_proposal(
-            integrators.velocity_verlet(log_density, kinetic), kinetic, step, self.leapfrogs
-        )
+        generate = hmc.hmc_proposal(integrators.velocity_verlet(log_density, kinetic), kinetic, step, self.leapfrogs)
         chain, info, _ = generate(key_accept, _refresh(key_momentum, chain, self.refreshment))
         # The proposal comes back with its momentum reversed, a rejected chain with the one that it began with:
         # reversing once more goes on after acceptance and turns round after rejection.

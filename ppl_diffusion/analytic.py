@@ -188,9 +188,7 @@ def _principal_axes(
     else:
         stds = np.array(scales, dtype=np.float64)
         if stds.shape not in ((components,), (components, dimensions)):
-            raise ValueError(
-                f"scales must have shape {(components,)} or {(components, dimensions)}, got {stds.shape}"
-            )
+            raise ValueError(f"scales must have shape {(components,)} or {(components, dimensions)}, got {stds.shape}")
         if np.any(stds <= 0):
             raise ValueError("scales must be positive standard deviations")
         variances, axes = np.broadcast_to(stds.reshape(components, -1) ** 2, (components, dimensions)).copy(), None

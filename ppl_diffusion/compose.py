@@ -137,11 +137,11 @@ def check_quotient(
     """What can be known to be wrong with a quotient, in words; nothing for other potentials.
 
     Two things are checked. *Tails*: far out in random directions the energy must grow with every doubling
-    of the distance, at each of ``levels``, or no normalisable density exists there. *Support*: for chains of the composed density at
-    ``level``, the noise that each numerator predicts, ``sigma grad U``, must have a mean square
-    of at most about one per coordinate, as it has for draws of the numerator itself (it is the mean of
-    unit noise given ``x``); far above, for more than a twentieth of the chains, the mass lies where the
-    numerator has never seen data.
+    of the distance, at each of ``levels``, or no normalisable density exists there. *Support*: for chains of
+    the composed density at ``level``, the noise that each numerator predicts, ``sigma grad U``, must have a
+    mean square of at most about one per coordinate, as it has for draws of the numerator itself (it is the
+    mean of unit noise given ``x``); far above, for more than a twentieth of the chains, the mass lies where
+    the numerator has never seen data.
 
     Args:
         potential: any potential.

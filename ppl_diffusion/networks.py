@@ -103,14 +103,10 @@ class EnergyUNet(nn.Module):
         features = 2 * widths[0]
         self.embedding = LevelEmbedding(features, classes=classes)
         self.enter = nn.Conv2d(4 * channels, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(
-            nn.ModuleList(_Block(w, features) for _ in range(blocks)) for w in widths
-        )
+        self.down = nn.ModuleList(nn.ModuleList(_Block(w, features) for _ in range(blocks)) for w in widths)
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.middle = _Block(widths[-1], features)
-        self.grow = nn.ModuleList(
-            nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths)
-        )
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
         self.join = nn.ModuleList(nn.Conv2d(2 * w, w, 1) for w in widths)
         self.up = nn.ModuleList(nn.ModuleList(_Block(w, features) for _ in range(blocks)) for w in widths)
         self.head = _small(nn.Conv2d(widths[0], 4 * channels, 3, padding=1))
@@ -152,8 +148,10 @@ class _Block(nn.Module):
         return x + self.second(F.silu(h * (1 + scale) + shift))
 
 
-def build_network(kind: str, **options: Any) -> nn.Module:
+def build_network(kind: str, *, seed: int = 0, **options: Any) -> nn.Module:
     """The network of a description as it stands in weight files: "mlp" or "unet", with its arguments.
+
+    Its first weights are drawn from ``seed``; torch's global generator is left as it was.
 
     Raises:
         ValueError: an unknown kind, or arguments that it does not take.
@@ -162,7 +160,9 @@ def build_network(kind: str, **options: Any) -> nn.Module:
     if kind not in kinds:
         raise ValueError(f"unknown network {kind!r}: use one of {', '.join(kinds)}")
     try:
-        return kinds[kind](**options)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return kinds[kind](**options)
     except TypeError as error:
         raise ValueError(f"network {kind!r} cannot be built from {options}: {error}") from error
 

@@ -82,9 +82,7 @@ class NoiseSchedule:
         return cls._from_betas(np.linspace(1e-4, 0.02, _positive(levels)) * 1000 / levels)
 
     @classmethod
-    def edm(
-        cls, levels: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
-    ) -> NoiseSchedule:
+    def edm(cls, levels: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> NoiseSchedule:
         """A variance-exploding schedule: alpha is 1 and sigma runs from ``sigma_min`` to ``sigma_max``.
 
         Source: Elucidating the Design Space of Diffusion-Based Generative Models
@@ -130,9 +128,7 @@ class NoiseSchedule:
         if not isinstance(level, (int, np.integer)) or isinstance(level, bool):
             raise TypeError(f"level must be an integer from 0 (cleanest) to {len(self) - 1}, got {level!r}")
         if not 0 <= level < len(self):
-            raise ValueError(
-                f"level {level} is outside this schedule: use 0 (cleanest) to {len(self) - 1} (noisiest)"
-            )
+            raise ValueError(f"level {level} is outside this schedule: use 0 (cleanest) to {len(self) - 1} (noisiest)")
 
 
 @dataclass(frozen=True)

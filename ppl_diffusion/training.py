@@ -235,13 +235,11 @@ def _network_options(config: Config, classes: int) -> dict[str, Any]:
 
 
 def _network(config: Config, classes: int) -> nn.Module:
-    return build_network(**_network_options(config, classes))
+    return build_network(seed=config.seed, **_network_options(config, classes))
 
 
 def _begin(config: Config, classes: int) -> _Run:
-    with torch.random.fork_rng(devices=[]):  # modules draw their first weights from the global generator
-        torch.manual_seed(config.seed)
-        network = _network(config, classes)
+    network = _network(config, classes)
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-4)
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
     return _Run(network, average, optimiser, torch.Generator().manual_seed(config.seed))

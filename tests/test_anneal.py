@@ -184,6 +184,7 @@ def test_reverse_diffusion_is_right_for_a_single_model_and_wrong_for_a_product()
 
 def half_broken(value):
     """A Gaussian whose energy fails on one side."""
+
     def energy(x, level):
         return jnp.where(x[..., 0] > 0.5, value, 0.5 * (x**2).sum(-1))
 
@@ -250,8 +251,10 @@ def test_quotients_without_a_density_are_warned_of_and_sound_ones_are_not(case):
 
 
 def test_tails_are_checked_without_sampling():
-    assert "not normalisable at levels 0, 1" in check_quotient(
-        guidance(PLANAR["ring"], PLANAR["bar"], scale=3.0), levels=(0, 1, 50))[0]
+    assert (
+        "not normalisable at levels 0, 1"
+        in check_quotient(guidance(PLANAR["ring"], PLANAR["bar"], scale=3.0), levels=(0, 1, 50))[0]
+    )
     assert check_quotient(PLANAR["ring"] / PLANAR["wide"] ** 0.5, levels=range(0, 100, 10)) == []
     assert "not normalisable" in check_quotient(GAUSS / MODES**2.0, levels=(0,))[0]
     bad = PLANAR["ring"] / PLANAR["wide"] ** 9.0
@@ -282,11 +285,18 @@ REFUSED = {
     "no doublings": (lambda: NUTS(max_doublings=0), ValueError, "max_doublings"),
     "misspelt": (lambda: HMC(leapfrog=3), TypeError, "leapfrog"),
     "unknown parameter": (
-        lambda: from_blackjax(blackjax.mala.build_kernel, blackjax.mala.init, stepsize=1), TypeError, "takes no stepsize"),
+        lambda: from_blackjax(blackjax.mala.build_kernel, blackjax.mala.init, stepsize=1),
+        TypeError,
+        "takes no stepsize",
+    ),
     "no gradient to go by": (
-        lambda: walk(kernel=from_blackjax(blackjax.rmh.build_kernel, blackjax.rmh.init,
-                                          transition_generator=lambda key, x: x), reverse_step=True),
-        ValueError, "reverse_step=False"),
+        lambda: walk(
+            kernel=from_blackjax(blackjax.rmh.build_kernel, blackjax.rmh.init, transition_generator=lambda key, x: x),
+            reverse_step=True,
+        ),
+        ValueError,
+        "reverse_step=False",
+    ),
 }
 
 

@@ -22,6 +22,7 @@ QUICK = ["--chains", "8", "--steps", "1", "--rungs", "4"]
 @pytest.fixture
 def run(monkeypatch, capsys):
     """``run(*arguments)`` gives status, standard output and standard error."""
+
     def act(*arguments):
         monkeypatch.setattr(sys, "argv", ["ppl-diffusion", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
@@ -50,12 +51,16 @@ def test_sample_writes_trace_summary_and_pictures(run, tmp_path):
 
 @pytest.mark.parametrize("kernel", ["mala", "nuts", "uhmc", "ula", "reverse"])
 def test_every_kernel_has_a_name(run, tmp_path, kernel):
-    status, printed, progress = run("sample", "0.5*left + 0.5*right", "--kernel", kernel, "--out", tmp_path / "x", *QUICK, "--quiet")
+    status, printed, progress = run(
+        "sample", "0.5*left + 0.5*right", "--kernel", kernel, "--out", tmp_path / "x", *QUICK, "--quiet"
+    )
     assert (status, printed, progress) == (0, "", "")
 
 
 def test_json_is_the_only_thing_on_standard_output(run, tmp_path):
-    status, printed, progress = run("sample", "ring / wide**0.5", "--out", tmp_path / "x", *QUICK, "--json", "--resample", 0.5)
+    status, printed, progress = run(
+        "sample", "ring / wide**0.5", "--out", tmp_path / "x", *QUICK, "--json", "--resample", 0.5
+    )
     assert status == 0
     assert progress == ""
     content = json.loads(printed)
@@ -94,7 +99,10 @@ REFUSED = {
     "not a run": (["diagnose", "{tmp}/rubbish.nc"], "is not a trace"),
     "no configuration": (["train", "nothing"], "no configuration nothing"),
     "no images": (["train", "digits", "--checkpoint", "{tmp}/c.safetensors", "--out", "{tmp}/w.safetensors"], "--data"),
-    "no folder": (["train", "ring", "--checkpoint", "{tmp}/a/c.safetensors", "--out", "{tmp}/w.safetensors"], "mkdir -p"),
+    "no folder": (
+        ["train", "ring", "--checkpoint", "{tmp}/a/c.safetensors", "--out", "{tmp}/w.safetensors"],
+        "mkdir -p",
+    ),
 }
 
 
@@ -114,7 +122,10 @@ def test_bad_input_ends_with_status_2_and_one_line(run, tmp_path, case):
 @pytest.mark.parametrize("command", [["sample", "ring * bar", "--out", "run", "--steps", "200"], ["train", "ring"]])
 def test_an_interruption_leaves_nothing_half_written(tmp_path, command):
     process = subprocess.Popen(
-        [sys.executable, "-m", "ppl_diffusion.cli", *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "ppl_diffusion.cli", *command],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
     )
     line = process.stderr.readline()  # the first progress: it is under way
@@ -161,9 +172,28 @@ def test_expressions_load_each_model_once():
     assert loaded == ["a", "b"]
 
 
-@pytest.mark.parametrize("text", ["ring if ring else bar", "lambda: ring", "[ring]", "ring @ bar", "ring ** ring", "open('x')",
-                                  "ring\nbar", "", "ring * (", "9**9**9**9 * ring", "ring and bar", "guidance(ring)",
-                                  "mixture()", "conjunction(ring)", "f'{ring}'", "ring(3)", "(" * 500 + "ring" + ")" * 500])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ring if ring else bar",
+        "lambda: ring",
+        "[ring]",
+        "ring @ bar",
+        "ring ** ring",
+        "open('x')",
+        "ring\nbar",
+        "",
+        "ring * (",
+        "9**9**9**9 * ring",
+        "ring and bar",
+        "guidance(ring)",
+        "mixture()",
+        "conjunction(ring)",
+        "f'{ring}'",
+        "ring(3)",
+        "(" * 500 + "ring" + ")" * 500,
+    ],
+)
 def test_what_is_outside_the_grammar_is_refused_in_one_line(text):
     with pytest.raises(ValueError) as caught:
         parse(text, load=TABLE.__getitem__, known=list(TABLE))

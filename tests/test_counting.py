@@ -30,7 +30,9 @@ class Counting(nn.Module):
 
 
 def model(seed: int, classes: int = 0) -> EnergyModel:
-    return EnergyModel(Counting(seed, classes), form="squared_distance", schedule=SCHEDULE, event_shape=(2,), classes=classes)
+    return EnergyModel(
+        Counting(seed, classes), form="squared_distance", schedule=SCHEDULE, event_shape=(2,), classes=classes
+    )
 
 
 def calls(*models: EnergyModel) -> list[int]:

@@ -20,8 +20,9 @@ def gaussian(mean, covariance, backend):
 
 def product_2d(backend):
     """One skewed mode that no factor has."""
-    p = GaussianMixture([[0.4, -0.2], [0.9, 0.5]], [[0.5, 0.3], [0.4, 0.6]], weights=[0.3, 0.7], schedule=SCHEDULE,
-                        backend=backend)
+    p = GaussianMixture(
+        [[0.4, -0.2], [0.9, 0.5]], [[0.5, 0.3], [0.4, 0.6]], weights=[0.3, 0.7], schedule=SCHEDULE, backend=backend
+    )
     q = gaussian([0.2, 0.3], [[0.5, 0.2], [0.2, 0.3]], backend)
     return p * q, LogQuadratics.of(p, level=0) * LogQuadratics.of(q, level=0)
 
@@ -36,8 +37,9 @@ def mixture_3d(backend):
 
 def quotient_2d(backend):
     """A mixture divided by a wide Gaussian."""
-    p = GaussianMixture([[0.2, 0.1], [0.5, -0.3]], [[0.3, 0.4], [0.3, 0.2]], weights=[0.6, 0.4], schedule=SCHEDULE,
-                        backend=backend)
+    p = GaussianMixture(
+        [[0.2, 0.1], [0.5, -0.3]], [[0.3, 0.4], [0.3, 0.2]], weights=[0.6, 0.4], schedule=SCHEDULE, backend=backend
+    )
     q = gaussian([-0.3, 0.4], [[1.2, 0.3], [0.3, 0.9]], backend)
     return p / q**0.4, LogQuadratics.of(p, level=0) * LogQuadratics.of(q, level=0) ** -0.4
 
@@ -117,7 +119,9 @@ def test_log_normalisers_match_the_closed_form(target):
     _, _, expected = exact.moments()
     ratios = []
     for seed in range(6):
-        trace = anneal(potential, HMC(), ladder=Ladder.full(SCHEDULE, steps=3), chains=CHAINS // 2, seed=seed, resample=0.5)
+        trace = anneal(
+            potential, HMC(), ladder=Ladder.full(SCHEDULE, steps=3), chains=CHAINS // 2, seed=seed, resample=0.5
+        )
         ratios.append(np.exp(trace.log_normaliser - expected))
     error = np.std(ratios, ddof=1) / np.sqrt(len(ratios))
     assert abs(np.mean(ratios) - 1) < 6.9 * error, "t with 5 degrees of freedom: 6.9 is the tail of 1e-3"

@@ -206,9 +206,7 @@ def test_the_check_rejects_a_kernel_that_takes_one_level_for_another(walker):
 @pytest.mark.parametrize("kernel", [ULA, UHMC])
 def test_bias_of_unadjusted_kernels_falls_with_the_square_of_the_step(kernel):
     """On N(0, 1) both have the stationary variance of leapfrog's shadow density, 1 / (1 - eps^2 / 4)."""
-    normal = EnergyFunction(
-        lambda x, level: 0.5 * (x**2).sum(-1), schedule=SCHEDULE, event_shape=(4,), backend="jax"
-    )
+    normal = EnergyFunction(lambda x, level: 0.5 * (x**2).sum(-1), schedule=SCHEDULE, event_shape=(4,), backend="jax")
     for step in (0.4, 0.8):
         walker = kernel(step=step).bind(normal)
         x = np.random.default_rng(1).standard_normal((20_000, 4))
@@ -222,9 +220,7 @@ def test_bias_of_unadjusted_kernels_falls_with_the_square_of_the_step(kernel):
 
 def test_a_mixture_is_sampled_with_its_level_scale_inside_the_logsumexp():
     """Exact draws of a mixture stay exact; with the scale outside (a defect in released code) they do not."""
-    left, right = (
-        GaussianMixture([[m, 0.0]], [0.3], schedule=SCHEDULE, backend="jax") for m in (-0.6, 0.6)
-    )
+    left, right = (GaussianMixture([[m, 0.0]], [0.3], schedule=SCHEDULE, backend="jax") for m in (-0.6, 0.6))
     mixed = 0.3 * left + 0.7 * right
 
     def exact(n, seed):
@@ -234,10 +230,15 @@ def test_a_mixture_is_sampled_with_its_level_scale_inside_the_logsumexp():
 
     sigma = SCHEDULE.sigma(LEVEL)
     outside = EnergyFunction(
-        lambda x, level: -jnp.logaddexp(
-            jnp.log(0.3) - sigma * left.energy(x, level=LEVEL), jnp.log(0.7) - sigma * right.energy(x, level=LEVEL)
-        ) / sigma,
-        schedule=SCHEDULE, event_shape=(2,), backend="jax",
+        lambda x, level: (
+            -jnp.logaddexp(
+                jnp.log(0.3) - sigma * left.energy(x, level=LEVEL), jnp.log(0.7) - sigma * right.energy(x, level=LEVEL)
+            )
+            / sigma
+        ),
+        schedule=SCHEDULE,
+        event_shape=(2,),
+        backend="jax",
     )
     for potential, right_one in ((mixed, True), (outside, False)):
         found = invariance(HMC(step=0.8), potential, exact, level=LEVEL)

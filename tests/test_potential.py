@@ -31,9 +31,17 @@ def double_precision():
 
 
 def parts(backend):
-    p = GaussianMixture([[0.4, -0.2], [-0.6, 0.5]], [[0.3, 0.2], [0.1, 0.4]], weights=[0.3, 0.7], schedule=SCHEDULE,
-                        backend=backend, name="p")
-    q = GaussianMixture([[0.1, 0.3]], covariances=[[[0.5, 0.2], [0.2, 0.3]]], schedule=SCHEDULE, backend=backend, name="q")
+    p = GaussianMixture(
+        [[0.4, -0.2], [-0.6, 0.5]],
+        [[0.3, 0.2], [0.1, 0.4]],
+        weights=[0.3, 0.7],
+        schedule=SCHEDULE,
+        backend=backend,
+        name="p",
+    )
+    q = GaussianMixture(
+        [[0.1, 0.3]], covariances=[[[0.5, 0.2], [0.2, 0.3]]], schedule=SCHEDULE, backend=backend, name="q"
+    )
     box = UniformBox([-0.2, -1.0], [0.3, 1.0], schedule=SCHEDULE, backend=backend, name="box")
     return p, q, box
 
@@ -87,7 +95,9 @@ def test_gradients_are_those_of_the_energy(expression, level, backend):
     value, gradient = potential.value_and_grad(x, level=level)
     np.testing.assert_allclose(np.asarray(value), energies(potential, x, level), rtol=1e-12, atol=1e-12)
     for i, unit in enumerate(np.eye(2)):
-        numerical = (energies(potential, x + step * unit, level) - energies(potential, x - step * unit, level)) / (2 * step)
+        numerical = (energies(potential, x + step * unit, level) - energies(potential, x - step * unit, level)) / (
+            2 * step
+        )
         np.testing.assert_allclose(np.asarray(gradient)[:, i], numerical, rtol=1e-5, atol=1e-5)
 
 
@@ -112,8 +122,10 @@ def test_the_exact_densities_are_the_noised_ones(backend):
     """Each equals the convolution of its clean density with the noise, by quadrature."""
     axis = (np.arange(1600) + 0.5) / 200 - 4
     for density, clean in (
-        (GaussianMixture([[0.4], [-0.6]], [0.3, 0.1], weights=[0.3, 0.7], schedule=SCHEDULE, backend=backend),
-         0.3 * np.exp(-0.5 * ((axis - 0.4) / 0.3) ** 2) / 0.3 + 0.7 * np.exp(-0.5 * ((axis + 0.6) / 0.1) ** 2) / 0.1),
+        (
+            GaussianMixture([[0.4], [-0.6]], [0.3, 0.1], weights=[0.3, 0.7], schedule=SCHEDULE, backend=backend),
+            0.3 * np.exp(-0.5 * ((axis - 0.4) / 0.3) ** 2) / 0.3 + 0.7 * np.exp(-0.5 * ((axis + 0.6) / 0.1) ** 2) / 0.1,
+        ),
         (UniformBox([-0.5], [0.7], schedule=SCHEDULE, backend=backend), 1.0 * ((axis >= -0.5) & (axis <= 0.7))),
     ):
         clean = clean / clean.sum()
@@ -216,29 +228,57 @@ REFUSED = {
     "negative level": (lambda: P.energy(np.zeros((5, 2)), level=-1), ValueError, "0 .cleanest. to 99"),
     "half a level": (lambda: P.energy(np.zeros((5, 2)), level=0.5), TypeError, "integer"),
     "one energy for all": (
-        lambda: EnergyFunction(bad_function, schedule=SCHEDULE, event_shape=(2,), backend="jax").energy(points(), level=0),
-        ValueError, "one energy per chain"),
-    "no function": (lambda: EnergyFunction(3, schedule=SCHEDULE, event_shape=(2,), backend="jax"), TypeError, "callable"),
+        lambda: EnergyFunction(bad_function, schedule=SCHEDULE, event_shape=(2,), backend="jax").energy(
+            points(), level=0
+        ),
+        ValueError,
+        "one energy per chain",
+    ),
+    "no function": (
+        lambda: EnergyFunction(3, schedule=SCHEDULE, event_shape=(2,), backend="jax"),
+        TypeError,
+        "callable",
+    ),
     "unknown backend": (
-        lambda: EnergyFunction(bad_function, schedule=SCHEDULE, event_shape=(2,), backend="numpy"), ValueError, "torch"),
+        lambda: EnergyFunction(bad_function, schedule=SCHEDULE, event_shape=(2,), backend="numpy"),
+        ValueError,
+        "torch",
+    ),
     "no gradient": (
-        lambda: EnergyFunction(lambda x, level: torch.zeros(len(x)), schedule=SCHEDULE, event_shape=(2,),
-                               backend="torch").value_and_grad(points(), level=0), ValueError, "no gradient"),
+        lambda: EnergyFunction(
+            lambda x, level: torch.zeros(len(x)), schedule=SCHEDULE, event_shape=(2,), backend="torch"
+        ).value_and_grad(points(), level=0),
+        ValueError,
+        "no gradient",
+    ),
     "weights of means": (
         lambda: GaussianMixture([[0.0, 1.0]], [1.0], weights=[0.5, 0.5], schedule=SCHEDULE, backend="jax"),
-        ValueError, "weights"),
-    "negative scales": (lambda: GaussianMixture([[0.0]], [-1.0], schedule=SCHEDULE, backend="jax"), ValueError, "positive"),
+        ValueError,
+        "weights",
+    ),
+    "negative scales": (
+        lambda: GaussianMixture([[0.0]], [-1.0], schedule=SCHEDULE, backend="jax"),
+        ValueError,
+        "positive",
+    ),
     "indefinite": (
         lambda: GaussianMixture([[0.0, 0.0]], covariances=[[[1.0, 2.0], [2.0, 1.0]]], schedule=SCHEDULE, backend="jax"),
-        ValueError, "positive definite"),
+        ValueError,
+        "positive definite",
+    ),
     "inverted box": (lambda: UniformBox([1.0], [0.0], schedule=SCHEDULE, backend="jax"), ValueError, "below"),
     "nothing seen": (
-        lambda: observation([1.0], seen=[False], scale=1.0, schedule=SCHEDULE, backend="jax"), ValueError, "seen"),
-    "seen is nan": (
-        lambda: observation([np.nan], scale=1.0, schedule=SCHEDULE, backend="jax"), ValueError, "finite"),
+        lambda: observation([1.0], seen=[False], scale=1.0, schedule=SCHEDULE, backend="jax"),
+        ValueError,
+        "seen",
+    ),
+    "seen is nan": (lambda: observation([np.nan], scale=1.0, schedule=SCHEDULE, backend="jax"), ValueError, "finite"),
     "no scale": (lambda: observation([1.0], scale=0.0, schedule=SCHEDULE, backend="jax"), ValueError, "scale=0.1"),
     "seen of another shape": (
-        lambda: observation([1.0, 2.0], seen=[True], scale=1.0, schedule=SCHEDULE, backend="jax"), ValueError, "shape"),
+        lambda: observation([1.0, 2.0], seen=[True], scale=1.0, schedule=SCHEDULE, backend="jax"),
+        ValueError,
+        "shape",
+    ),
 }
 
 

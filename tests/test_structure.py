@@ -11,8 +11,24 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    "schedule", "arrays", "potential", "function", "analytic", "planar", "compose", "networks", "energy", "data",
-    "weights", "trace", "training", "zoo", "kernel", "proposals", "anneal", "expression",
+    "schedule",
+    "arrays",
+    "potential",
+    "function",
+    "analytic",
+    "planar",
+    "compose",
+    "networks",
+    "energy",
+    "data",
+    "weights",
+    "trace",
+    "training",
+    "zoo",
+    "kernel",
+    "proposals",
+    "anneal",
+    "expression",
 ]
 
 

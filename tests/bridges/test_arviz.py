@@ -182,7 +182,12 @@ def test_plots_show_what_they_are_given(good, pictures, tmp_path):
     grid = image_grid(pictures.positions[:, -1])
     assert grid.ndim == 2
     assert min(grid.shape) >= 12
-    for figure in (plot_ladder(good), plot_samples(good), plot_samples(pictures), plot_planar({"one": good.positions[:, -1]}, columns=1)):
+    for figure in (
+        plot_ladder(good),
+        plot_samples(good),
+        plot_samples(pictures),
+        plot_planar({"one": good.positions[:, -1]}, columns=1),
+    ):
         figure.savefig(tmp_path / "picture.png")
         assert (tmp_path / "picture.png").stat().st_size > 2000
 

@@ -27,8 +27,9 @@ def points(count=9):
 
 def test_energies_cross_in_float64_and_leave_the_default_alone():
     """One ulp of float32 at 1e5 is .008: enough to decide an acceptance."""
-    offset = EnergyFunction(lambda x, level: 1e5 + 1e-6 * (x**2).sum(-1), schedule=SCHEDULE, event_shape=(2,),
-                            backend="torch", name="large")
+    offset = EnergyFunction(
+        lambda x, level: 1e5 + 1e-6 * (x**2).sum(-1), schedule=SCHEDULE, event_shape=(2,), backend="torch", name="large"
+    )
     with jax.enable_x64(True):
         value, gradient = jax.jit(lambda x: to_jax(offset).value_and_grad(x, level=3))(points())
         assert value.dtype == jnp.float64
@@ -45,8 +46,11 @@ def test_crossings_agree_with_the_potential_that_they_carry(level):
             potential = here[0] * here[1] ** 0.7
             crossed = there(potential)
             assert crossed.backend != potential.backend
-            for mine, yours in zip(potential.value_and_grad(points(), level=level),
-                                   crossed.value_and_grad(points(), level=level), strict=True):
+            for mine, yours in zip(
+                potential.value_and_grad(points(), level=level),
+                crossed.value_and_grad(points(), level=level),
+                strict=True,
+            ):
                 np.testing.assert_allclose(np.asarray(yours), np.asarray(mine), rtol=1e-12)
 
 
@@ -93,8 +97,13 @@ def test_a_composition_of_jax_potentials_in_torch_does_not_cross_twice():
 
 def test_a_callback_that_would_call_jax_says_so_instead_of_waiting_for_ever():
     inner = to_torch(pair("jax")[0])
-    outer = EnergyFunction(lambda x, level: inner.energy(x, level=level), schedule=SCHEDULE, event_shape=(2,),
-                           backend="torch", name="outer")
+    outer = EnergyFunction(
+        lambda x, level: inner.energy(x, level=level),
+        schedule=SCHEDULE,
+        event_shape=(2,),
+        backend="torch",
+        name="outer",
+    )
     with pytest.raises(Exception, match="without to_torch"):
         anneal(outer, HMC(), ladder=Ladder(levels=(29, 0), steps=1), chains=3, seed=0)
 
@@ -111,4 +120,6 @@ def test_errors_inside_a_callback_reach_the_caller():
 def test_one_level_for_all_chains():
     crossed = to_jax(pair("torch")[0])
     with pytest.raises(Exception, match="one level for all chains"):
-        jax.vmap(lambda x, level: crossed.energy(x, level=level))(jnp.asarray(points()), jnp.arange(9)).block_until_ready()
+        jax.vmap(lambda x, level: crossed.energy(x, level=level))(
+            jnp.asarray(points()), jnp.arange(9)
+        ).block_until_ready()

@@ -1,0 +1,294 @@
+"""Networks as potentials: the sign and scale laws, gradients, conditions, precision, and the zoo."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bridges.blackjax import HMC
+from ppl_diffusion import EnergyModel, Ladder, NoiseSchedule, anneal, load, save_weights
+from ppl_diffusion.energy import Form, denoising_loss, noise_potential
+from ppl_diffusion.networks import EnergyMLP, EnergyUNet, build_network
+from ppl_diffusion.planar import NAMES, exact
+from ppl_diffusion.zoo import cards, names
+
+SCHEDULE = NoiseSchedule.cosine(20)
+FORMS = Form.__args__
+
+
+def mlp(classes=0, form="squared_norm", seed=0):
+    torch.manual_seed(seed)
+    network = EnergyMLP(2, width=16, hidden=16, blocks=2, classes=classes)
+    return EnergyModel(
+        network.double(),
+        form=form,
+        schedule=SCHEDULE,
+        event_shape=(2,),
+        classes=classes,
+        reference=([0.1, -0.2], [0.5, 0.3]),
+    )
+
+
+def points(count=8, event=(2,)):
+    return torch.randn(count, *event, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("level", [0, 7, 19])
+def test_gradients_are_those_of_the_energy(form, level):
+    model, x = mlp(form=form), points()
+    value, gradient = model.value_and_grad(x, level=level)
+    torch.testing.assert_close(value, model.energy(x, level=level), rtol=1e-10, atol=1e-10)
+    for i in range(2):
+        step = torch.zeros(2, dtype=torch.float64)
+        step[i] = 1e-6
+        slope = (model.energy(x + step, level=level) - model.energy(x - step, level=level)) / 2e-6
+        torch.testing.assert_close(slope, gradient[:, i], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_energy_is_the_noise_potential_over_sigma(form):
+    """The scale law: eps = grad f, U = f / sigma."""
+    model, x = mlp(form=form), points().requires_grad_()
+    f = noise_potential(model.network, form, SCHEDULE, x, torch.tensor([7]), None, model.reference)
+    (noise,) = torch.autograd.grad(f.sum(), x)
+    value, gradient = model.value_and_grad(x.detach(), level=7)
+    torch.testing.assert_close(value * SCHEDULE.sigma(7), f.detach())
+    torch.testing.assert_close(gradient * SCHEDULE.sigma(7), noise)
+
+
+@pytest.mark.parametrize("form", ["squared_norm", "inner_product"])
+def test_without_a_network_the_energy_is_the_noised_reference(form):
+    model = mlp(form=form)
+    with torch.no_grad():
+        for parameter in model.network.head.parameters():
+            parameter.zero_()
+    for level in (0, 10, 19):
+        alpha, sigma = SCHEDULE.alpha(level), SCHEDULE.sigma(level)
+        mean, variance = alpha * torch.tensor([0.1, -0.2]), alpha**2 * torch.tensor([0.5, 0.3]) + sigma**2
+        expected = (0.5 * (points() - mean) ** 2 / variance).sum(1)
+        torch.testing.assert_close(model.energy(points(), level=level), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_loss_is_least_for_the_exact_score():
+    """A Gaussian's reference is its exact energy: the loss is the irreducible variance, and any network adds to it."""
+    generator = torch.Generator().manual_seed(0)
+    clean = 0.7 * torch.randn(20_000, 2, generator=generator, dtype=torch.float64)
+    nothing, something = mlp(seed=1).network, mlp(seed=1).network
+    with torch.no_grad():
+        for parameter in nothing.head.parameters():
+            parameter.zero_()
+    losses = [
+        float(
+            denoising_loss(
+                network,
+                "squared_norm",
+                SCHEDULE,
+                clean,
+                reference=(0.0, 0.49),
+                generator=torch.Generator().manual_seed(1),
+            ).detach()
+        )
+        for network in (nothing, something)
+    ]
+    sigma2 = np.array(SCHEDULE.sigmas) ** 2
+    irreducible = np.mean(1 - sigma2 / (0.49 * np.array(SCHEDULE.alphas) ** 2 + sigma2))
+    assert losses[0] == pytest.approx(irreducible, rel=0.03)
+    assert losses[1] > losses[0]
+
+
+def test_conditions_are_the_labels_of_the_network():
+    model = mlp(classes=3)
+    x = points()
+    different = [model.given(i).energy(x, level=4) for i in range(3)] + [model.energy(x, level=4)]
+    for i, one in enumerate(different):
+        for other in different[:i]:
+            assert not torch.allclose(one, other)
+    torch.testing.assert_close(model.given(2).given(1).energy(x, level=4), different[1])
+    assert str(model.given(1)) == "model[1]"
+
+
+def test_networks_are_smooth_in_the_noise_level():
+    """Weights between rungs need energies that agree between levels: no table, no jump."""
+    model = mlp()
+    energies = torch.stack([model.energy(points(), level=level) * SCHEDULE.sigma(level) for level in range(20)])
+    assert (energies.diff(dim=0).abs().max() < 5.0).all()
+
+
+def test_a_unet_takes_images_with_and_without_a_channel_axis():
+    torch.manual_seed(0)
+    network = EnergyUNet((1, 8, 8), widths=(8, 16), blocks=1)
+    plain = EnergyModel(network, form="squared_distance", schedule=SCHEDULE, event_shape=(8, 8))
+    value, gradient = plain.value_and_grad(points(3, (8, 8)), level=2)
+    assert value.shape == (3,)
+    assert value.dtype == torch.float64
+    assert gradient.shape == (3, 8, 8)
+    colour = EnergyModel(
+        EnergyUNet((3, 8, 8), widths=(8, 16), blocks=1), form="inner_product", schedule=SCHEDULE, event_shape=(3, 8, 8)
+    )
+    assert colour.energy(points(5, (3, 8, 8)), level=0).shape == (5,)
+
+
+REFUSED = {
+    "unknown form": (lambda: mlp(form="norm"), ValueError, "squared_distance"),
+    "no classes": (lambda: mlp().given(1), ValueError, "not conditional"),
+    "no such class": (lambda: mlp(classes=3).given(3), ValueError, r"\.given\(2\)"),
+    "half a class": (lambda: mlp(classes=3).given(0.5), TypeError, "integer"),
+    "odd sides": (lambda: EnergyUNet((1, 9, 9)), ValueError, "divisible"),
+    "unknown network": (lambda: build_network("transformer"), ValueError, "mlp, unet"),
+    "unknown option": (lambda: build_network("mlp", size=2, depth=3), ValueError, "depth"),
+    "another device": (lambda: mlp().energy(points().to("meta"), level=0), ValueError, r"x\.to\('cpu'\)"),
+    "unknown model": (lambda: load("cubes9"), ValueError, "digits"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused_in_one_line(case):
+    act, kind, words = REFUSED[case]
+    with pytest.raises(kind, match=words) as caught:
+        act()
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_come_back_as_they_went(tmp_path):
+    model = mlp(classes=2)
+    described = {
+        "name": "small",
+        "network": json.dumps({"kind": "mlp", "size": 2, "width": 16, "hidden": 16, "blocks": 2, "classes": 2}),
+    }
+    model = EnergyModel(
+        model.network.float(),
+        form=model.form,
+        schedule=SCHEDULE,
+        event_shape=(2,),
+        classes=2,
+        reference=model.reference,
+        name="small",
+        info=described,
+    )
+    loaded = load(save_weights(model, tmp_path / "small.safetensors"))
+    x = points().float()
+    torch.testing.assert_close(loaded.given(1).energy(x, level=3), model.given(1).energy(x, level=3), rtol=0, atol=0)
+    assert loaded.schedule == SCHEDULE
+    assert str(loaded) == "small"
+
+
+def test_damaged_weights_are_refused_in_one_line(tmp_path):
+    whole = (tmp_path.parent / "x").with_name("unused")
+    source = json_header_file(tmp_path)
+    content = source.read_bytes()
+    cases = {"truncated": content[: len(content) // 2], "empty": b"", "text": b"weights", "pickle": b"\x80\x04." * 50}
+    for name, damaged in cases.items():
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"damaged|not a weight file") as caught:
+            load(path)
+        assert "\n" not in str(caught.value)
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(ValueError, match="not written by ppl-diffusion"):
+        load(tmp_path / "foreign.safetensors")
+    tensors = load_file(source)
+    del tensors[next(iter(tensors))]
+    with_header(tensors, source, tmp_path / "partial.safetensors")
+    with pytest.raises(ValueError, match="get the file again"):
+        load(tmp_path / "partial.safetensors")
+    with pytest.raises(ValueError, match="there is no model"):
+        load(whole.with_suffix(".safetensors"))
+
+
+def json_header_file(folder):
+    return save_weights(load("ring"), folder / "ring.safetensors")
+
+
+def with_header(tensors, source, path):
+    from safetensors import safe_open
+
+    with safe_open(source, framework="pt") as stored:
+        save_file(tensors, path, metadata=stored.metadata())
+
+
+def test_the_zoo_holds_what_it_lists():
+    assert set(names()) == {*NAMES, "digits"}
+    for card in cards():
+        model = load(card.name)
+        assert model.event_shape == card.event_shape
+        assert model.classes == card.classes
+        assert card.command.startswith(f"ppl-diffusion train {card.name}")
+        assert {"loss", "steps", "versions", "config"} <= set(model.info)
+        assert model.schedule == NoiseSchedule.cosine(100)
+    assert load("digits").event_shape == (28, 28)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_planar_models_have_learned_their_densities(name):
+    """Against the exact score: root mean square error in units of the noise; and energies agree to a constant."""
+    model, truth = load(name), exact(name, backend="torch")
+    for level, tolerance in ((0, 0.08), (10, 0.05), (60, 0.02)):
+        x = torch.from_numpy(truth.sample(2000, level=level, seed=3))
+        (energy, gradient), (exact_energy, exact_gradient) = (m.value_and_grad(x, level=level) for m in (model, truth))
+        error = (gradient - exact_gradient).square().mean().sqrt() * model.schedule.sigma(level)
+        assert float(error) < tolerance
+        assert float((energy - exact_energy).std()) < (0.8 if level == 0 else 0.1)
+
+
+def test_digits_are_recognised_by_the_score_of_their_class():
+    """The condition under which the noise of a drawn digit is estimated best is the one that it was drawn under."""
+    model = load("digits")
+    ladder = Ladder.spaced(model.schedule, rungs=12, steps=1)
+    drawn = np.concatenate(
+        [
+            anneal(model.given(label), HMC(), ladder=ladder, chains=3, seed=label, reverse_step=True).positions[:, 0]
+            for label in (0, 3, 8)
+        ]
+    )
+    alpha, sigma = model.schedule.alpha(60), model.schedule.sigma(60)
+    noise = np.random.default_rng(0).standard_normal((20, *drawn.shape))
+    x = alpha * drawn + sigma * noise
+    estimates = [sigma * model.given(label).value_and_grad(x, level=60)[1].numpy() for label in (0, 3, 8)]
+    errors = np.stack([((estimate - noise) ** 2).mean((0, 2, 3)) for estimate in estimates])
+    np.testing.assert_array_equal(errors.argmin(0), np.repeat([0, 1, 2], 3))
+
+
+def test_float32_networks_move_acceptance_probabilities_by_less_than_a_thousandth():
+    """The precision law, on chains of digits: the same trajectories by the same network in float64."""
+    model = load("digits").given(3)
+    double = EnergyModel(
+        load("digits").network.double(),
+        form=model.form,
+        schedule=model.schedule,
+        event_shape=(28, 28),
+        classes=10,
+        label=3,
+    )
+    ladder = Ladder(levels=(99, 60, 30), steps=2)
+    x = anneal(model, HMC(), ladder=ladder, chains=8, seed=0, reverse_step=True).positions[:, 0]
+    rng = np.random.default_rng(0)
+    worst = 0.0
+    for level, step in ((60, 0.3), (30, 0.15), (5, 0.05)):
+        momentum = rng.standard_normal(x.shape)
+        rates = []
+        for potential in (model, double):
+            position, p = torch.from_numpy(x.copy()), torch.from_numpy(momentum)
+            begin, gradient = potential.value_and_grad(position, level=level)
+            kinetic = 0.5 * (p**2).sum((1, 2))
+            for _ in range(3):
+                p = p - 0.5 * step * gradient
+                position = position + step * p
+                end, gradient = potential.value_and_grad(position, level=level)
+                p = p - 0.5 * step * gradient
+            rates.append(torch.exp(torch.clamp(begin - end + kinetic - 0.5 * (p**2).sum((1, 2)), max=0.0)))
+        worst = max(worst, float((rates[0] - rates[1]).abs().max()))
+    assert worst < 1e-3
+
+
+def test_energies_are_float64_under_jax_too():
+    from bridges.torch_jax import to_jax
+
+    with jax.enable_x64(True):
+        value, _ = to_jax(load("digits")).value_and_grad(np.zeros((2, 28, 28)), level=50)
+    assert value.dtype == np.float64
