@@ -1,7 +1,7 @@
 """Claim: with the shipped, learned energies, annealed HMC comes closer to a composed target than reverse diffusion
 with the same networks, and as close as those networks allow.
 
-    python -m benchmarks.composition [--chains 500] [--seeds 5]
+    python -m benchmarks.composition [--chains 300] [--seeds 5]
 
 Two distances are told apart. "MMD" is to the true composition: sampler and models both err. "MMD own" is to
 the composed density of the models themselves, by quadrature of their energies at level 0: the sampler alone
@@ -39,7 +39,7 @@ COLUMNS = ("out", "LL", "MMD", "MMD own", "energy gap", "mode std", "balance", "
 def main() -> None:
     """Run every sampler on every problem, print the tables and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chains", type=int, default=500)
+    parser.add_argument("--chains", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     warnings.simplefilter("ignore", SamplingWarning)  # they stand in the results

@@ -1,7 +1,7 @@
 """Claim: compositions of learned energies can be sampled with MCMC kernels that people trust, where reverse
 diffusion goes wrong, and a digit model completes a real, half-hidden digit with honest uncertainty.
 
-    python -m benchmarks.demo [--mnist FILE.npz] [--out runs/demo]
+    python -m benchmarks.demo [--mnist FILE.npz] [--out runs/demo] [--record]
 
 (a) product, mixture and quotient of the shipped planar models, beside the truth; (b) the right half of a
 handwritten digit from ``digits`` times the likelihood of its left half. The digit is one of the MNIST test
@@ -11,25 +11,25 @@ set if its file is given (keys ``x_test``, ``y_test``), otherwise one of scikit-
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.problems import PROBLEMS, Truth, last
-from bridges.arviz import arviz, diagnose, to_inference_data
+from benchmarks.problems import PROBLEMS, RESULTS, Truth, last, write
+from bridges.arviz import Diagnosis, arviz, diagnose, to_inference_data
 from bridges.blackjax import HMC
 from bridges.plots import image_grid, plot_ladder, plot_planar
-from ppl_diffusion import Ladder, Trace, anneal, load, observation, reverse_diffusion
+from ppl_diffusion import Ladder, Progress, Trace, anneal, load, observation, reverse_diffusion
 from ppl_diffusion.planar import exact
 
 NOISE = 0.1
 """Standard deviation of the measurement of a pixel in [-1, 1]."""
 
 
-def planar(out: Path, *, chains: int = 600, steps: int = 4) -> None:
+def planar(out: Path, *, chains: int = 400, steps: int = 3) -> None:
     """Part (a): one picture, rows product, mixture, quotient."""
     models = {name: load(name) for name in ("ring", "bar", "left", "right", "wide")}
     panels: dict[str, np.ndarray] = {}
@@ -69,9 +69,9 @@ def completion(digit: np.ndarray, *, chains: int = 64, rungs: int = 50, steps: i
     likelihood = observation(digit, seen=seen, scale=NOISE, schedule=prior.schedule, backend="torch")
     ladder = Ladder.spaced(prior.schedule, rungs=rungs, steps=steps)
 
-    def tell(progress: object) -> None:
-        if progress.rung % 10 == 0 or progress.draw:  # type: ignore[attr-defined]
-            print(f"  {progress}", flush=True)
+    def tell(state: Progress) -> None:
+        if state.rung % 10 == 0:
+            print(f"  rung {state.rung} of {state.rungs}, {state.draw} draws, acceptance {state.acceptance_rate:.2f}")
 
     return anneal(prior * likelihood, HMC(), ladder=ladder, chains=chains, draws=draws, seed=0, progress=tell)
 
@@ -96,34 +96,45 @@ def picture(digit: np.ndarray, trace: Trace, title: str) -> Figure:
     return figure
 
 
+def figures(digit: np.ndarray, trace: Trace, found: Diagnosis) -> dict[str, float]:
+    """How well the hidden half was completed, and how well the chains walked."""
+    drawn, truth = trace.positions[..., 14:], digit[:, 14:]
+    low, high = np.quantile(drawn.reshape(-1, *truth.shape), [0.05, 0.95], axis=0)
+    return {
+        "rmse": float(np.sqrt(np.mean((drawn.mean((0, 1)) - truth) ** 2))),
+        "std": float(drawn.std((0, 1)).mean()),
+        "covered": float(np.mean((truth >= low) & (truth <= high))),
+        "least acceptance": float(found.rungs.acceptance.min()),
+        "r_hat": float(found.draws.r_hat.max()),
+        "weight spread": float(found.rungs.spread[1:].median()),
+    }
+
+
 def main() -> None:
     """Both parts; pictures and tables into a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=Path, default=Path("data/mnist.npz"))
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--record", action="store_true", help="keep pictures and figures in benchmarks/results/ too")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
     planar(options.out)
     print(f"compositions: {time.perf_counter() - begun:.0f} s", flush=True)
     digit, title = hidden_digit(options.mnist)
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        trace = completion(digit)
+    trace = completion(digit)
     found = diagnose(trace)
-    summary = arviz().summary(to_inference_data(trace), var_names=["~x"], filter_vars=None)
+    summary = arviz().summary(to_inference_data(trace), var_names=["~x"])
     picture(digit, trace, title).savefig(options.out / "completion.png", dpi=110)
     plot_ladder(trace).savefig(options.out / "ladder.png", dpi=110)
-    error = (trace.positions.mean((0, 1)) - digit)[:, 14:]
-    hidden = trace.positions[:, :, :, 14:].reshape(-1, 28, 14)
-    low, high = np.quantile(hidden, [0.05, 0.95], axis=0)
-    covered = np.mean((digit[:, 14:] >= low) & (digit[:, 14:] <= high))
-    report = (
-        f"{found}\n\n{summary}\n\nhidden half: root mean square error of the posterior mean "
-        f"{np.sqrt(np.mean(error**2)):.3f}, {covered:.0%} of its pixels inside the pointwise 90 % interval\n"
-    )
+    values = figures(digit, trace, found)
+    report = f"{title}\n\n{found}\n\n{summary}\n\n" + "".join(f"{k}: {v:.3f}\n" for k, v in values.items())
     (options.out / "completion.txt").write_text(report, encoding="utf-8")
     print(f"\n{report}\n{time.perf_counter() - begun:.0f} s; pictures in {options.out}/")
+    if options.record:
+        write("digits", values)
+        for name in ("compositions.png", "completion.png"):
+            shutil.copy(options.out / name, RESULTS / name)
 
 
 if __name__ == "__main__":

@@ -202,12 +202,12 @@ def table(rows: Mapping[str, Mapping[str, Mapping[str, float]]], columns: Iterab
     columns = list(columns)
     lines = ["| sampler | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, row in rows.items():
-        cells = [_cell(row[c]) if c in row else "" for c in columns]
+        cells = [cell(row[c]) if c in row else "" for c in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(value: Mapping[str, float]) -> str:
+def cell(value: Mapping[str, float]) -> str:
     if np.isnan(value["mean"]):
         return ""
     if not value.get("se", 0) > 0:

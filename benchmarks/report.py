@@ -1,0 +1,91 @@
+"""Put the figures of ``benchmarks/results/`` into the README, between its ``<!-- name -->`` marks.
+
+python -m benchmarks.report
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.problems import RESULTS, cell
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def oracle(content: Mapping[str, Any]) -> str:
+    """Three problems in one table."""
+    columns = (("product", "out"), ("product", "LL"), ("mixture", "LL"), ("mixture", "balance"), ("quotient", "out"))
+    return _sampler_table(content, (*columns, ("quotient", "LL"), ("quotient", "balance")))
+
+
+def composition(content: Mapping[str, Any]) -> str:
+    """Distances to the truth and to the models' own density."""
+    columns = [(key, name) for key in ("product", "mixture", "quotient") for name in ("out", "MMD", "MMD own")]
+    return _sampler_table(content, (*columns, ("mixture", "balance")))
+
+
+def overhead(content: Mapping[str, Any]) -> str:
+    """Ratios of wall time."""
+    rows = [
+        (
+            "annealed HMC on `digits`, 64 chains, to the bare loop of the same torch gradient calls",
+            "digits",
+            "walk / bare",
+        ),
+        ("the paper's evaluation pattern, per step of all chains, to it", "digits", "paper's pattern"),
+        ("plain Pyro HMC, per chain and step, to it", "digits", "plain Pyro"),
+        (
+            "the exact product, 6 million gradients, to a plain loop over jitted BlackJAX rungs",
+            "oracle",
+            "walk / plain loop",
+        ),
+        ("to the same loop in float32", "oracle", "walk / plain loop, float32"),
+    ]
+    lines = ["| time, as a ratio in one run (`python -m benchmarks.overhead`) | |", "|---|---|"]
+    for words, part, start in rows:
+        value = next(v for k, v in content[part].items() if k.startswith(start))
+        lines.append(f"| {words} | {value:.2f} |")
+    return "\n".join(lines)
+
+
+def digits(content: Mapping[str, Any]) -> str:
+    """One sentence on the completed digit."""
+    return (
+        f"The posterior mean misses the hidden half by a root mean square of {content['rmse']:.2f} (pixels run from -1 "
+        f"to 1; their mean posterior standard deviation is {content['std']:.2f}), {content['covered']:.0%} of the hidden "
+        f"pixels lie in their pointwise 90 % interval, acceptance was {content['least acceptance']:.2f} or more on every "
+        f"rung, and R-hat of the scalar summaries is up to {content['r_hat']:.2f}."
+    )
+
+
+def render(text: str) -> str:
+    """The README with every marked part made anew from the results."""
+    for make in (oracle, composition, overhead, digits):
+        text = _fill(text, make)
+    return text
+
+
+def _fill(text: str, make: Callable[[Mapping[str, Any]], str]) -> str:
+    name = make.__name__
+    content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    pattern = rf"<!-- {name} -->\n(.*?<!-- end -->\n)?"
+    made = f"<!-- {name} -->\n{make(content)}\n<!-- end -->\n"
+    return re.sub(pattern, lambda _: made, text, count=1, flags=re.DOTALL)
+
+
+def _sampler_table(content: Mapping[str, Any], columns: Iterable[tuple[str, str]]) -> str:
+    columns, problems = list(columns), content["problems"]
+    head = [f"{key}: {name}" for key, name in columns]
+    lines = ["| sampler | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    for sampler in problems["product"]["rows"]:
+        rows = [problems[key]["rows"][sampler].get(name) for key, name in columns]
+        lines.append(f"| {sampler} | " + " | ".join("" if row is None else cell(row) for row in rows) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
