@@ -56,9 +56,9 @@ def digits(content: Mapping[str, Any]) -> str:
     """One sentence on the completed digit."""
     return (
         f"The posterior mean misses the hidden half by a root mean square of {content['rmse']:.2f} (pixels run from -1 "
-        f"to 1; their mean posterior standard deviation is {content['std']:.2f}), {content['covered']:.0%} of the hidden "
-        f"pixels lie in their pointwise 90 % interval, acceptance was {content['least acceptance']:.2f} or more on every "
-        f"rung, and R-hat of the scalar summaries is up to {content['r_hat']:.2f}."
+        f"to 1; the posterior standard deviation is {content['std']:.2f}), {content['covered']:.0%} of the hidden "
+        f"pixels lie in their pointwise 90 % interval, acceptance {content['least acceptance']:.2f} on every rung or "
+        f"more, and R-hat of the scalar summaries is up to {content['r_hat']:.2f}."
     )
 
 

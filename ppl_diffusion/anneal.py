@@ -31,7 +31,7 @@ from . import proposals, weights
 from .compose import check_quotient
 from .kernel import Kernel, State, Still, Walker
 from .potential import Potential
-from .schedule import Ladder, NoiseSchedule
+from .schedule import Ladder
 from .trace import Trace, versions
 
 
@@ -107,7 +107,7 @@ def anneal(
     rungs: list[dict[str, np.ndarray]] = []
     state: State | None = None
     for rung, (level, steps) in enumerate(zip(ladder.levels, ladder.steps_per_rung, strict=True)):
-        arrival = _arrive(walker, potential.schedule, positions, level, state, reverse_step, population, next(host))
+        arrival = _arrive(walker, potential, positions, level, state, reverse_step, population, next(host))
         state, increments = arrival.state, arrival.increments
         if rung == 0:
             increments = np.zeros(chains) if init is not None else -arrival.energy - log_weights
@@ -191,7 +191,7 @@ class _Arrival:
 
 def _arrive(
     walker: Walker,
-    schedule: NoiseSchedule,
+    potential: Potential,
     positions: Any,
     level: int,
     previous: State | None,
@@ -202,7 +202,7 @@ def _arrive(
     """Bring chains to ``level`` and weigh the change of density there."""
     correction: Any = 0.0
     if reverse_step and previous is not None:
-        positions, correction = proposals.reverse_step(schedule, previous, level, rng=rng)
+        positions, correction = proposals.reverse_step(potential, previous, level, rng=rng)
     state = walker.arrive(positions, level, previous, seed=seed)
     energy = np.asarray(state.energy)
     if previous is None:

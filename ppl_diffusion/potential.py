@@ -104,6 +104,36 @@ class Potential(ABC):
         """
         return 1.0
 
+    @property
+    def diffused(self) -> Any:
+        """Which coordinates noise is added to: all, or booleans of ``event_shape``."""
+        return True
+
+    def start(self, level: int, *, chains: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draws from ``N(0, I / s)``, ``s`` the :attr:`exponent`, times sigma where the schedule explodes.
+
+        Args:
+            level: the noisiest level of a ladder.
+            chains: number of draws.
+            rng: source of randomness.
+
+        Returns:
+            Positions ``(chains, *event_shape)`` and their log-density ``(chains,)``.
+
+        Raises:
+            ValueError: exponents whose sum is not positive.
+        """
+        total = np.broadcast_to(np.asarray(self.exponent, dtype=np.float64), self.event_shape)
+        if np.any(total <= 0):
+            raise ValueError(
+                f"the exponents of {self} sum to {total.min():.3g}, so it has no density at the noisiest level to "
+                "start from: make the sum positive, or pass init="
+            )
+        scale = max(1.0, self.schedule.sigma(level)) / np.sqrt(total)
+        noise = rng.standard_normal((chains, *self.event_shape))
+        constant = np.sum(np.log(scale)) + 0.5 * scale.size * np.log(2 * np.pi)
+        return noise * scale, -0.5 * np.sum(noise.reshape(chains, -1) ** 2, axis=1) - constant
+
     def leaves(self) -> tuple[Potential, ...]:
         """The distinct potentials that an expression is made of."""
         return (self,)

@@ -1,0 +1,177 @@
+"""Diffusion models as priors in Pyro models, annealed with Pyro's or BlackJAX's kernels.
+
+    def model(y):
+        x = pyro.sample("x", DiffusionPrior(load("digits")))
+        noise = pyro.sample("noise", dist.HalfNormal(0.5))
+        pyro.sample("y", dist.Normal(x[..., 14:], noise).to_event(2), obs=y)
+
+    trace = anneal_model(model, (y,), kernel=HMC(), chains=8, draws=100, seed=0)
+
+The last rung, level 0, is the exact joint density of the model; the levels above are a path to it, see
+``bridges.pyro_model``. Other latent sites are unconstrained inside, start from their priors, and come back
+constrained in ``trace.sites``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyro.infer.mcmc import HMC as _HMC
+from pyro.infer.mcmc import NUTS as _NUTS
+
+from ppl_diffusion.anneal import Progress, anneal
+from ppl_diffusion.kernel import Adaptive, Kernel, StepPolicy, as_policy
+from ppl_diffusion.potential import Potential
+from ppl_diffusion.schedule import Ladder
+from ppl_diffusion.trace import Trace
+
+from .pyro_model import JointPotential, Likelihood
+from .pyro_prior import DiffusionPrior, at_level
+from .pyro_walker import PyroWalker
+from .torch_jax import to_torch
+
+__all__ = ["HMC", "NUTS", "DiffusionPrior", "JointPotential", "anneal_model", "at_level"]
+
+
+@dataclass(frozen=True)
+class PyroKernel(ABC):
+    """One of Pyro's kernels, one for each chain, walked in turn.
+
+    Attributes:
+        step: leapfrog step: a number, ``SigmaScaled(0.5)`` or ``Adaptive(...)``.
+    """
+
+    step: StepPolicy | float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "step", as_policy(self.step))
+
+    @property
+    def adjusted(self) -> bool:
+        """Both leave the density invariant."""
+        return True
+
+    @abstractmethod
+    def build(self, potential_fn: Callable[..., Any]) -> Any:
+        """A Pyro kernel that adapts nothing."""
+
+    @abstractmethod
+    def set_step(self, sampler: Any, step: float) -> None:
+        """Give Pyro's kernel its leapfrog step."""
+
+    def bind(self, potential: Potential) -> PyroWalker:
+        """Prepare to walk on ``potential``."""
+        return PyroWalker(self, to_torch(potential))
+
+
+@dataclass(frozen=True)
+class HMC(PyroKernel):
+    """Pyro's Hamiltonian Monte Carlo with unit mass.
+
+    Args:
+        step: leapfrog step: a number, ``SigmaScaled(0.5)`` or ``Adaptive(...)``.
+        leapfrogs: leapfrogs of a trajectory, exactly.
+
+    Raises:
+        ValueError: no leapfrogs.
+    """
+
+    step: StepPolicy | float = Adaptive(target_acceptance=0.7)
+    leapfrogs: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.leapfrogs, int) or isinstance(self.leapfrogs, bool) or self.leapfrogs < 1:
+            raise ValueError(f"leapfrogs must be a whole number >= 1, got {self.leapfrogs!r}: try leapfrogs=3")
+
+    def build(self, potential_fn: Callable[..., Any]) -> Any:
+        return _HMC(potential_fn=potential_fn, adapt_step_size=False, adapt_mass_matrix=False)
+
+    def set_step(self, sampler: Any, step: float) -> None:
+        sampler._adapter.step_size = step
+        # Pyro takes int(length / step) leapfrogs, which rounding makes one too few: aim at the middle.
+        sampler.trajectory_length = step * (self.leapfrogs + 0.5)
+
+
+@dataclass(frozen=True)
+class NUTS(PyroKernel):
+    """Pyro's No-U-Turn sampler with unit mass.
+
+    Args:
+        step: leapfrog step.
+        max_doublings: a trajectory has at most ``2 ** max_doublings - 1`` leapfrogs.
+
+    Raises:
+        ValueError: no doublings.
+    """
+
+    step: StepPolicy | float = Adaptive(target_acceptance=0.8)
+    max_doublings: int = 6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.max_doublings, int) or self.max_doublings < 1:
+            raise ValueError(f"max_doublings must be a whole number >= 1, got {self.max_doublings!r}: try 6")
+
+    def build(self, potential_fn: Callable[..., Any]) -> Any:
+        return _NUTS(
+            potential_fn=potential_fn, adapt_step_size=False, adapt_mass_matrix=False, max_tree_depth=self.max_doublings
+        )
+
+    def set_step(self, sampler: Any, step: float) -> None:
+        sampler._adapter.step_size = step
+
+
+def anneal_model(
+    model: Callable[..., Any],
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    kernel: Kernel,
+    ladder: Ladder | None = None,
+    chains: int,
+    draws: int = 1,
+    seed: int,
+    init: Any = None,
+    resample: float | None = None,
+    reverse_step: bool = False,
+    likelihood: Likelihood = "tempered",
+    progress: Callable[[Progress], None] | None = None,
+) -> Trace:
+    """Sample the posterior of a Pyro model with a :class:`DiffusionPrior` by annealed MCMC.
+
+    Args:
+        model: a Pyro model; run once for each evaluation of all chains, batched by ``torch.func.vmap``.
+        args, kwargs: of the model.
+        kernel: of this module, chain by chain, or of ``bridges.blackjax``, all chains at once.
+        ladder, chains, draws, seed, init, resample, reverse_step, progress: as in :func:`ppl_diffusion.anneal`;
+            ``init`` is flat, shape ``(chains, size)``, and unconstrained.
+        likelihood: what observed sites see at noisy levels: "tempered", "rescaled" or "tweedie".
+
+    Returns:
+        A :class:`~ppl_diffusion.trace.Trace`: ``sites`` holds constrained values ``(chains, draws, ...)`` by name,
+        ``positions`` the flat, unconstrained ones.
+
+    Raises:
+        ValueError, TypeError: a model without a diffusion prior, with discrete latent sites, or that cannot be
+            batched; arguments that do not fit.
+    """
+    joint = JointPotential(model, args, kwargs, likelihood=likelihood)
+    trace = anneal(
+        joint,
+        kernel,
+        ladder=ladder,
+        chains=chains,
+        draws=draws,
+        seed=seed,
+        init=init,
+        resample=resample,
+        reverse_step=reverse_step,
+        progress=progress,
+    )
+    attributes = {**trace.attributes, "likelihood": likelihood}
+    return dataclasses.replace(trace, sites=joint.constrained(trace.positions), attributes=attributes)

@@ -1,0 +1,301 @@
+"""The joint density of a Pyro model with a diffusion prior, as a potential over one flat vector.
+
+At noise level ``k`` the model is asked about ``x_k``: its prior is the potential at that level, its other
+latent sites keep their own priors (in unconstrained coordinates, with the Jacobian), and its observed
+sites see a stand-in for the clean ``x`` and are raised to a power:
+
+    tempered    x_k / alpha_k                                exponent alpha_k^2
+    rescaled    x_k / alpha_k                                exponent 1
+    tweedie     (x_k - sigma_k^2 grad U(x_k)) / alpha_k      exponent 1
+
+At level 0 all three are the exact joint density of the raw ``x``; the levels above are a path to it.
+Everything but the prior is batched over chains by ``torch.func.vmap`` of the model itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import biject_to
+
+from ppl_diffusion.potential import Potential
+
+from .pyro_prior import DiffusionPrior, prior_of
+
+Likelihood = Literal["tempered", "rescaled", "tweedie"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a latent site lies in the flat vector.
+
+    Attributes:
+        name: of the site.
+        start, stop: its coordinates.
+        shape: of its unconstrained value.
+        prior: its diffusion prior, or None for any other latent site.
+        scale, mask: of a diffusion prior's site, as Pyro's handlers set them.
+    """
+
+    name: str
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    prior: DiffusionPrior | None
+    scale: Any = 1.0
+    mask: Any = None
+
+    def of(self, flat: Tensor) -> Tensor:
+        """Its coordinates of ``flat (*chains, size)``, in its shape."""
+        return flat[..., self.start : self.stop].reshape((*flat.shape[:-1], *self.shape))
+
+
+class JointPotential(Potential):
+    """A Pyro model's joint density over all latent sites, flattened; built by ``bridges.pyro.anneal_model``.
+
+    Args:
+        model: a Pyro model with at least one ``DiffusionPrior`` site.
+        args, kwargs: of the model.
+        likelihood: how observed sites are asked at noisy levels, see the module.
+
+    Raises:
+        ValueError: no diffusion prior, discrete latent sites, schedules of unequal length, an unknown ``likelihood``.
+    """
+
+    backend = "torch"
+
+    def __init__(
+        self, model: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None, *, likelihood: Likelihood
+    ) -> None:
+        if likelihood not in get_args(Likelihood):
+            raise ValueError(f"unknown likelihood {likelihood!r}: use one of {', '.join(get_args(Likelihood))}")
+        self.model, self.args, self.kwargs, self.likelihood = model, tuple(args), dict(kwargs or {}), likelihood
+        self.name = getattr(model, "__name__", "model")
+        self.sites = self._discover()
+        priors = [site.prior.potential for site in self.sites if site.prior is not None]
+        if not priors:
+            raise ValueError(
+                f'{self.name} has no diffusion prior: write x = pyro.sample("x", DiffusionPrior(load("digits")))'
+            )
+        if len({len(prior.schedule) for prior in priors}) > 1:
+            counts = ", ".join(f"{prior}: {len(prior.schedule)}" for prior in priors)
+            raise ValueError(
+                f"the priors of {self.name} have unequal numbers of levels ({counts}): anneal level by level"
+            )
+        self.schedule = priors[0].schedule
+        self.event_shape = (self.sites[-1].stop,)
+
+    @property
+    def diffused(self) -> np.ndarray:
+        """Which coordinates a noise level belongs to, bool ``(size,)``."""
+        kinds = [np.full(site.stop - site.start, site.prior is not None) for site in self.sites]
+        return np.concatenate(kinds)
+
+    def start(self, level: int, *, chains: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Diffusion priors start as any potential does, other sites from their own priors."""
+        values, log_density = np.empty((chains, *self.event_shape)), np.zeros(chains)
+        drawn: dict[str, Tensor] = {}
+        for site in self.sites:
+            if site.prior is not None:
+                batch = site.shape[: len(site.shape) - len(site.prior.event_shape)]
+                copies = chains * int(np.prod(batch))
+                x, log_q = site.prior.potential.start(level, chains=copies, rng=rng)
+                values[:, site.start : site.stop] = x.reshape(chains, -1)
+                log_density += log_q.reshape(chains, -1).sum(1)
+                alpha = site.prior.potential.schedule.alpha(level)
+                drawn[site.name] = torch.from_numpy(x.reshape(chains, *site.shape)) / alpha
+        others = [site for site in self.sites if site.prior is None]
+        if others:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.default_generator.manual_seed(int(rng.integers(2**63)))
+                for chain in range(chains):
+                    handler = _Given({name: value[chain] for name, value in drawn.items()})
+                    nodes = poutine.trace(handler(self.model)).get_trace(*self.args, **self.kwargs).nodes
+                    for site in others:
+                        u, log_p = _unconstrained(nodes[site.name])
+                        values[chain, site.start : site.stop] = u.numpy().ravel()
+                        log_density[chain] += float(log_p)
+        return values, log_density
+
+    def constrained(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+        """Values of every latent site, each ``(chains, draws, *shape)``, of ``flat (chains, draws, size)``."""
+
+        def one(point: Tensor) -> dict[str, Tensor]:
+            handler = _Given(
+                {site.name: site.of(point) for site in self.sites if site.prior is not None}, self._free(point)
+            )
+            nodes = poutine.trace(handler(self.model)).get_trace(*self.args, **self.kwargs).nodes
+            return {site.name: nodes[site.name]["value"] for site in self.sites}  # type: ignore[misc]
+
+        rows = torch.from_numpy(flat.reshape(-1, flat.shape[-1]))
+        with torch.no_grad():
+            try:
+                with pyro.validation_enabled(False):
+                    found = torch.func.vmap(one)(rows)
+            except RuntimeError:
+                each = [one(row) for row in rows]
+                found = {name: torch.stack([values[name] for values in each]) for name in each[0]}
+        return {name: value.numpy().reshape(*flat.shape[:2], *value.shape[1:]) for name, value in found.items()}
+
+    def _discover(self) -> tuple[Site, ...]:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            nodes: Any = poutine.trace(_Given({})(self.model)).get_trace(*self.args, **self.kwargs).nodes
+        sites, start = [], 0
+        for name, node in nodes.items():
+            if node["type"] == "param":
+                raise ValueError(f"{self.name} has the parameter {name}: fix it before sampling, or give it a prior")
+            if node["type"] != "sample" or node["is_observed"] or type(node["fn"]).__name__ == "_Subsample":
+                continue
+            prior = prior_of(node["fn"])
+            if prior is not None:
+                shape = tuple(node["value"].shape)  # type: ignore[union-attr]
+                extra = {"scale": node["scale"], "mask": node["mask"]}
+            else:
+                if node["fn"].support.is_discrete:
+                    raise ValueError(
+                        f"{self.name} has the discrete latent site {name}, which has no gradient: sum it out inside "
+                        "the model, for example by a MixtureSameFamily"
+                    )
+                shape = tuple(biject_to(node["fn"].support).inv(node["value"]).shape)
+                extra = {}
+            stop = start + int(np.prod(shape))
+            sites.append(Site(name, start, stop, shape, prior, **extra))
+            start = stop
+        return tuple(sites)
+
+    def _free(self, point: Tensor) -> dict[str, Tensor]:
+        return {site.name: site.of(point) for site in self.sites if site.prior is None}
+
+    def _evaluate(self, x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
+        chains, level = x.shape[:-1], int(level)
+        flat = x.detach().reshape(-1, *self.event_shape)
+        if self.likelihood == "tweedie" and level > 0:
+            with torch.enable_grad():
+                leaf = flat.requires_grad_()
+                energy = self._energy(leaf, level)
+                (gradient,) = torch.autograd.grad(energy.sum(), leaf)
+            return energy.detach().reshape(chains), gradient.reshape(x.shape)
+        with torch.enable_grad():
+            leaf = flat.clone().requires_grad_()
+            rest = self._rest(leaf, self._clean(leaf, level), level)
+            (gradient,) = torch.autograd.grad(rest.sum(), leaf)
+        energy, gradient = rest.detach(), gradient.clone()
+        for site in self._priors():
+            points = site.of(flat)
+            value, slope = site.prior.potential.value_and_grad(points, level=level)  # type: ignore[union-attr]
+            energy = energy + _scaled(value, site).reshape(len(flat), -1).sum(1)
+            weight = _scaled(torch.ones_like(value), site)
+            slope = slope * weight.reshape(*value.shape, *[1] * (slope.ndim - value.ndim)).to(slope.dtype)
+            gradient[:, site.start : site.stop] += slope.reshape(len(flat), -1).to(gradient.dtype)
+        return energy.reshape(chains), gradient.reshape(x.shape)
+
+    def _evaluate_energy(self, x: Tensor, level: Any) -> Tensor:
+        flat = x.reshape(-1, *self.event_shape)
+        if self.likelihood == "tweedie" and not flat.requires_grad:  # the estimate is a gradient itself
+            with torch.enable_grad():
+                return self._energy(flat.detach().requires_grad_(), int(level)).detach().reshape(x.shape[:-1])
+        return self._energy(flat, int(level)).reshape(x.shape[:-1])
+
+    def _energy(self, flat: Tensor, level: int) -> Tensor:
+        """Energies ``(chains,)`` of ``flat (chains, size)``, differentiable; one forward pass of each prior."""
+        energy: Any = 0.0
+        clean: dict[str, Tensor] = {}
+        for site in self._priors():
+            schedule, points = site.prior.potential.schedule, site.of(flat)  # type: ignore[union-attr]
+            value = site.prior.potential.energy(points, level=level)  # type: ignore[union-attr]
+            energy = energy + _scaled(value, site).reshape(len(flat), -1).sum(1)
+            if self.likelihood == "tweedie" and level > 0:
+                (slope,) = torch.autograd.grad(value.sum(), points, create_graph=True)
+                clean[site.name] = (points - schedule.sigma(level) ** 2 * slope) / schedule.alpha(level)
+        return energy + self._rest(flat, clean or self._clean(flat, level), level)
+
+    def _priors(self) -> list[Site]:
+        return [site for site in self.sites if site.prior is not None]
+
+    def _clean(self, flat: Tensor, level: int) -> dict[str, Tensor]:
+        """What the observed sites see of each diffusion prior's site."""
+        if level == 0:
+            return {site.name: site.of(flat) for site in self._priors()}
+        alphas = {site.name: site.prior.potential.schedule.alpha(level) for site in self._priors()}  # type: ignore[union-attr]
+        return {site.name: site.of(flat) / alphas[site.name] for site in self._priors()}
+
+    def _rest(self, flat: Tensor, clean: Mapping[str, Tensor], level: int) -> Tensor:
+        """Minus the log-density of everything but the diffusion priors, ``(chains,)``."""
+        exponent = self.schedule.alpha(level) ** 2 if self.likelihood == "tempered" and level > 0 else 1.0
+
+        def one(point: Tensor, seen: dict[str, Tensor]) -> Tensor:
+            return -self._log_rest(point, seen, exponent)
+
+        try:
+            with pyro.validation_enabled(False):  # its checks branch on values, which vmap cannot
+                if len(flat) == 1:
+                    return one(flat[0], {name: value[0] for name, value in clean.items()})[None]
+                return torch.func.vmap(one)(flat, dict(clean))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{self.name} cannot be batched over chains ({reason}): write it without .item(), without branches on "
+                "latent values, and with torch functions only; or use chains=1 or a kernel of bridges.pyro"
+            ) from error
+
+    def _log_rest(self, point: Tensor, seen: Mapping[str, Tensor], exponent: float) -> Tensor:
+        handler = _Given(seen, self._free(point))
+        nodes: Any = poutine.trace(handler(self.model)).get_trace(*self.args, **self.kwargs).nodes
+        total = point.new_zeros((), dtype=torch.float64)
+        for name, node in nodes.items():
+            if node["type"] != "sample" or name in seen or type(node["fn"]).__name__ == "_Subsample":
+                continue
+            log_p = scale_and_mask(node["fn"].log_prob(node["value"]), node["scale"], node["mask"]).sum()
+            total = total + (exponent * log_p if node["is_observed"] else log_p)
+        return total + handler.log_jacobian
+
+
+class _Given(Messenger):
+    """Run a model with its latent sites given: diffusion priors as they are, others unconstrained.
+
+    A diffusion prior's site that is not given is zero: it is never drawn from.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], unconstrained: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.values, self.unconstrained = values, unconstrained or {}
+        self.log_jacobian: Any = 0.0
+
+    def __enter__(self) -> _Given:
+        self.log_jacobian = 0.0
+        return super().__enter__()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if msg["is_observed"]:
+            return
+        if prior_of(msg["fn"]) is not None:
+            value = self.values.get(name)
+            msg["value"] = torch.zeros(msg["fn"].shape()) if value is None else value
+            msg["done"] = True
+        elif name in self.unconstrained:
+            transform, u = biject_to(msg["fn"].support), self.unconstrained[name]
+            msg["value"] = transform(u)
+            self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(u, msg["value"]).sum()
+            msg["done"] = True
+
+
+def _unconstrained(node: Any) -> tuple[Tensor, Tensor]:
+    """A drawn site in unconstrained coordinates, and the log-density that it was drawn from there."""
+    transform = biject_to(node["fn"].support)
+    u = transform.inv(node["value"])
+    log_p = node["fn"].log_prob(node["value"]).sum()
+    return u, log_p + transform.log_abs_det_jacobian(u, node["value"]).sum()
+
+
+def _scaled(energy: Tensor, site: Site) -> Tensor:
+    return scale_and_mask(energy, site.scale, site.mask)

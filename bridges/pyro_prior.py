@@ -1,0 +1,122 @@
+"""A potential as a distribution: the prior of a Pyro model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import constraints
+
+from ppl_diffusion.anneal import anneal
+from ppl_diffusion.potential import Potential
+from ppl_diffusion.schedule import Ladder
+
+from .blackjax import HMC
+from .torch_jax import to_torch
+
+DRAW = {"rungs": 50, "steps": 5}
+"""The ladder by which ``DiffusionPrior.sample`` draws."""
+
+
+class DiffusionPrior(TorchDistribution):
+    """An unnormalised density as a Pyro distribution: ``x = pyro.sample("x", DiffusionPrior(load("digits")))``.
+
+    ``log_prob`` is minus the energy at a noise level, the cleanest unless :func:`at_level` says otherwise; the
+    unknown normaliser is left out. It works in plates, beside other latent sites, and as the prior of a
+    variational guide (gradients flow).
+
+    ``sample`` draws by annealed HMC: approximate, and as slow as that is. MCMC never starts from it.
+
+    Args:
+        potential: the density; one that computes with JAX crosses into torch, for kernels of ``bridges.pyro`` only.
+        level: noise level.
+        batch_shape: as for any distribution.
+
+    Raises:
+        TypeError: not a potential.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(
+        self,
+        potential: Potential,
+        *,
+        level: int = 0,
+        batch_shape: Sequence[int] = (),
+        validate_args: bool | None = None,
+    ) -> None:
+        if not isinstance(potential, Potential):
+            raise TypeError(f"DiffusionPrior takes a potential, got {potential!r}: try DiffusionPrior(load('digits'))")
+        potential.schedule.check_level(level)
+        self.potential, self.level = to_torch(potential), level
+        super().__init__(torch.Size(batch_shape), torch.Size(potential.event_shape), validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        """Every real array of the event's shape."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> DiffusionPrior:
+        """The same density with another batch shape."""
+        return DiffusionPrior(self.potential, level=self.level, batch_shape=batch_shape)
+
+    def at(self, level: int) -> DiffusionPrior:
+        """The same prior at another noise level."""
+        return DiffusionPrior(self.potential, level=level, batch_shape=self.batch_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Minus the energy of ``value (*sample, *batch_shape, *event_shape)``, shape ``(*sample, *batch_shape)``."""
+        energy = self.potential.energy(value, level=self.level)
+        return -energy.expand(torch.broadcast_shapes(energy.shape, self.batch_shape))
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Approximate draws by annealed HMC, seeded by torch's global generator, as Pyro users expect."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        seed = int(torch.randint(2**31, ()))
+        top = len(self.potential.schedule) - 1 - self.level
+        rungs = min(DRAW["rungs"], top + 1)
+        levels = sorted({round(self.level + top * i / max(rungs - 1, 1)) for i in range(rungs)}, reverse=True)
+        ladder = Ladder(levels=tuple(levels), steps=DRAW["steps"])
+        trace = anneal(self.potential, HMC(), ladder=ladder, chains=max(shape.numel(), 1), seed=seed)
+        drawn = torch.from_numpy(trace.positions[:, 0]).to(torch.get_default_dtype())
+        return drawn[: shape.numel()].reshape(shape + self.event_shape)
+
+
+class at_level(Messenger):
+    """Run a model with its diffusion priors at a noise level: ``at_level(30)(model)``, or ``with at_level(30): ...``.
+
+    Args:
+        level: an integer, 0 the cleanest.
+    """
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self.level = level
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["fn"] = _with_level(msg["fn"], self.level)
+
+
+def prior_of(fn: Any) -> DiffusionPrior | None:
+    """The diffusion prior inside a distribution that may be masked or independent, or None."""
+    while not isinstance(fn, DiffusionPrior):
+        fn = getattr(fn, "base_dist", None)
+        if fn is None:
+            return None
+    return fn
+
+
+def _with_level(fn: Any, level: int) -> Any:
+    if isinstance(fn, DiffusionPrior):
+        return fn.at(level)
+    if prior_of(fn) is None:
+        return fn
+    inner = _with_level(fn.base_dist, level)
+    if hasattr(fn, "reinterpreted_batch_ndims"):
+        return inner.to_event(fn.reinterpreted_batch_ndims)
+    return inner.mask(fn._mask)
