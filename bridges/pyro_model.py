@@ -9,7 +9,8 @@ sites see a stand-in for the clean ``x`` and are raised to a power:
     tweedie     (x_k - sigma_k^2 grad U(x_k)) / alpha_k      exponent 1
 
 At level 0 all three are the exact joint density of the raw ``x``; the levels above are a path to it.
-Everything but the prior is batched over chains by ``torch.func.vmap`` of the model itself.
+Everything but the prior is batched over chains by ``torch.func.vmap`` of the model itself, which sees values
+of torch's default dtype; energies are summed in float64.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class JointPotential(Potential):
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 torch.default_generator.manual_seed(int(rng.integers(2**63)))
                 for chain in range(chains):
-                    handler = _Given({name: value[chain] for name, value in drawn.items()})
+                    handler = _Given(_native({name: value[chain] for name, value in drawn.items()}))
                     nodes = poutine.trace(handler(self.model)).get_trace(*self.args, **self.kwargs).nodes
                     for site in others:
                         u, log_p = _unconstrained(nodes[site.name])
@@ -130,9 +131,8 @@ class JointPotential(Potential):
         """Values of every latent site, each ``(chains, draws, *shape)``, of ``flat (chains, draws, size)``."""
 
         def one(point: Tensor) -> dict[str, Tensor]:
-            handler = _Given(
-                {site.name: site.of(point) for site in self.sites if site.prior is not None}, self._free(point)
-            )
+            given = {site.name: site.of(point) for site in self._priors()}
+            handler = _Given(_native(given), _native(self._free(point)))
             nodes = poutine.trace(handler(self.model)).get_trace(*self.args, **self.kwargs).nodes
             return {site.name: nodes[site.name]["value"] for site in self.sites}  # type: ignore[misc]
 
@@ -248,13 +248,13 @@ class JointPotential(Potential):
             ) from error
 
     def _log_rest(self, point: Tensor, seen: Mapping[str, Tensor], exponent: float) -> Tensor:
-        handler = _Given(seen, self._free(point))
+        handler = _Given(_native(seen), _native(self._free(point)))
         nodes: Any = poutine.trace(handler(self.model)).get_trace(*self.args, **self.kwargs).nodes
         total = point.new_zeros((), dtype=torch.float64)
         for name, node in nodes.items():
             if node["type"] != "sample" or name in seen or type(node["fn"]).__name__ == "_Subsample":
                 continue
-            log_p = scale_and_mask(node["fn"].log_prob(node["value"]), node["scale"], node["mask"]).sum()
+            log_p = scale_and_mask(node["fn"].log_prob(node["value"]), node["scale"], node["mask"]).double().sum()
             total = total + (exponent * log_p if node["is_observed"] else log_p)
         return total + handler.log_jacobian
 
@@ -287,6 +287,10 @@ class _Given(Messenger):
             msg["value"] = transform(u)
             self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(u, msg["value"]).sum()
             msg["done"] = True
+
+
+def _native(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.to(torch.get_default_dtype()) for name, value in values.items()}
 
 
 def _unconstrained(node: Any) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,357 @@
+"""Diffusion priors in Pyro models: closed forms, traps that were reproduced, and what is refused."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import pytest
+import torch
+from checks import LogQuadratics, moment_errors
+from pyro.infer import SVI, Predictive, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+
+import bridges.blackjax as blackjax_bridge
+from bridges.arviz import diagnose, to_inference_data
+from bridges.pyro import HMC, NUTS, DiffusionPrior, JointPotential, anneal_model, at_level
+from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, Trace, load
+
+SCHEDULE = NoiseSchedule.cosine(100)
+PRIOR = GaussianMixture(
+    [[-0.6, 0.0, 0.5], [0.7, 0.5, -0.5]],
+    [0.5, 0.6],
+    weights=[0.4, 0.6],
+    schedule=SCHEDULE,
+    backend="torch",
+    name="prior",
+)
+DESIGN = torch.tensor([[1.0, 0.5, 0.0], [0.0, -0.4, 1.0]], dtype=torch.float64)
+SEEN = torch.tensor([0.3, -0.2], dtype=torch.float64)
+SCALE = 0.6
+
+
+@pytest.fixture(autouse=True)
+def float64_models():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+    pyro.clear_param_store()
+
+
+def linear(y):
+    x = pyro.sample("x", DiffusionPrior(PRIOR))
+    pyro.sample("y", dist.Normal(DESIGN @ x, SCALE).to_event(1), obs=y)
+
+
+def unknown_noise(y):
+    x = pyro.sample("x", DiffusionPrior(PRIOR))
+    noise = pyro.sample("noise", dist.HalfNormal(1.0))
+    pyro.sample("y", dist.Normal(DESIGN @ x, noise + 0.2).to_event(1), obs=y)
+
+
+def posterior():
+    """Mean and covariance of ``linear(SEEN)``, in closed form."""
+    design, y = DESIGN.numpy(), SEEN.numpy()
+    likelihood = LogQuadratics((design.T @ design / SCALE**2)[None], (design.T @ y / SCALE**2)[None], np.zeros(1))
+    return (LogQuadratics.of(PRIOR, level=0) * likelihood).moments()
+
+
+def test_annealed_blackjax_hmc_matches_the_exact_posterior():
+    mean, covariance, _ = posterior()
+    ladder = Ladder.spaced(SCHEDULE, rungs=25, steps=6)
+    trace = anneal_model(linear, (SEEN,), kernel=blackjax_bridge.HMC(), ladder=ladder, chains=1500, seed=0)
+    errors = moment_errors(trace.sites["x"][:, 0], mean, covariance)
+    assert np.abs(errors).max() < 4, errors
+
+
+@pytest.mark.parametrize("kernel", [HMC(), NUTS(max_doublings=3)], ids=["HMC", "NUTS"])
+def test_pyros_own_kernels_match_the_exact_posterior(kernel):
+    """By means of whole chains, which are independent."""
+    mean, covariance, _ = posterior()
+    ladder = Ladder.spaced(SCHEDULE, rungs=10, steps=3)
+    trace = anneal_model(linear, (SEEN,), kernel=kernel, ladder=ladder, chains=40, draws=30, seed=0)
+    centred = trace.sites["x"] - mean
+    products = np.einsum("cdi,cdj->cdij", centred, centred) - covariance
+    features = np.concatenate([centred.mean(1), products.mean(1).reshape(40, -1)], axis=1)
+    errors = features.mean(0) / (features.std(0, ddof=1) / np.sqrt(40))
+    assert np.abs(errors).max() < 4.5, errors
+    assert 0.5 < float(trace.stats.acceptance_rate.mean()) < 0.95
+
+
+def test_the_marginal_of_an_unknown_noise_scale_matches_quadrature():
+    grid = np.linspace(1e-3, 6, 4000)
+    log_p = -0.5 * grid**2
+    design, y = DESIGN.numpy(), SEEN.numpy()
+    alpha, sigma = SCHEDULE.alpha(0), SCHEDULE.sigma(0)
+    parts = []
+    for weight, m, c in zip(PRIOR.weights, PRIOR.means, PRIOR.covariances, strict=True):
+        signal = design @ (alpha**2 * c + sigma**2 * np.eye(3)) @ design.T
+        residual = y - alpha * design @ m
+        covariances = signal + (grid + 0.2)[:, None, None] ** 2 * np.eye(2)
+        solved = np.linalg.solve(covariances, np.broadcast_to(residual[:, None], (len(grid), 2, 1)))[..., 0]
+        parts.append(np.log(weight) - 0.5 * solved @ residual - 0.5 * np.linalg.slogdet(covariances)[1])
+    log_p = log_p + np.logaddexp.reduce(parts, axis=0)
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    ladder = Ladder.spaced(SCHEDULE, rungs=25, steps=6)
+    trace = anneal_model(unknown_noise, (SEEN,), kernel=blackjax_bridge.HMC(), ladder=ladder, chains=1500, seed=1)
+    noise = trace.sites["noise"][:, 0]
+    assert np.all(noise > 0), "sites come back constrained"
+    for power in (1, 2):
+        found, exact = noise**power, p @ grid**power
+        assert abs(found.mean() - exact) < 4 * found.std() / np.sqrt(1500)
+
+
+@pytest.mark.parametrize("likelihood", ["tempered", "rescaled", "tweedie"])
+@pytest.mark.parametrize("level", [0, 40])
+def test_the_joint_energy_and_its_gradient(likelihood, level):
+    """Against the formula; the gradient against differences; one chain against a batch."""
+    joint = JointPotential(unknown_noise, (SEEN,), likelihood=likelihood)
+    flat = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    energy, gradient = joint.value_and_grad(flat, level=level)
+    x, u = flat[:, :3], flat[:, 3]
+    alpha, sigma = SCHEDULE.alpha(level), SCHEDULE.sigma(level)
+    prior, slope = PRIOR.value_and_grad(x, level=level)
+    clean = {"tempered": x / alpha, "rescaled": x / alpha, "tweedie": (x - sigma**2 * slope) / alpha}[likelihood]
+    clean = x if level == 0 else clean
+    exponent = alpha**2 if likelihood == "tempered" and level else 1.0
+    log_y = dist.Normal(clean @ DESIGN.T, u.exp()[:, None] + 0.2).log_prob(SEEN).sum(1)
+    log_noise = dist.HalfNormal(1.0).log_prob(u.exp()) + u
+    torch.testing.assert_close(energy, prior - exponent * log_y - log_noise)
+    torch.testing.assert_close(joint.energy(flat, level=level), energy)
+    torch.testing.assert_close(torch.stack([joint.energy(row, level=level) for row in flat]), energy)
+    for i in range(4):
+        step = 1e-6 * torch.eye(4, dtype=torch.float64)[i]
+        slope_i = (joint.energy(flat + step, level=level) - joint.energy(flat - step, level=level)) / 2e-6
+        torch.testing.assert_close(slope_i, gradient[:, i], rtol=1e-5, atol=1e-5)
+
+
+def counted(calls):
+    def energy(x, level):
+        calls.append(tuple(x.shape))
+        return 0.5 * (x**2).sum(-1)
+
+    return EnergyFunction(energy, schedule=NoiseSchedule.cosine(10), event_shape=(2,), backend="torch", name="counted")
+
+
+@pytest.mark.parametrize("step", [0.1, 0.07, 1 / 3])
+def test_a_trajectory_takes_exactly_the_leapfrogs_that_were_asked_for(step):
+    """Trap: Pyro's HMC(step_size=0.1, num_steps=43) takes 42. And nothing is evaluated twice."""
+    calls: list = []
+    walker = HMC(step=step, leapfrogs=43).bind(counted(calls))
+    state = walker.arrive(np.zeros((2, 2)), 3, None, seed=0)
+    assert len(calls) == 1
+    assert calls[0] == (2, 2)
+    _, info = walker.move(state, 2, seed=0)
+    assert len(calls) == 1 + 2 * 2 * 43
+    assert int(info["gradient_calls"]) == 2 * 43
+
+
+def test_no_energy_is_stale_when_the_level_or_the_position_changes():
+    """Trap: Pyro ignores the position while its cache is warm and keeps the energy of the density before."""
+
+    def energy(x, level):
+        return 0.5 * (x**2).sum(-1) * (1 + 100 * level)
+
+    potential = EnergyFunction(energy, schedule=NoiseSchedule.cosine(10), event_shape=(2,), backend="torch")
+    walker = HMC(step=1e-6).bind(potential)
+    state = walker.arrive(np.full((3, 2), 1.0), 9, None, seed=0)
+    state, _ = walker.move(state, 2, seed=0)
+    state = walker.arrive(np.full((3, 2), 2.0), 0, state, seed=0)
+    state, _ = walker.move(state, 2, seed=0)
+    np.testing.assert_allclose(state.positions, 2.0, atol=1e-4)
+    np.testing.assert_allclose(state.energy, 0.5 * (state.positions**2).sum(1), rtol=1e-12)
+    np.testing.assert_allclose(state.gradient, state.positions, rtol=1e-12)
+
+
+def test_each_chain_is_accepted_for_itself():
+    """Trap: one decision for a batch."""
+    potential = EnergyFunction(
+        lambda x, level: 0.5 * (x**2).sum(-1), schedule=NoiseSchedule.cosine(10), event_shape=(1,), backend="torch"
+    )
+    walker = HMC(step=1.9, leapfrogs=1).bind(potential)
+    state = walker.arrive(np.random.default_rng(0).standard_normal((60, 1)), 0, None, seed=0)
+    moved, _ = walker.move(state, 1, seed=1)
+    share = np.mean(moved.positions != state.positions)
+    assert 0.1 < share < 0.95
+
+
+def test_nothing_global_is_touched():
+    pyro.clear_param_store()
+    pyro.param("mine", torch.tensor(1.0))
+    before = torch.get_rng_state(), dict(pyro.get_param_store().items())
+    ladder = Ladder(levels=(99, 0), steps=1)
+    one = anneal_model(linear, (SEEN,), kernel=HMC(), ladder=ladder, chains=2, draws=2, seed=0)
+    again = anneal_model(linear, (SEEN,), kernel=HMC(), ladder=ladder, chains=2, draws=2, seed=0)
+    np.testing.assert_array_equal(one.positions, again.positions)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert dict(pyro.get_param_store().items()) == before[1]
+    assert not jax.config.jax_enable_x64
+    pyro.clear_param_store()
+
+
+def test_the_prior_is_a_distribution_among_distributions():
+    prior = DiffusionPrior(PRIOR)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    torch.testing.assert_close(prior.log_prob(x), -PRIOR.energy(x, level=0))
+    assert (prior.batch_shape, prior.event_shape) == ((), (3,))
+    wide = prior.expand([5])
+    assert wide.batch_shape == (5,)
+    torch.testing.assert_close(wide.log_prob(x), prior.log_prob(x))
+    assert wide.log_prob(x[0]).shape == (5,)
+    assert prior.to_event(0).event_shape == (3,)
+    torch.testing.assert_close(wide.to_event(1).log_prob(x), prior.log_prob(x).sum())
+    assert bool(prior.support.check(x).all())
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda d: d, lambda d: d.mask(torch.tensor(True)), lambda d: d.expand([4]).to_event(1)]
+)
+def test_the_noise_level_is_set_by_a_handler_and_never_by_the_model(wrap):
+    shape = wrap(DiffusionPrior(PRIOR)).shape()
+    x = torch.randn(shape, dtype=torch.float64)
+
+    def model():
+        pyro.sample("x", wrap(DiffusionPrior(PRIOR)), obs=x)
+
+    for level, handled in ((0, model), (30, at_level(30)(model))):
+        expected = -PRIOR.energy(x, level=level).sum()
+        torch.testing.assert_close(poutine.trace(handled).get_trace().log_prob_sum(), expected)
+
+
+def test_plates_masks_and_scales_count_as_pyro_counts_them():
+    def model(y):
+        with pyro.plate("pictures", 2), poutine.scale(scale=0.5):
+            x = pyro.sample("x", DiffusionPrior(PRIOR))
+            with poutine.mask(mask=torch.tensor([True, False])):
+                pyro.sample("y", dist.Normal(x.sum(-1), 1.0), obs=y)
+
+    y = torch.tensor([0.4, 5.0], dtype=torch.float64)
+    joint = JointPotential(model, (y,), likelihood="tempered")
+    flat = torch.randn(3, 6, dtype=torch.float64)
+    energy, gradient = joint.value_and_grad(flat, level=0)
+    x = flat.reshape(3, 2, 3)
+    log_y = dist.Normal(x.sum(-1), 1.0).log_prob(y) * torch.tensor([1.0, 0.0])
+    torch.testing.assert_close(energy, 0.5 * (PRIOR.energy(x, level=0) - log_y).sum(1))
+    conditioned = poutine.condition(model, {"x": x[0]})
+    total = poutine.trace(conditioned).get_trace(y).log_prob_sum()
+    torch.testing.assert_close(-total, energy[0])
+    step = 1e-6 * torch.eye(6, dtype=torch.float64)[4]
+    slope = (joint.energy(flat + step, level=0) - joint.energy(flat - step, level=0)) / 2e-6
+    torch.testing.assert_close(slope, gradient[:, 4], rtol=1e-5, atol=1e-5)
+
+
+def test_a_trace_of_a_model_goes_to_disk_and_to_arviz(tmp_path):
+    ladder = Ladder.spaced(SCHEDULE, rungs=8, steps=2)
+    trace = anneal_model(
+        unknown_noise, (SEEN,), kernel=blackjax_bridge.HMC(), ladder=ladder, chains=8, draws=25, seed=0
+    )
+    assert trace.sites["x"].shape == (8, 25, 3)
+    loaded = Trace.load(trace.save(tmp_path / "run.nc"))
+    np.testing.assert_array_equal(loaded.sites["noise"], trace.sites["noise"])
+    posterior_group = to_inference_data(loaded)["posterior"]
+    assert posterior_group["noise"].shape == (8, 25)
+    assert "noise" in diagnose(loaded).draws["variable"].to_numpy()
+
+
+def test_prior_predictive_draws_by_annealing(monkeypatch):
+    monkeypatch.setattr("bridges.pyro_prior.DRAW", {"rungs": 6, "steps": 2})
+    pyro.set_rng_seed(0)
+    drawn = Predictive(unknown_noise, num_samples=3)(None)
+    assert drawn["x"].shape == (3, 3)
+    assert drawn["y"].shape == (3, 2)
+    assert len(np.unique(drawn["x"].numpy())) == 9
+
+
+def test_gradients_flow_to_a_variational_guide(monkeypatch):
+    """SVI with AutoNormal: the guide finds the posterior mean of one Gaussian mode."""
+    gauss = GaussianMixture([[0.5, -0.5]], [0.4], schedule=SCHEDULE, backend="torch")
+
+    def model():
+        x = pyro.sample("x", DiffusionPrior(gauss))
+        pyro.sample("y", dist.Normal(x, 0.4).to_event(1), obs=torch.tensor([1.0, 0.0]))
+
+    monkeypatch.setattr("bridges.pyro_prior.DRAW", {"rungs": 3, "steps": 1})
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    guide = AutoNormal(model)
+    optimiser = pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.99})
+    svi = SVI(model, guide, optimiser, Trace_ELBO(num_particles=4))
+    for _ in range(400):
+        svi.step()
+    np.testing.assert_allclose(guide.median()["x"].detach(), [0.75, -0.25], atol=0.08)
+
+
+def no_prior(y):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def discrete(y):
+    x = pyro.sample("x", DiffusionPrior(PRIOR))
+    k = pyro.sample("k", dist.Bernoulli(0.5))
+    pyro.sample("y", dist.Normal(x[..., 0] + k, 1.0), obs=y)
+
+
+def two_schedules(y):
+    pyro.sample("a", DiffusionPrior(PRIOR))
+    other = GaussianMixture([[0.0]], [1.0], schedule=NoiseSchedule.cosine(50), backend="torch")
+    pyro.sample("b", DiffusionPrior(other))
+
+
+def with_parameter(y):
+    scale = pyro.param("scale", torch.tensor(1.0))
+    x = pyro.sample("x", DiffusionPrior(PRIOR))
+    pyro.sample("y", dist.Normal(x[..., 0], scale), obs=y)
+
+
+def branching(y):
+    x = pyro.sample("x", DiffusionPrior(PRIOR))
+    mean = x[..., 0] if x[..., 0].item() > 0 else -x[..., 0]
+    pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+ONE = torch.tensor(0.3)
+QUICK = {"kernel": HMC(), "ladder": Ladder(levels=(99, 0), steps=1), "chains": 2, "seed": 0}
+REFUSED = {
+    "no prior": (lambda: anneal_model(no_prior, (ONE,), **QUICK), "DiffusionPrior"),
+    "discrete": (lambda: anneal_model(discrete, (ONE,), **QUICK), "sum it out"),
+    "unequal levels": (lambda: anneal_model(two_schedules, (ONE,), **QUICK), "unequal numbers of levels"),
+    "parameter": (lambda: anneal_model(with_parameter, (ONE,), **QUICK), "parameter scale"),
+    "branches": (lambda: anneal_model(branching, (ONE,), **QUICK), "without .item()"),
+    "likelihood": (lambda: anneal_model(linear, (SEEN,), likelihood="flat", **QUICK), "tempered"),
+    "no leapfrogs": (lambda: HMC(leapfrogs=0), "leapfrogs=3"),
+    "not a potential": (lambda: DiffusionPrior("digits"), "load"),
+    "no such level": (lambda: DiffusionPrior(PRIOR, level=100), "0 .cleanest. to 99"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused_in_one_line(case):
+    act, words = REFUSED[case]
+    with pytest.raises((ValueError, TypeError), match=words) as caught:
+        act()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_front_door_runs_on_digits_in_single_precision():
+    torch.set_default_dtype(torch.float32)
+    prior = load("digits")
+
+    def model(y):
+        x = pyro.sample("x", DiffusionPrior(prior))
+        noise = pyro.sample("noise", dist.HalfNormal(0.5))
+        pyro.sample("y", dist.Normal(x[..., 14:], noise).to_event(2), obs=y)
+
+    y = -torch.ones(28, 14)
+    ladder = Ladder(levels=(99, 50, 0), steps=1)
+    trace = anneal_model(model, (y,), kernel=blackjax_bridge.HMC(), ladder=ladder, chains=3, draws=2, seed=0)
+    assert trace.sites["x"].shape == (3, 2, 28, 28)
+    assert trace.sites["noise"].shape == (3, 2)
+    assert np.all(np.isfinite(trace.sample_stats.lp))
+    turn = anneal_model(
+        model, (y,), kernel=NUTS(max_doublings=1), ladder=Ladder(levels=(99, 0), steps=1), chains=1, seed=0
+    )
+    assert turn.sites["x"].shape == (1, 1, 28, 28)
