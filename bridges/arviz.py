@@ -49,14 +49,17 @@ def to_inference_data(trace: Trace) -> Any:
 
     Returns:
         ``arviz.InferenceData`` (ArviZ 0.23) or ``xarray.DataTree`` (1.x) with the groups ``posterior`` (``x``, or the
-        sites of a model, and for large events the scalars of :func:`summaries`), ``sample_stats``, and
-        ``annealing`` (dimensions ``rung``, ``chain``; coordinate ``level``).
+        sites of a model, and for large events the scalars of :func:`summaries`), ``sample_stats``,
+        ``annealing`` (dimensions ``rung``, ``chain``; coordinate ``level``), and for a Pyro model ``log_likelihood``
+        and ``observed_data``; its plates name dimensions.
     """
     library = arviz()
     variables = dict(trace.sites) or {"x": trace.positions}
     if _size(trace) > SCALARS:
         variables |= summaries(trace)
     dims = {name: [f"{name}_dim_{i}" for i in range(value.ndim - 2)] for name, value in variables.items()}
+    dims |= trace.attributes.get("dims", {})
+    extra = {name: dict(values) for name, values in trace.groups.items()}
     stats = {name: value.to_numpy() for name, value in trace.sample_stats.items()}
     stats["diverging"] = np.nan_to_num(stats.get("diverging", np.zeros_like(stats["lp"]))).astype(bool)
     attributes = {k: str(v) for k, v in trace.attributes.items() if k != "versions"}
@@ -68,13 +71,13 @@ def to_inference_data(trace: Trace) -> Any:
         warnings.filterwarnings("ignore", message="More chains|Found chain dimension to be longer")
         warnings.filterwarnings("ignore", message=".*not defined in the InferenceData scheme.*")
         if int(library.__version__.split(".")[0]) >= 1:
-            tree = library.from_dict({"posterior": variables, "sample_stats": stats}, dims=dims)
+            tree = library.from_dict({"posterior": variables, "sample_stats": stats, **extra}, dims=dims)
             tree["annealing"] = xr.DataTree(rungs)
             for group in ("posterior", "sample_stats"):
                 tree[group].attrs.update(attributes)
             tree.attrs.update(attributes)
             return tree
-        data = library.from_dict(posterior=variables, sample_stats=stats, dims=dims, attrs=attributes)
+        data = library.from_dict(posterior=variables, sample_stats=stats, **extra, dims=dims, attrs=attributes)
         data.add_groups({"annealing": rungs})
     return data
 

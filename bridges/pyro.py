@@ -29,12 +29,13 @@ from ppl_diffusion.potential import Potential
 from ppl_diffusion.schedule import Ladder
 from ppl_diffusion.trace import Trace
 
+from .pyro_expression import from_model
 from .pyro_model import JointPotential, Likelihood
 from .pyro_prior import DiffusionPrior, at_level
 from .pyro_walker import PyroWalker
 from .torch_jax import to_torch
 
-__all__ = ["HMC", "NUTS", "DiffusionPrior", "JointPotential", "anneal_model", "at_level"]
+__all__ = ["HMC", "NUTS", "DiffusionPrior", "JointPotential", "anneal_model", "at_level", "from_model"]
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def anneal_model(
 
     Returns:
         A :class:`~ppl_diffusion.trace.Trace`: ``sites`` holds constrained values ``(chains, draws, ...)`` by name,
-        ``positions`` the flat, unconstrained ones.
+        ``positions`` the flat, unconstrained ones, ``groups`` the log-likelihood and the observed data.
 
     Raises:
         ValueError, TypeError: a model without a diffusion prior, with discrete latent sites, or that cannot be
@@ -173,5 +174,6 @@ def anneal_model(
         reverse_step=reverse_step,
         progress=progress,
     )
-    attributes = {**trace.attributes, "likelihood": likelihood}
-    return dataclasses.replace(trace, sites=joint.constrained(trace.positions), attributes=attributes)
+    attributes = {**trace.attributes, "likelihood": likelihood, "dims": joint.dims}
+    sites, groups = joint.report(trace.positions)
+    return dataclasses.replace(trace, sites=sites, groups=groups, attributes=attributes)

@@ -15,7 +15,7 @@ of torch's default dtype; energies are summed in float64.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -120,40 +120,55 @@ class JointPotential(Potential):
                 torch.default_generator.manual_seed(int(rng.integers(2**63)))
                 for chain in range(chains):
                     handler = _Given(_native({name: value[chain] for name, value in drawn.items()}))
-                    nodes = poutine.trace(handler(self.model)).get_trace(*self.args, **self.kwargs).nodes
+                    nodes = self._run(handler)
                     for site in others:
                         u, log_p = _unconstrained(nodes[site.name])
                         values[chain, site.start : site.stop] = u.numpy().ravel()
                         log_density[chain] += float(log_p)
         return values, log_density
 
-    def constrained(self, flat: np.ndarray) -> dict[str, np.ndarray]:
-        """Values of every latent site, each ``(chains, draws, *shape)``, of ``flat (chains, draws, size)``."""
+    def report(self, flat: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+        """What draws ``flat (chains, draws, size)`` mean for the model.
 
-        def one(point: Tensor) -> dict[str, Tensor]:
-            given = {site.name: site.of(point) for site in self._priors()}
-            handler = _Given(_native(given), _native(self._free(point)))
-            nodes = poutine.trace(handler(self.model)).get_trace(*self.args, **self.kwargs).nodes
-            return {site.name: nodes[site.name]["value"] for site in self.sites}  # type: ignore[misc]
+        Returns:
+            Values of every latent site, each ``(chains, draws, *shape)``; and the groups ``log_likelihood``, of every
+            observed site, each ``(chains, draws, *batch)``, and ``observed_data``.
+        """
+
+        def one(point: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            nodes = self._nodes(point, {site.name: site.of(point) for site in self._priors()})
+            latent = {site.name: nodes[site.name]["value"] for site in self.sites}
+            return latent, {name: nodes[name]["fn"].log_prob(nodes[name]["value"]) for name in self.observed}
 
         rows = torch.from_numpy(flat.reshape(-1, flat.shape[-1]))
         with torch.no_grad():
             try:
                 with pyro.validation_enabled(False):
                     found = torch.func.vmap(one)(rows)
-            except RuntimeError:
+            except RuntimeError:  # a model that branches on its values
                 each = [one(row) for row in rows]
-                found = {name: torch.stack([values[name] for values in each]) for name in each[0]}
-        return {name: value.numpy().reshape(*flat.shape[:2], *value.shape[1:]) for name, value in found.items()}
+                latents, likelihoods = zip(*each, strict=True)
+                found = _stacked(latents), _stacked(likelihoods)
+        latent, likelihood = (  # type: ignore[assignment]
+            {k: v.numpy().reshape(*flat.shape[:2], *v.shape[1:]) for k, v in values.items()} for values in found
+        )
+        return latent, {"log_likelihood": likelihood, "observed_data": self.observed}
 
     def _discover(self) -> tuple[Site, ...]:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            nodes: Any = poutine.trace(_Given({})(self.model)).get_trace(*self.args, **self.kwargs).nodes
+            nodes = self._run(_Given({}))
         sites, start = [], 0
+        self.observed: dict[str, np.ndarray] = {}
+        self.dims: dict[str, list[str]] = {}
         for name, node in nodes.items():
             if node["type"] == "param":
                 raise ValueError(f"{self.name} has the parameter {name}: fix it before sampling, or give it a prior")
-            if node["type"] != "sample" or node["is_observed"] or type(node["fn"]).__name__ == "_Subsample":
+            if node["type"] != "sample" or type(node["fn"]).__name__ == "_Subsample":
+                continue
+            self.dims[name] = _dims(name, node)
+            if node["is_observed"]:
+                if type(node["fn"]).__name__ != "Unit":  # what pyro.factor leaves
+                    self.observed[name] = node["value"].detach().cpu().numpy()
                 continue
             prior = prior_of(node["fn"])
             if prior is not None:
@@ -247,9 +262,15 @@ class JointPotential(Potential):
                 "latent values, and with torch functions only; or use chains=1 or a kernel of bridges.pyro"
             ) from error
 
+    def _nodes(self, point: Tensor, seen: Mapping[str, Tensor]) -> Any:
+        return self._run(_Given(_native(seen), _native(self._free(point))))
+
+    def _run(self, handler: _Given) -> Any:
+        return poutine.trace(handler(self.model)).get_trace(*self.args, **self.kwargs).nodes
+
     def _log_rest(self, point: Tensor, seen: Mapping[str, Tensor], exponent: float) -> Tensor:
         handler = _Given(_native(seen), _native(self._free(point)))
-        nodes: Any = poutine.trace(handler(self.model)).get_trace(*self.args, **self.kwargs).nodes
+        nodes = self._run(handler)
         total = point.new_zeros((), dtype=torch.float64)
         for name, node in nodes.items():
             if node["type"] != "sample" or name in seen or type(node["fn"]).__name__ == "_Subsample":
@@ -289,6 +310,10 @@ class _Given(Messenger):
             msg["done"] = True
 
 
+def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
 def _native(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.to(torch.get_default_dtype()) for name, value in values.items()}
 
@@ -299,6 +324,14 @@ def _unconstrained(node: Any) -> tuple[Tensor, Tensor]:
     u = transform.inv(node["value"])
     log_p = node["fn"].log_prob(node["value"]).sum()
     return u, log_p + transform.log_abs_det_jacobian(u, node["value"]).sum()
+
+
+def _dims(name: str, node: Any) -> list[str]:
+    """Names of a site's dimensions: its plates', and numbers for the rest."""
+    event = node["fn"].event_dim
+    batch = node["value"].ndim - event
+    plates = {frame.dim + batch: frame.name for frame in node["cond_indep_stack"] if frame.dim is not None}
+    return [plates.get(i, f"{name}_dim_{i}") for i in range(node["value"].ndim)]
 
 
 def _scaled(energy: Tensor, site: Site) -> Tensor:

@@ -38,6 +38,8 @@ class Trace:
         attributes: how the run was made: ``potential``, ``kernel``, ``adjusted``, ``seed``, ``levels``,
             ``steps``, ``resample``, ``reverse_step``, ``versions``, ``warnings``, ``seconds``.
         sites: for Pyro models, constrained values by site, each ``(chains, draws, ...)``.
+        groups: for Pyro models, ``log_likelihood`` (by observed site, ``(chains, draws, ...)``) and
+            ``observed_data`` (by observed site, ``(...)``).
     """
 
     positions: np.ndarray
@@ -45,6 +47,7 @@ class Trace:
     sample_stats: xr.Dataset
     attributes: Mapping[str, Any]
     sites: Mapping[str, np.ndarray] = field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
     @property
     def log_normaliser(self) -> float:
@@ -97,6 +100,10 @@ class Trace:
                 sample_stats=tree["sample_stats"].to_dataset(),
                 attributes=json.loads(tree.attrs["attributes"]),
                 sites={str(k): v.to_numpy() for k, v in tree["sites"].to_dataset().items()},
+                groups={
+                    name: {str(k): v.to_numpy() for k, v in group.to_dataset().items()}
+                    for name, group in tree["groups"].children.items()
+                },
             )
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -114,6 +121,10 @@ class Trace:
             "sample_stats": self.sample_stats,
             "sites": xr.Dataset(sites),
         }
+        groups["groups"] = xr.Dataset()
+        for group, values in self.groups.items():
+            named = {k: ([f"{k}_axis_{i}" for i in range(v.ndim)], v) for k, v in values.items()}
+            groups[f"groups/{group}"] = xr.Dataset(named)
         tree = xr.DataTree.from_dict(groups)
         tree.attrs = {"format": FORMAT, "attributes": json.dumps(dict(self.attributes))}
         return tree

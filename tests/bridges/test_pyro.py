@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoNormal
 
 import bridges.blackjax as blackjax_bridge
 from bridges.arviz import diagnose, to_inference_data
-from bridges.pyro import HMC, NUTS, DiffusionPrior, JointPotential, anneal_model, at_level
+from bridges.pyro import HMC, NUTS, DiffusionPrior, JointPotential, anneal_model, at_level, from_model
 from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, Trace, load
 
 SCHEDULE = NoiseSchedule.cosine(100)
@@ -254,6 +254,58 @@ def test_a_trace_of_a_model_goes_to_disk_and_to_arviz(tmp_path):
     posterior_group = to_inference_data(loaded)["posterior"]
     assert posterior_group["noise"].shape == (8, 25)
     assert "noise" in diagnose(loaded).draws["variable"].to_numpy()
+
+
+def test_plates_name_dimensions_and_likelihoods_are_reported():
+    def model(y):
+        with pyro.plate("pictures", 2):
+            x = pyro.sample("x", DiffusionPrior(PRIOR))
+            bright = pyro.sample("bright", dist.HalfNormal(0.5))
+            pyro.sample("y", dist.Normal(x[..., :2], bright[..., None] + 0.1).to_event(1), obs=y)
+
+    y = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
+    trace = anneal_model(model, (y,), kernel=HMC(), ladder=Ladder(levels=(99, 0), steps=1), chains=2, draws=3, seed=0)
+    data = to_inference_data(trace)
+    assert data["posterior"]["x"].dims == ("chain", "draw", "pictures", "x_dim_1")
+    assert data["posterior"]["bright"].dims == ("chain", "draw", "pictures")
+    assert data["log_likelihood"]["y"].dims == ("chain", "draw", "pictures")
+    np.testing.assert_allclose(data["observed_data"]["y"], y)
+    x, bright = trace.sites["x"], trace.sites["bright"]
+    expected = dist.Normal(torch.from_numpy(x[..., :2]), torch.from_numpy(bright)[..., None] + 0.1).log_prob(y).sum(-1)
+    np.testing.assert_allclose(data["log_likelihood"]["y"], expected, rtol=1e-6)
+
+
+def test_a_model_is_a_factor_of_an_expression():
+    def likelihood(y):
+        x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real_vector, (), (3,)))
+        pyro.sample("y", dist.Normal(DESIGN @ x, SCALE).to_event(1), obs=y)
+
+    factor = from_model(likelihood, (SEEN,), schedule=SCHEDULE)
+    joint = JointPotential(linear, (SEEN,), likelihood="tempered")
+    x = torch.randn(4, 3, dtype=torch.float64)
+    for level in (0, 60):
+        for mine, yours in zip(
+            (PRIOR * factor).value_and_grad(x, level=level), joint.value_and_grad(x, level=level), strict=True
+        ):
+            torch.testing.assert_close(mine, yours)
+    assert (PRIOR * factor).exponent == 1.0
+    assert str(PRIOR * factor) == "prior * likelihood"
+    with pytest.raises(ValueError, match="one latent site 'x'"):
+        from_model(no_prior, (ONE,), schedule=SCHEDULE)
+
+
+def test_a_potential_is_a_factor_of_a_model():
+    extra = GaussianMixture([[0.0, 0.0, 0.0]], [0.7], schedule=SCHEDULE, backend="torch")
+
+    def model(y):
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        pyro.factor("extra", -extra.energy(x, level=0))
+        pyro.sample("y", dist.Normal(DESIGN @ x, SCALE).to_event(1), obs=y)
+
+    x = torch.randn(4, 3, dtype=torch.float64)
+    found = JointPotential(model, (SEEN,), likelihood="tempered").energy(x, level=0)
+    plain = JointPotential(linear, (SEEN,), likelihood="tempered").energy(x, level=0)
+    torch.testing.assert_close(found, plain + extra.energy(x, level=0))
 
 
 def test_prior_predictive_draws_by_annealing(monkeypatch):

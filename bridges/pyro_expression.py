@@ -1,0 +1,104 @@
+"""A Pyro model as a factor of an expression: ``load("digits") * from_model(likelihood, (y,), ...)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ppl_diffusion.potential import Potential
+from ppl_diffusion.schedule import NoiseSchedule
+
+
+class ModelPotential(Potential):
+    """The joint density of a Pyro model in one of its sites; built by :func:`from_model`."""
+
+    backend = "torch"
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        site: str,
+        schedule: NoiseSchedule,
+    ) -> None:
+        self.model, self.args, self.kwargs, self.site, self.schedule = model, args, dict(kwargs), site, schedule
+        self.name = getattr(model, "__name__", "model")
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            nodes: Any = poutine.trace(_Zero(site)(model)).get_trace(*args, **kwargs).nodes
+        latent = [name for name, node in nodes.items() if node["type"] == "sample" and not node["is_observed"]]
+        if latent != [site]:
+            raise ValueError(
+                f"{self.name} must have the one latent site {site!r}, it has {latent or 'none'}: condition on the "
+                "others, pyro.condition(model, {...}), or sample them all with anneal_model"
+            )
+        self.event_shape = tuple(nodes[site]["value"].shape)
+
+    @property
+    def exponent(self) -> float:
+        """It adds nothing at the noisiest level: its own temperature is alpha squared."""
+        return 0.0
+
+    def _evaluate(self, x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            energy = self._evaluate_energy(leaf, level)
+            (gradient,) = torch.autograd.grad(energy.sum(), leaf)
+        return energy.detach(), gradient
+
+    def _evaluate_energy(self, x: Tensor, level: Any) -> Tensor:
+        alpha = 1.0 if int(level) == 0 else self.schedule.alpha(int(level))
+        flat = (x / alpha).to(torch.get_default_dtype()).reshape(-1, *self.event_shape)
+        with pyro.validation_enabled(False):
+            energy = torch.func.vmap(self._one)(flat)
+        return alpha**2 * energy.reshape(x.shape[: x.ndim - len(self.event_shape)])
+
+    def _one(self, value: Tensor) -> Tensor:
+        conditioned = poutine.condition(self.model, {self.site: value})
+        trace: Any = poutine.trace(conditioned).get_trace(*self.args, **self.kwargs)
+        trace.compute_log_prob()
+        return -sum(node["log_prob_sum"].double() for node in trace.nodes.values() if node["type"] == "sample")
+
+
+class _Zero(Messenger):
+    """Run a model without drawing one of its sites, which may not be possible."""
+
+    def __init__(self, site: str) -> None:
+        super().__init__()
+        self.site = site
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self.site and not msg["is_observed"]:
+            msg["value"], msg["done"] = torch.zeros(msg["fn"].shape()), True
+
+
+def from_model(
+    model: Callable[..., Any],
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    site: str = "x",
+    schedule: NoiseSchedule,
+) -> ModelPotential:
+    """A Pyro model's joint density as a potential, to multiply others with.
+
+    At level 0 it is the model's log-density of ``x``; at a noisier level k that of ``x / alpha_k``, to the
+    power ``alpha_k ** 2``.
+
+    Args:
+        model: a Pyro model whose one latent site is ``site``, of real support; give it a flat prior,
+            ``dist.ImproperUniform``, if only its likelihood is meant.
+        args, kwargs: of the model.
+        site: name of the latent site.
+        schedule: the noise levels, those of the potentials that it is composed with.
+
+    Raises:
+        ValueError: other latent sites.
+    """
+    return ModelPotential(model, tuple(args), kwargs or {}, site, schedule)
