@@ -16,10 +16,12 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
-results: $(VENV)/.ready  ## every benchmark, into benchmarks/results/ (about an hour on two cores)
+results: $(VENV)/.ready  ## every benchmark, into benchmarks/results/ and the README (about an hour on two cores)
 	$(BIN)/python -m benchmarks.oracle
 	$(BIN)/python -m benchmarks.composition
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.demo --mnist $(MNIST) --record
+	$(BIN)/python -m benchmarks.report
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

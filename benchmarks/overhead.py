@@ -35,25 +35,21 @@ from ppl_diffusion.planar import exact
 CHAINS, RUNGS, STEPS, LEAPFROGS, STEP = 64, 4, 2, 3, 0.05
 
 
-def paper_hmc(potential: Potential, x: torch.Tensor, level: int, steps: int) -> int:
-    """The released sampler's evaluation pattern, its defects included (momentum in place, one decision); calls."""
-    calls = 0
+def paper_hmc(potential: Potential, x: torch.Tensor, level: int, steps: int) -> torch.Tensor:
+    """The released sampler's evaluation pattern, its defects included: momentum in place, one decision for all."""
     for _ in range(steps):
         momentum = torch.randn_like(x)
         before, gradient = potential.value_and_grad(x, level=level)
-        moved, kinetic = x.clone(), float((momentum**2).sum())
+        moved, kinetic = x.clone(), (momentum**2).sum()
         for _ in range(LEAPFROGS):
             momentum -= 0.5 * STEP * gradient
             moved += STEP * momentum
             _, gradient = potential.value_and_grad(moved, level=level)
             momentum -= 0.5 * STEP * gradient
         after, _ = potential.value_and_grad(moved, level=level)
-        calls += LEAPFROGS + 2
-        if np.log(np.random.default_rng(0).random()) < float((before - after).sum()) + kinetic - float(
-            (momentum**2).sum()
-        ):
+        if torch.log(torch.rand(())) < (before - after).sum() + 0.5 * (kinetic - (momentum**2).sum()):
             x = moved
-    return calls
+    return x
 
 
 def pyro_hmc(potential: Potential, x: torch.Tensor, level: int, steps: int) -> None:
