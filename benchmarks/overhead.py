@@ -21,7 +21,6 @@ from typing import Any
 import blackjax
 import jax
 import jax.numpy as jnp
-import numpy as np
 import torch
 from pyro.infer.mcmc import HMC as PyroHMC
 from rich.console import Console
