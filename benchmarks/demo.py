@@ -29,7 +29,7 @@ NOISE = 0.1
 """Standard deviation of the measurement of a pixel in [-1, 1]."""
 
 
-def planar(out: Path, *, chains: int = 400, steps: int = 3) -> None:
+def planar(out: Path, *, chains: int = 300, steps: int = 3) -> None:
     """Part (a): one picture, rows product, mixture, quotient."""
     models = {name: load(name) for name in ("ring", "bar", "left", "right", "wide")}
     panels: dict[str, np.ndarray] = {}
@@ -61,17 +61,21 @@ def hidden_digit(mnist: Path, *, index: int = 0) -> tuple[np.ndarray, str]:
     return np.pad(zoom(small, 2.5, order=3).clip(0, 1), 4) * 2 - 1, f"scikit-learn digit {index + 7}"
 
 
-def completion(digit: np.ndarray, *, chains: int = 64, rungs: int = 50, steps: int = 3, draws: int = 40) -> Trace:
-    """Part (b): the posterior of a digit whose left half was measured."""
+def completion(digit: np.ndarray, *, chains: int = 64, rungs: int = 40, draws: int = 40) -> Trace:
+    """Part (b): the posterior of a digit whose left half was measured.
+
+    Most steps are taken at the last rung, where the learned energy is stiffest by far.
+    """
     prior = load("digits")
     seen = np.zeros(digit.shape, dtype=bool)
     seen[:, :14] = True
     likelihood = observation(digit, seen=seen, scale=NOISE, schedule=prior.schedule, backend="torch")
-    ladder = Ladder.spaced(prior.schedule, rungs=rungs, steps=steps)
+    ladder = Ladder.spaced(prior.schedule, rungs=rungs, steps=(3,) * (rungs - 2) + (10, 50))
 
     def tell(state: Progress) -> None:
         if state.rung % 10 == 0:
-            print(f"  rung {state.rung} of {state.rungs}, {state.draw} draws, acceptance {state.acceptance_rate:.2f}")
+            rate = f"acceptance {state.acceptance_rate:.2f}"
+            print(f"  rung {state.rung} of {state.rungs}, {state.draw} draws, {rate}", flush=True)
 
     return anneal(prior * likelihood, HMC(), ladder=ladder, chains=chains, draws=draws, seed=0, progress=tell)
 
@@ -128,7 +132,7 @@ def main() -> None:
     picture(digit, trace, title).savefig(options.out / "completion.png", dpi=110)
     plot_ladder(trace).savefig(options.out / "ladder.png", dpi=110)
     values = figures(digit, trace, found)
-    report = f"{title}\n\n{found}\n\n{summary}\n\n" + "".join(f"{k}: {v:.3f}\n" for k, v in values.items())
+    report = f"{title}\n\n{found}\n\n{summary.to_string()}\n\n" + "".join(f"{k}: {v:.3f}\n" for k, v in values.items())
     (options.out / "completion.txt").write_text(report, encoding="utf-8")
     print(f"\n{report}\n{time.perf_counter() - begun:.0f} s; pictures in {options.out}/")
     if options.record:
