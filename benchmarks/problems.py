@@ -211,6 +211,6 @@ def cell(value: Mapping[str, float]) -> str:
     if np.isnan(value["mean"]):
         return ""
     if not value.get("se", 0) > 0:
-        return f"{value['mean']:.4g}"
+        return f"{value['mean']:.3g}"
     digits = max(0, -int(np.floor(np.log10(value["se"]))) + (value["se"] < 0.1))
     return f"{value['mean']:.{digits}f} ± {value['se']:.{digits}f}"
