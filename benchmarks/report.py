@@ -59,7 +59,8 @@ def digits(content: Mapping[str, Any]) -> str:
         f"to 1; the posterior standard deviation is {content['std']:.2f}), {content['covered']:.0%} of the hidden "
         "pixels lie in their pointwise 90 % interval (most of them are plain background), and acceptance was at "
         f"least {content['least acceptance']:.2f} on every rung. R-hat of the recorded draws is up to "
-        f"{content['r_hat']:.1f}: the energy of level 0 is so stiff that each chain stays where the ladder put it. These are 64 draws, not 2,560."
+        f"{content['r_hat']:.1f}: the energy of level 0 is so stiff that each chain stays where the ladder put it. "
+        "These are 64 draws, not 2,560."
     )
 
 
