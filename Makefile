@@ -9,7 +9,7 @@ demo: $(VENV)/.ready  ## compose and sample the shipped models, complete a digit
 	$(BIN)/python -m benchmarks.demo --mnist $(MNIST)
 
 test: lint  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

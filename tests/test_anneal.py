@@ -225,6 +225,15 @@ def test_a_bad_start_is_warned_of():
     narrow = GaussianMixture([[1.5, 1.5]], [0.05], schedule=SCHEDULE, backend="jax")
     with pytest.warns(SamplingWarning, match="start the ladder at the noisiest level, 99"):
         walk(narrow, ladder=Ladder(levels=(5, 0), steps=1), chains=200)
+    elsewhere = EnergyFunction(
+        lambda x, level: 50 * ((x - 1.0) ** 2).sum(-1),
+        schedule=SCHEDULE,
+        event_shape=(2,),
+        backend="jax",
+        name="elsewhere",
+    )
+    with pytest.warns(SamplingWarning, match="take more steps at the first rung"):
+        walk(elsewhere, chains=200)
 
 
 PLANAR = {name: exact(name, backend="jax") for name in ("ring", "bar", "box", "inner_box", "wide")}
