@@ -119,20 +119,31 @@ def test_bad_input_ends_with_status_2_and_one_line(run, tmp_path, case):
     assert [p.name for p in tmp_path.iterdir()] == ["rubbish.nc"], "nothing is lost and nothing is left"
 
 
+LISTENING = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background are started deaf to it
+from ppl_diffusion.cli import main
+main()
+"""
+
+
 @pytest.mark.parametrize("command", [["sample", "ring * bar", "--out", "run", "--steps", "200"], ["train", "ring"]])
 def test_an_interruption_leaves_nothing_half_written(tmp_path, command):
     process = subprocess.Popen(
-        [sys.executable, "-m", "ppl_diffusion.cli", *command],
+        [sys.executable, "-c", LISTENING, *command],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
     )
-    line = process.stderr.readline()  # the first progress: it is under way
-    assert "%" in line, line + process.stderr.read()
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    try:
+        line = process.stderr.readline()  # the first progress: it is under way
+        assert "%" in line, line + process.stderr.read()
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, error
     assert "interrupted" in error
     assert list(tmp_path.iterdir()) == []
