@@ -20,6 +20,7 @@ results: $(VENV)/.ready  ## every benchmark, into benchmarks/results/ and the RE
 	$(BIN)/python -m benchmarks.oracle
 	$(BIN)/python -m benchmarks.composition
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.calibration
 	$(BIN)/python -m benchmarks.demo --mnist $(MNIST) --record
 	$(BIN)/python -m benchmarks.report
 
