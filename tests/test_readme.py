@@ -26,7 +26,8 @@ def test_python_in_the_readme_runs_as_written(tmp_path, monkeypatch, capsys):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             exec(compile(block, "README.md", "exec"), names)
-    assert names["trace"].positions.shape == (64, 25, 2)
+    assert names["trace"].sites["x"].shape == (16, 25, 2)
+    assert names["idata"]["posterior"]["x"].shape == (64, 25, 2)
     assert np.all(np.isfinite(names["value"]) | (names["value"] > 0))
     assert "acceptance" in capsys.readouterr().out
 

@@ -45,14 +45,14 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path):
 def test_training_learns_and_touches_no_global_generator(tmp_path):
     before = torch.get_rng_state()
     losses = []
-    config = dataclasses.replace(SMALL, form="squared_distance", steps=300, learning_rate=5e-3)
+    config = dataclasses.replace(SMALL, data="inner_box", form="squared_distance", steps=600, learning_rate=5e-3)
     model = train(config, checkpoint=tmp_path / "c.safetensors", progress=lambda p: losses.append(p.loss))
     assert torch.equal(before, torch.get_rng_state())
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.95 * losses[0], "down from .156 towards the irreducible .13"
     loaded = load(save_weights(model, tmp_path / "w.safetensors"))
     x = np.zeros((1, 2), dtype=np.float32)
     torch.testing.assert_close(loaded.energy(x, level=5), model.energy(x, level=5), rtol=0, atol=0)
-    assert loaded.reference[1] == pytest.approx([0.1259, 0.1259], rel=0.02), "variance of the ring: .5**2 / 2 + .03**2"
+    assert loaded.reference[1] == pytest.approx([0.03, 0.03], rel=0.02), "variance of the box: .6**2 / 12"
 
 
 @pytest.fixture
