@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import jax
 import numpy as np
 import pyro
@@ -9,13 +11,14 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
-from checks import LogQuadratics, moment_errors
+from checks import ACCEPTANCE_WINDOW, ALPHA, LogQuadratics, invariance, moment_errors
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
 import bridges.blackjax as blackjax_bridge
 from bridges.arviz import diagnose, to_inference_data
 from bridges.pyro import HMC, NUTS, DiffusionPrior, JointPotential, anneal_model, at_level, from_model
+from bridges.pyro_walker import PyroWalker
 from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, Trace, load
 
 SCHEDULE = NoiseSchedule.cosine(100)
@@ -147,6 +150,41 @@ def test_a_trajectory_takes_exactly_the_leapfrogs_that_were_asked_for(step):
     _, info = walker.move(state, 2, seed=0)
     assert len(calls) == 1 + 2 * 2 * 43
     assert int(info["gradient_calls"]) == 2 * 43
+
+
+TARGET = GaussianMixture(
+    [[-1.2, 0.3], [1.0, -0.5]], [[0.3, 0.6], [0.5, 0.3]], weights=[0.3, 0.7], schedule=SCHEDULE, backend="torch"
+)
+
+
+def invariant(kernel):
+    return invariance(
+        kernel, TARGET, lambda n, seed: TARGET.sample(n, level=30, seed=seed), level=30, chains=400, steps=8
+    )
+
+
+@pytest.mark.parametrize("kernel", [HMC(step=0.8), NUTS(step=0.8, max_doublings=3)], ids=["HMC", "NUTS"])
+def test_pyros_kernels_leave_the_density_invariant(kernel):
+    found = invariant(kernel)
+    assert ACCEPTANCE_WINDOW[0] <= found.acceptance_rate <= ACCEPTANCE_WINDOW[1]
+    assert found.moved > 0.95
+    assert found.smallest > ALPHA, found
+
+
+class OneLevelForAnother(PyroWalker):
+    def _potential(self, params):
+        self.level = 70
+        return super()._potential(params)
+
+
+@dataclass(frozen=True)
+class Wrong(HMC):
+    def bind(self, potential):
+        return OneLevelForAnother(self, potential)
+
+
+def test_the_check_rejects_a_pyro_kernel_that_walks_at_another_level():
+    assert invariant(Wrong(step=0.8)).smallest < ALPHA
 
 
 def test_no_energy_is_stale_when_the_level_or_the_position_changes():
