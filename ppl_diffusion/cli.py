@@ -140,9 +140,9 @@ def models(as_json: AsJson = False) -> None:
         if as_json:
             typer.echo(json.dumps([card._asdict() for card in cards]))
             return
-        table = Table("name", "points", "classes", "what it is")
+        table = Table("name", "points", "conditions", "what it is")
         for card in cards:
-            table.add_row(card.name, "x".join(map(str, card.event_shape)), str(card.classes or "-"), card.description)
+            table.add_row(card.name, "x".join(map(str, card.event_shape)), card.conditions, card.description)
         Console().print(table)
 
 

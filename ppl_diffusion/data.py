@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import planar
+from .condition import Classes, Conditions, Positions
 from .energy import Reference
 
 
@@ -18,15 +19,15 @@ class Data(NamedTuple):
     """A source of batches.
 
     Attributes:
-        draw: ``draw(generator)`` gives clean points ``(batch, *event_shape)`` and labels ``(batch,)`` or None.
+        draw: ``draw(generator)`` gives clean points ``(batch, *event_shape)`` and stacked tokens of conditions or None.
         event_shape: shape of one point.
-        classes: number of classes, 0 for none; the label ``classes`` means "any".
+        conditions: what the tokens mean.
         reference: mean and variance of the points.
     """
 
     draw: Callable[[torch.Generator], tuple[Tensor, Tensor | None]]
     event_shape: tuple[int, ...]
-    classes: int
+    conditions: Conditions
     reference: Reference
 
 
@@ -39,17 +40,23 @@ def planar_data(name: str, *, batch: int, seed: int) -> Data:
         return torch.from_numpy(density.sample_clean(batch, seed=fresh)).float(), None
 
     points = density.sample_clean(100_000, seed=seed)
-    return Data(draw, density.event_shape, 0, (points.mean(0).tolist(), points.var(0).tolist()))
+    return Data(draw, density.event_shape, Classes(0), (points.mean(0).tolist(), points.var(0).tolist()))
 
 
-def image_data(source: str | Path | None, *, images: str, labels: str, batch: int, label_dropout: float) -> Data:
-    """Images of an .npz file, scaled to [-1, 1].
+def image_data(
+    source: str | Path | None, *, images: str, labels: str, positions: str | None, batch: int, label_dropout: float
+) -> Data:
+    """Images of an .npz file, scaled to [-1, 1], with their classes or with the positions of what they show.
+
+    A picture with several positions is drawn with one of them, at random.
 
     Args:
         source: the file.
-        images, labels: keys of uint8 images ``(n, ..., height, width)`` and integer labels ``(n,)`` in it.
+        images: key of uint8 images ``(n, ..., height, width)`` in it.
+        labels: key of integer labels ``(n,)``; not read with ``positions``.
+        positions: key of positions ``(n, most, 2)`` in [0, 1], padded with NaN, at least one for each image; or None.
         batch: size of a batch.
-        label_dropout: share of labels that are replaced by "any".
+        label_dropout: share of conditions that are replaced by "any".
 
     Raises:
         FileNotFoundError: no such file.
@@ -57,22 +64,52 @@ def image_data(source: str | Path | None, *, images: str, labels: str, batch: in
     """
     if source is None or not Path(source).is_file():
         raise FileNotFoundError(f"this model is trained on images, an .npz file with {images!r}: --data FILE.npz")
+    kind = positions or labels
     with np.load(source, allow_pickle=False) as arrays:
-        if images not in arrays or labels not in arrays:
-            raise ValueError(f"{source} lacks {images!r} or {labels!r}: it has {', '.join(arrays)}")
-        pictures, kinds = arrays[images], arrays[labels]
-    if pictures.dtype != np.uint8 or pictures.ndim not in (3, 4) or kinds.shape != pictures.shape[:1]:
+        if images not in arrays or kind not in arrays:
+            raise ValueError(f"{source} lacks {images!r} or {kind!r}: it has {', '.join(arrays)}")
+        pictures, given = arrays[images], arrays[kind]
+    if pictures.dtype != np.uint8 or pictures.ndim not in (3, 4) or len(given) != len(pictures):
         raise ValueError(
-            f"{source} must hold uint8 images (n, ..., height, width) and labels (n,), "
-            f"got {pictures.dtype} {pictures.shape} and {kinds.shape}"
+            f"{source} must hold uint8 images (n, ..., height, width) and as many conditions, "
+            f"got {pictures.dtype} {pictures.shape} and {given.shape}"
         )
-    pixels, tokens = torch.from_numpy(pictures), torch.from_numpy(kinds.astype(np.int64))
-    classes = int(kinds.max()) + 1
+    conditions, pick = (_by_position if positions else _by_class)(source, given)
+    pixels, anything = torch.from_numpy(pictures), conditions.stack([conditions.anything], torch.device("cpu"))
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         index = torch.randint(len(pixels), (batch,), generator=generator)
         kept = torch.rand(batch, generator=generator) >= label_dropout
-        return pixels[index].float() / 127.5 - 1, torch.where(kept, tokens[index], classes)
+        tokens = pick(index, generator)
+        kept = kept.reshape(-1, *[1] * (tokens.ndim - 1))
+        return pixels[index].float() / 127.5 - 1, torch.where(kept, tokens, anything)
 
     sample = pixels[:1000].double() / 127.5 - 1
-    return Data(draw, tuple(pictures.shape[1:]), classes, (float(sample.mean()), float(sample.var())))
+    return Data(draw, tuple(pictures.shape[1:]), conditions, (float(sample.mean()), float(sample.var())))
+
+
+Pick = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def _by_class(source: str | Path, labels: np.ndarray) -> tuple[Conditions, Pick]:
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise ValueError(f"labels in {source} must be integers (n,) from 0 on, got {labels.dtype} {labels.shape}")
+    tokens = torch.from_numpy(labels.astype(np.int64))
+    return Classes(int(labels.max()) + 1), lambda index, generator: tokens[index]
+
+
+def _by_position(source: str | Path, positions: np.ndarray) -> tuple[Conditions, Pick]:
+    present = ~np.isnan(positions).any(-1)
+    if positions.ndim != 3 or positions.shape[2] != 2 or not present[:, 0].all():
+        raise ValueError(
+            f"positions in {source} must be (n, most, 2), those that are there first and then NaN, at least one for "
+            f"each picture, got {positions.dtype} {positions.shape}"
+        )
+    places, counts = torch.from_numpy(positions.astype(np.float32)), torch.from_numpy(present.sum(1))
+    ones = torch.ones(1)
+
+    def pick(index: Tensor, generator: torch.Generator) -> Tensor:
+        which = (torch.rand(len(index), generator=generator) * counts[index]).long()
+        return torch.cat([places[index, which], ones.expand(len(index), 1)], dim=1)
+
+    return Positions(float(positions[present].min()), float(positions[present].max())), pick

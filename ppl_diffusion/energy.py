@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from .arrays import Array
+from .condition import Classes, Conditions, Token
 from .potential import Potential
 from .schedule import NoiseSchedule
 
@@ -41,19 +42,19 @@ class EnergyModel(Potential):
     Conditions of one model share its network, and are evaluated by one call of it.
 
     Args:
-        network: ``s(x, log_snr, label)`` with ``x (batch, *event)``, images with a channel axis; it is put
+        network: ``s(x, log_snr, condition)`` with ``x (batch, *event)``, images with a channel axis; it is put
             in evaluation mode and its parameters are frozen.
         form: how the energy is made of ``s``.
         schedule: the noise levels.
         event_shape: shape of one point; images of one channel may leave the channel out.
-        classes: number of class labels that the network knows.
-        label: the class, or None for the unconditional model.
+        conditions: what the network can be conditioned on; by default nothing.
+        token: of one condition, or None for the unconditional model.
         reference: mean and variance of the data, numbers or arrays that broadcast to ``event_shape``.
         name: what it is called in expressions.
         info: provenance, as it stands in the weight file.
 
     Raises:
-        ValueError: an unknown form, or a label that the network does not know.
+        ValueError: an unknown form.
     """
 
     backend = "torch"
@@ -65,8 +66,8 @@ class EnergyModel(Potential):
         form: Form,
         schedule: NoiseSchedule,
         event_shape: Sequence[int],
-        classes: int = 0,
-        label: int | None = None,
+        conditions: Conditions | None = None,
+        token: Token | None = None,
         reference: Reference = (0.0, 1.0),
         name: str = "model",
         info: Mapping[str, str] | None = None,
@@ -75,8 +76,9 @@ class EnergyModel(Potential):
             raise ValueError(f"unknown form {form!r}: use one of {', '.join(get_args(Form))}")
         self.network = network.eval().requires_grad_(False)
         self.form, self.schedule, self.event_shape = form, schedule, tuple(event_shape)
-        self.classes, self.label, self.name, self.info = classes, label, name, dict(info or {})
-        self.reference = reference
+        self.conditions = conditions or Classes(0)
+        self.token = self.conditions.anything if token is None else token
+        self.name, self.info, self.reference = name, dict(info or {}), reference
 
     @property
     def device(self) -> torch.device:
@@ -85,32 +87,27 @@ class EnergyModel(Potential):
 
     def to(self, device: str | torch.device) -> EnergyModel:
         """The same model with its network moved to ``device``."""
-        return self._with(self.label, self.name, self.network.to(device))
+        return self._with(self.token, self.name, self.network.to(device))
 
-    def given(self, label: int) -> EnergyModel:
-        """The model of one class; without it, that of all.
+    def given(self, *condition: Any, **named: Any) -> EnergyModel:
+        """The model under one condition, ``.given(3)`` or ``.given(x=0.3, y=0.6)``; without it, that of all.
 
         Raises:
-            ValueError: the model has no classes, or not this one.
-            TypeError: a label that is not an integer.
+            ValueError: the model is not conditional, or does not have this condition.
+            TypeError: a condition of another kind.
         """
-        base, allowed = self.name.split("[")[0], f".given(0) to .given({self.classes - 1})"
-        if self.classes == 0:
-            raise ValueError(f"{base} is not conditional: use it without .given({label!r})")
-        if not isinstance(label, int) or isinstance(label, bool):
-            raise TypeError(f"a class of {base} is an integer, got {label!r}: use {allowed}")
-        if not 0 <= label < self.classes:
-            raise ValueError(f"{base} has no class {label}: use {allowed}")
-        return self._with(label, f"{base}[{label}]", self.network)
+        base = self.name.split("[")[0]
+        token, text = self.conditions.token(base, *condition, **named)
+        return self._with(token, f"{base}[{text}]", self.network)
 
-    def _with(self, label: int | None, name: str, network: nn.Module) -> EnergyModel:
+    def _with(self, token: Token, name: str, network: nn.Module) -> EnergyModel:
         return EnergyModel(
             network,
             form=self.form,
             schedule=self.schedule,
             event_shape=self.event_shape,
-            classes=self.classes,
-            label=label,
+            conditions=self.conditions,
+            token=token,
             reference=self.reference,
             name=name,
             info=self.info,
@@ -126,7 +123,7 @@ class EnergyModel(Potential):
         chains, flat = x.shape[: x.ndim - len(self.event_shape)], x.reshape(-1, *self.event_shape)
         with torch.enable_grad():
             points = flat.detach().repeat(len(members), *[1] * len(self.event_shape)).requires_grad_()
-            energy = self._network_energy(points, level, [member._token() for member in members])  # type: ignore[attr-defined]
+            energy = self._network_energy(points, level, [member.token for member in members])  # type: ignore[attr-defined]
             (gradient,) = torch.autograd.grad(energy.sum(), points)
         energies, gradients = energy.detach().chunk(len(members)), gradient.chunk(len(members))
         return [(u.reshape(chains), g.reshape(x.shape)) for u, g in zip(energies, gradients, strict=True)]
@@ -136,21 +133,18 @@ class EnergyModel(Potential):
 
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
         chains, flat = x.shape[: x.ndim - len(self.event_shape)], x.reshape(-1, *self.event_shape)
-        return self._network_energy(flat, level, [self._token()]).reshape(chains)
+        return self._network_energy(flat, level, [self.token]).reshape(chains)
 
-    def _network_energy(self, x: Tensor, level: Any, tokens: Sequence[int]) -> Tensor:
-        """Energies ``(batch,)`` of points ``(batch, *event_shape)``, as many for each label token."""
+    def _network_energy(self, x: Tensor, level: Any, tokens: Sequence[Token]) -> Tensor:
+        """Energies ``(batch,)`` of points ``(batch, *event_shape)``, as many for each token."""
         if x.device.type != self.device.type:
             raise ValueError(f"{self.name} is on {self.device}, the points on {x.device}: pass x.to('{self.device}')")
-        label = torch.tensor(tokens, device=x.device)
+        condition = self.conditions.stack(tokens, x.device)
         if len(tokens) > 1:
-            label = label.repeat_interleave(len(x) // len(tokens))
+            condition = condition.repeat_interleave(len(x) // len(tokens), dim=0)
         where = torch.tensor([int(level)], device=x.device)  # one for all: the embedding is computed once
-        f = noise_potential(self.network, self.form, self.schedule, x, where, label, self.reference)
+        f = noise_potential(self.network, self.form, self.schedule, x, where, condition, self.reference)
         return f / self.schedule.sigma(level)
-
-    def _token(self) -> int:
-        return self.classes if self.label is None else self.label
 
 
 def noise_potential(
@@ -159,7 +153,7 @@ def noise_potential(
     schedule: NoiseSchedule,
     x: Tensor,
     level: Tensor,
-    label: Tensor | None,
+    condition: Tensor | None,
     reference: Reference = (0.0, 1.0),
 ) -> Tensor:
     """``f(x, level)``, whose gradient in ``x`` estimates the noise; sums in float64.
@@ -170,7 +164,7 @@ def noise_potential(
         schedule: the noise levels.
         x: points, shape ``(batch, *event_shape)``.
         level: integers, shape ``(batch,)`` or ``(1,)``.
-        label: class labels, shape ``(batch,)`` or ``(1,)``; not read by a network without classes.
+        condition: stacked tokens, of length ``batch`` or 1; not read by a network without conditions.
         reference: mean and variance of the data; not read by ``squared_distance``.
 
     Returns:
@@ -178,7 +172,7 @@ def noise_potential(
     """
     precision = next(network.parameters()).dtype
     images = x[:, None] if x.ndim == 3 else x
-    s = network(images.to(precision), schedule.log_snr(level).to(precision), label).reshape(x.shape)
+    s = network(images.to(precision), schedule.log_snr(level).to(precision), condition).reshape(x.shape)
     axes = tuple(range(1, x.ndim))
     if form == "squared_distance":
         return 0.5 * ((x.double() - s.double()) ** 2).sum(axes)
@@ -195,7 +189,7 @@ def denoising_loss(
     schedule: NoiseSchedule,
     clean: Tensor,
     *,
-    label: Tensor | None = None,
+    condition: Tensor | None = None,
     reference: Reference = (0.0, 1.0),
     generator: torch.Generator,
 ) -> Tensor:
@@ -206,7 +200,7 @@ def denoising_loss(
         form: how the energy is made of ``s``.
         schedule: the noise levels; every one is drawn, level 0 included.
         clean: data, shape ``(batch, *event_shape)``.
-        label: class labels, shape ``(batch,)``.
+        condition: stacked tokens, of length ``batch``.
         reference: mean and variance of the data.
         generator: where levels and noise come from.
     """
@@ -214,7 +208,7 @@ def denoising_loss(
     noise = torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
     alpha, sigma = (_per_point(scale(level), clean).to(clean.dtype) for scale in (schedule.alpha, schedule.sigma))
     x = (alpha * clean + sigma * noise).requires_grad_()
-    f = noise_potential(network, form, schedule, x, level, label, reference)
+    f = noise_potential(network, form, schedule, x, level, condition, reference)
     (estimate,) = torch.autograd.grad(f.sum(), x, create_graph=True)
     return ((estimate - noise) ** 2).mean()
 

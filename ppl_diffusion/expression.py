@@ -88,12 +88,16 @@ class _Reader:
 
     def condition(self, node: ast.Subscript) -> Potential:
         model = self.read(node.value)
-        label = node.slice.value if isinstance(node.slice, ast.Constant) else None
-        if not hasattr(model, "given") or type(label) is not int:
-            raise self.error(node, "a condition is a class of a model in brackets, for example digits[3]")
+        parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        values = [part.value if isinstance(part, ast.Constant) else None for part in parts]
+        position = len(values) == 2 and all(type(value) in (int, float) for value in values)
+        if not hasattr(model, "given") or not (position or [type(value) for value in values] == [int]):
+            raise self.error(node, "a condition stands in brackets, a class, digits[3], or a place, cubes[0.3, 0.6]")
         key = ast.dump(node)
         try:
-            return self.loaded.setdefault(key, model.given(label))
+            if key not in self.loaded:
+                self.loaded[key] = model.given(x=values[0], y=values[1]) if position else model.given(values[0])
+            return self.loaded[key]
         except (TypeError, ValueError) as error:
             raise self.error(node, str(error)) from error
 

@@ -4,7 +4,8 @@ An energy model needs the gradient of its energy to sample, and the gradient of 
 train. The networks here are smooth (SiLU throughout), have no attention (fused attention has no
 second derivative), and end in a small non-zero head, so that training starts near a Gaussian.
 The noise level enters through features of the log signal-to-noise ratio that vary smoothly from level
-to level. Conditions are class labels; the label one past the last means "any", the unconditional model.
+to level. Conditions are tokens (``ppl_diffusion.condition``): class labels, embedded, or the position of an object,
+drawn as a bump into a further channel, so that a convolution finds it where it is meant.
 
 Source of the U-Net: Denoising Diffusion Probabilistic Models (Ho, Jain and Abbeel, 2020),
 https://arxiv.org/abs/2006.11239; of its pixel shuffling: Shi et al., 2016, https://arxiv.org/abs/1609.05158
@@ -22,6 +23,9 @@ from torch.nn import functional as F
 
 HEAD = 0.1
 """Factor on the initial weights of the last layer."""
+
+BUMP = 0.05
+"""Standard deviation of the bump that marks a position, as a share of the picture."""
 
 
 class LevelEmbedding(nn.Module):
@@ -69,11 +73,11 @@ class EnergyMLP(nn.Module):
         self.out_of = nn.ModuleList(nn.Linear(hidden, width) for _ in range(blocks))
         self.head = _small(nn.Linear(width, size))
 
-    def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
         """``s``, of the shape of ``x (batch, size)``."""
         angles = (x[:, :, None] * self.octaves).flatten(1)
         h = self.enter(torch.cat([x, angles.sin(), angles.cos()], dim=1))
-        level = self.embedding(log_snr, label)
+        level = self.embedding(log_snr, condition)
         for into, modulate, out_of in zip(self.into, self.modulate, self.out_of, strict=True):
             scale, shift = modulate(level).chunk(2, dim=1)
             h = h + out_of(F.silu(into(F.silu(h)) * (1 + scale) + shift))
@@ -88,21 +92,29 @@ class EnergyUNet(nn.Module):
         widths: features at half resolution, at a quarter, and so on.
         blocks: residual blocks at each resolution, on the way down and on the way up.
         classes: number of class labels, 0 for none.
+        positions: whether conditions are positions ``(x, y, 1)`` in the picture, all zero for none.
 
     Raises:
         ValueError: sides that cannot be halved as often as asked.
     """
 
     def __init__(
-        self, shape: Sequence[int], *, widths: Sequence[int] = (64, 96), blocks: int = 2, classes: int = 0
+        self,
+        shape: Sequence[int],
+        *,
+        widths: Sequence[int] = (64, 96),
+        blocks: int = 2,
+        classes: int = 0,
+        positions: bool = False,
     ) -> None:
         super().__init__()
         channels, height, width = shape
+        self.positions = positions
         if height % 2 ** len(widths) or width % 2 ** len(widths):
             raise ValueError(f"sides {height}x{width} must be divisible by {2 ** len(widths)} for {len(widths)} widths")
         features = 2 * widths[0]
         self.embedding = LevelEmbedding(features, classes=classes)
-        self.enter = nn.Conv2d(4 * channels, widths[0], 3, padding=1)
+        self.enter = nn.Conv2d(4 * channels + 2 * positions, widths[0], 3, padding=1)
         self.down = nn.ModuleList(nn.ModuleList(_Block(w, features) for _ in range(blocks)) for w in widths)
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.middle = _Block(widths[-1], features)
@@ -111,10 +123,13 @@ class EnergyUNet(nn.Module):
         self.up = nn.ModuleList(nn.ModuleList(_Block(w, features) for _ in range(blocks)) for w in widths)
         self.head = _small(nn.Conv2d(widths[0], 4 * channels, 3, padding=1))
 
-    def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
         """``s``, of the shape of ``x (batch, channels, height, width)``."""
-        level = self.embedding(log_snr, label)
-        h = self.enter(F.pixel_unshuffle(x, 2))
+        level = self.embedding(log_snr, condition)
+        h = F.pixel_unshuffle(x, 2)
+        if self.positions:
+            h = torch.cat([h, _marked(condition, h)], dim=1)
+        h = self.enter(h)
         skips = []
         for i, stage in enumerate(self.down):
             for block in stage:  # type: ignore[attr-defined]
@@ -130,6 +145,17 @@ class EnergyUNet(nn.Module):
             if i > 0:
                 h = self.grow[i - 1](h)
         return F.pixel_shuffle(self.head(F.silu(h)), 2)
+
+
+def _marked(tokens: Tensor | None, h: Tensor) -> Tensor:
+    """Two channels ``(batch, 2, height, width)``: a bump at each position, and whether there is one."""
+    assert tokens is not None
+    tokens = tokens.to(h.dtype)
+    x, y, present = tokens.expand(len(h), 3).unbind(1)
+    down, right = (((torch.arange(n, device=h.device) + 0.5) / n).to(h.dtype) for n in h.shape[2:])
+    distance = (down - y[:, None])[:, :, None] ** 2 + (right - x[:, None])[:, None, :] ** 2
+    bump = torch.exp(-0.5 * distance / BUMP**2)
+    return present[:, None, None, None] * torch.stack([bump, torch.ones_like(bump)], dim=1)
 
 
 class _Block(nn.Module):

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .condition import Conditions, dump
 from .data import Data, image_data, planar_data
 from .energy import EnergyModel, Form, denoising_loss
 from .networks import build_network
@@ -40,7 +41,9 @@ class Config:
     Attributes:
         name: of the model, and of its weight file.
         data: a planar density by name, or "npz", images in a file that is given at the command.
-        images, labels: keys of the arrays in that file, uint8 ``(n, height, width)`` and integers ``(n,)``.
+        images: key of the pictures in that file, uint8 ``(n, ..., height, width)``.
+        labels: key of class labels, integers ``(n,)``; not read where there are positions.
+        positions: key of the places of the objects in each picture, ``(n, most, 2)`` in [0, 1], padded with NaN.
         description: one line for people.
         network: kind ("mlp" or "unet") and arguments of the network.
         form: how the energy is made of the network.
@@ -48,7 +51,7 @@ class Config:
         batch, steps: size and number of batches.
         learning_rate, warm_up: peak of AdamW's rate, and steps until it.
         ema: decay of the average of the parameters.
-        label_dropout: share of labels that are replaced by "any".
+        label_dropout: share of conditions that are replaced by "any".
         seed: of data, levels, noise and initial weights.
     """
 
@@ -58,6 +61,7 @@ class Config:
     description: str = ""
     images: str = "x_train"
     labels: str = "y_train"
+    positions: str | None = None
     form: Form = "squared_distance"
     levels: int = 100
     batch: int = 64
@@ -153,15 +157,21 @@ def train(
         raise FileNotFoundError(f"the folder {path.parent} does not exist: mkdir -p {path.parent}")
     source = _data(config, data)
     schedule = NoiseSchedule.cosine(config.levels)
-    run = _begin(config, source.classes)
+    run = _begin(config, source.conditions)
     if path.exists():
         _resume(run, path, config)
     while run.step < config.steps:
         for group in run.optimiser.param_groups:
             group["lr"] = config.learning_rate * _rate(run.step, config)
-        clean, label = source.draw(run.generator)
+        clean, condition = source.draw(run.generator)
         loss = denoising_loss(
-            run.network, config.form, schedule, clean, label=label, reference=source.reference, generator=run.generator
+            run.network,
+            config.form,
+            schedule,
+            clean,
+            condition=condition,
+            reference=source.reference,
+            generator=run.generator,
         )
         run.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -190,7 +200,7 @@ def save_weights(model: EnergyModel, path: str | Path) -> Path:
         "form": model.form,
         "schedule": json.dumps({"alphas": model.schedule.alphas, "sigmas": model.schedule.sigmas}),
         "event_shape": json.dumps(model.event_shape),
-        "classes": str(model.classes),
+        "conditions": dump(model.conditions),
         "reference": json.dumps(model.reference),
     }
     header |= {key: value for key, value in model.info.items() if key not in header}
@@ -198,12 +208,12 @@ def save_weights(model: EnergyModel, path: str | Path) -> Path:
 
 
 def _model(config: Config, run: _Run, schedule: NoiseSchedule, source: Data) -> EnergyModel:
-    network = _network(config, source.classes)
+    network = _network(config, source.conditions)
     network.load_state_dict(run.average)
     info = {
         "name": config.name,
         "description": config.description,
-        "network": json.dumps(_network_options(config, source.classes)),
+        "network": json.dumps(_network_options(config, source.conditions)),
         "command": f"ppl-diffusion train {config.name}" + (" --data FILE.npz" if config.data == "npz" else ""),
         "steps": str(run.step),
         "loss": f"{run.loss:.5f}",
@@ -215,7 +225,7 @@ def _model(config: Config, run: _Run, schedule: NoiseSchedule, source: Data) -> 
         form=config.form,
         schedule=schedule,
         event_shape=source.event_shape,
-        classes=source.classes,
+        conditions=source.conditions,
         reference=source.reference,
         name=config.name,
         info=info,
@@ -226,20 +236,25 @@ def _data(config: Config, source: str | Path | None) -> Data:
     if config.data != "npz":
         return planar_data(config.data, batch=config.batch, seed=config.seed)
     return image_data(
-        source, images=config.images, labels=config.labels, batch=config.batch, label_dropout=config.label_dropout
+        source,
+        images=config.images,
+        labels=config.labels,
+        positions=config.positions,
+        batch=config.batch,
+        label_dropout=config.label_dropout,
     )
 
 
-def _network_options(config: Config, classes: int) -> dict[str, Any]:
-    return {**config.network, "classes": classes}
+def _network_options(config: Config, conditions: Conditions) -> dict[str, Any]:
+    return {**config.network, **conditions.options}
 
 
-def _network(config: Config, classes: int) -> nn.Module:
-    return build_network(seed=config.seed, **_network_options(config, classes))
+def _network(config: Config, conditions: Conditions) -> nn.Module:
+    return build_network(seed=config.seed, **_network_options(config, conditions))
 
 
-def _begin(config: Config, classes: int) -> _Run:
-    network = _network(config, classes)
+def _begin(config: Config, conditions: Conditions) -> _Run:
+    network = _network(config, conditions)
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-4)
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
     return _Run(network, average, optimiser, torch.Generator().manual_seed(config.seed))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from .condition import Conditions, parse
 from .energy import EnergyModel
 from .networks import build_network
 from .schedule import NoiseSchedule
@@ -26,7 +27,7 @@ class ModelCard(NamedTuple):
     name: str
     description: str
     event_shape: tuple[int, ...]
-    classes: int
+    conditions: str
     command: str
 
 
@@ -41,7 +42,7 @@ def cards() -> list[ModelCard]:
     for name in names():
         header = _read(_folder() / f"{name}.safetensors", tensors=False)[0]
         shape = tuple(json.loads(header["event_shape"]))
-        found.append(ModelCard(name, header["description"], shape, int(header["classes"]), header["command"]))
+        found.append(ModelCard(name, header["description"], shape, str(_conditions(header)), header["command"]))
     return found
 
 
@@ -52,7 +53,7 @@ def load(name: str | Path) -> EnergyModel:
         name: a shipped model, see :func:`names`, or the path of a ``.safetensors`` file.
 
     Returns:
-        The model on the CPU; ``.given(label)`` conditions it where it has classes.
+        The model on the CPU; ``.given(3)`` or ``.given(x=0.3, y=0.6)`` conditions it where it knows conditions.
 
     Raises:
         ValueError: no such model, or a file that is damaged or is not a weight file of this library.
@@ -69,13 +70,17 @@ def load(name: str | Path) -> EnergyModel:
             form=header["form"],  # type: ignore[arg-type]
             schedule=NoiseSchedule(**json.loads(header["schedule"])),
             event_shape=json.loads(header["event_shape"]),
-            classes=int(header["classes"]),
+            conditions=_conditions(header),
             reference=json.loads(header.get("reference", "[0.0, 1.0]")),
             name=header["name"],
             info=header,
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not describe its model ({_first_line(error)}): get the file again") from error
+
+
+def _conditions(header: dict[str, str]) -> Conditions:
+    return parse(header.get("conditions") or json.dumps({"classes": int(header["classes"])}))
 
 
 def _folder() -> Any:

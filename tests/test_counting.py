@@ -10,6 +10,7 @@ from torch import nn
 from bridges.blackjax import HMC, MALA, ULA
 from bridges.torch_jax import to_jax
 from ppl_diffusion import Adaptive, EnergyModel, GaussianMixture, Ladder, NoiseSchedule, anneal, conjunction, guidance
+from ppl_diffusion.condition import Classes
 from ppl_diffusion.networks import EnergyMLP
 
 SCHEDULE = NoiseSchedule.cosine(20)
@@ -24,14 +25,18 @@ class Counting(nn.Module):
         self.inner = EnergyMLP(2, width=16, hidden=16, blocks=1, classes=classes)
         self.calls: list[tuple[int, bytes]] = []
 
-    def forward(self, x, log_snr, label=None):
+    def forward(self, x, log_snr, condition=None):
         self.calls.append((len(x), x.detach().numpy().tobytes() + float(log_snr[0]).hex().encode()))
-        return self.inner(x, log_snr, label)
+        return self.inner(x, log_snr, condition)
 
 
 def model(seed: int, classes: int = 0) -> EnergyModel:
     return EnergyModel(
-        Counting(seed, classes), form="squared_distance", schedule=SCHEDULE, event_shape=(2,), classes=classes
+        Counting(seed, classes),
+        form="squared_distance",
+        schedule=SCHEDULE,
+        event_shape=(2,),
+        conditions=Classes(classes),
     )
 
 

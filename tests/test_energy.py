@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bridges.blackjax import HMC
-from ppl_diffusion import EnergyModel, Ladder, NoiseSchedule, anneal, load, save_weights
+from ppl_diffusion import EnergyModel, Ladder, NoiseSchedule, anneal, conjunction, load, save_weights
+from ppl_diffusion.condition import Classes, ConditionWarning, Positions
 from ppl_diffusion.energy import Form, denoising_loss, noise_potential
 from ppl_diffusion.networks import EnergyMLP, EnergyUNet, build_network
 from ppl_diffusion.planar import NAMES, exact
@@ -29,8 +30,21 @@ def mlp(classes=0, form="squared_norm", seed=0):
         form=form,
         schedule=SCHEDULE,
         event_shape=(2,),
-        classes=classes,
+        conditions=Classes(classes),
         reference=([0.1, -0.2], [0.5, 0.3]),
+    )
+
+
+def pictures():
+    torch.manual_seed(0)
+    network = EnergyUNet((3, 8, 8), widths=(8, 16), blocks=1, positions=True)
+    return EnergyModel(
+        network.double(),
+        form="squared_norm",
+        schedule=SCHEDULE,
+        event_shape=(3, 8, 8),
+        conditions=Positions(0.2, 0.8),
+        name="pictures",
     )
 
 
@@ -113,6 +127,34 @@ def test_conditions_are_the_labels_of_the_network():
     assert str(model.given(1)) == "model[1]"
 
 
+def test_a_position_is_a_condition_that_the_network_finds_in_the_picture():
+    model = pictures()
+    seen = []
+    model.network.enter.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0, -2:]))
+    x = torch.zeros(1, 3, 8, 8, dtype=torch.float64)
+    energies = [m.energy(x, level=4) for m in (model, model.given(x=0.375, y=0.625))]
+    assert energies[0] != energies[1]
+    assert (seen[0] == 0).all()
+    assert (seen[1][1] == 1).all()
+    assert seen[1][0].argmax() == 2 * 4 + 1, "x to the right, y down, at half resolution"
+    assert seen[1][0].max() == 1
+    assert str(model.given(x=0.25, y=0.75)) == "pictures[0.25, 0.75]"
+    with pytest.warns(ConditionWarning, match=r"from 0\.2 to 0\.8"):
+        model.given(x=0.05, y=0.5)
+
+
+def test_positions_of_one_network_are_one_call():
+    model = pictures()
+    parts = [model.given(x=0.3, y=0.4), model.given(x=0.7, y=0.6), model]
+    x, rows = points(5, (3, 8, 8)), []
+    model.network.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    together = conjunction(parts[:2], parts[2]).value_and_grad(x, level=3)
+    assert rows == [15]
+    for i in (0, 1):
+        alone = [part.value_and_grad(x, level=3)[i] for part in parts]
+        torch.testing.assert_close(together[i], alone[0] + alone[1] - alone[2])
+
+
 def test_networks_are_smooth_in_the_noise_level():
     """Weights between rungs need energies that agree between levels: no table, no jump."""
     model = mlp()
@@ -139,6 +181,10 @@ REFUSED = {
     "no classes": (lambda: mlp().given(1), ValueError, "not conditional"),
     "no such class": (lambda: mlp(classes=3).given(3), ValueError, r"\.given\(2\)"),
     "half a class": (lambda: mlp(classes=3).given(0.5), TypeError, "integer"),
+    "a class by name": (lambda: mlp(classes=3).given(x=0.5, y=0.5), TypeError, "one class"),
+    "a position by class": (lambda: pictures().given(3), TypeError, r"given\(x=0.3, y=0.6\)"),
+    "half a position": (lambda: pictures().given(x=0.3), TypeError, r"given\(x=0.3, y=0.6\)"),
+    "a position in pixels": (lambda: pictures().given(x=0.3, y=19), ValueError, "share of the picture"),
     "odd sides": (lambda: EnergyUNet((1, 9, 9)), ValueError, "divisible"),
     "unknown network": (lambda: build_network("transformer"), ValueError, "mlp, unet"),
     "unknown option": (lambda: build_network("mlp", size=2, depth=3), ValueError, "depth"),
@@ -166,7 +212,7 @@ def test_weights_come_back_as_they_went(tmp_path):
         form=model.form,
         schedule=SCHEDULE,
         event_shape=(2,),
-        classes=2,
+        conditions=Classes(2),
         reference=model.reference,
         name="small",
         info=described,
@@ -217,7 +263,7 @@ def test_the_zoo_holds_what_it_lists():
     for card in cards():
         model = load(card.name)
         assert model.event_shape == card.event_shape
-        assert model.classes == card.classes
+        assert str(model.conditions) == card.conditions
         assert card.command.startswith(f"ppl-diffusion train {card.name}")
         assert {"loss", "steps", "versions", "config"} <= set(model.info)
         assert model.schedule == NoiseSchedule.cosine(100)
@@ -262,8 +308,8 @@ def test_float32_networks_move_acceptance_probabilities_by_less_than_a_thousandt
         form=model.form,
         schedule=model.schedule,
         event_shape=(28, 28),
-        classes=10,
-        label=3,
+        conditions=model.conditions,
+        token=3,
     )
     ladder = Ladder(levels=(99, 60, 30), steps=2)
     x = anneal(model, HMC(), ladder=ladder, chains=8, seed=0, reverse_step=True).positions[:, 0]

@@ -18,6 +18,7 @@ ORDER = [
     "analytic",
     "planar",
     "compose",
+    "condition",
     "networks",
     "energy",
     "data",

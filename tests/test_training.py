@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ppl_diffusion import load, load_config, save_weights, train
-from ppl_diffusion.data import planar_data
+from ppl_diffusion.condition import Classes, Positions
+from ppl_diffusion.data import image_data, planar_data
 from ppl_diffusion.energy import denoising_loss
 from ppl_diffusion.networks import build_network
 from ppl_diffusion.training import Config
@@ -85,11 +86,38 @@ PICTURES = Config(
 def test_images_are_scaled_and_labels_kept(images, tmp_path):
     model = train(PICTURES, checkpoint=tmp_path / "c.safetensors", data=images)
     assert model.event_shape == (8, 8)
-    assert model.classes == 4
+    assert model.conditions == Classes(4)
     assert load(save_weights(model, tmp_path / "w.safetensors")).given(3).energy(
         np.zeros((2, 8, 8)), level=0
     ).shape == (2,)
     assert "--data" in model.info["command"]
+
+
+def test_positions_are_drawn_among_those_that_are_there(tmp_path):
+    rng = np.random.default_rng(0)
+    places = np.full((50, 3, 2), np.nan, dtype=np.float32)
+    places[:, 0], places[::2, 1] = rng.uniform(0.2, 0.4, (50, 2)), rng.uniform(0.6, 0.8, (25, 2))
+    path = tmp_path / "scenes.npz"
+    np.savez(path, x_train=rng.integers(0, 255, (50, 3, 8, 8), dtype=np.uint8), places=places)
+    options = {"images": "x_train", "labels": "", "positions": "places", "batch": 400, "label_dropout": 0.5}
+    _, tokens = image_data(path, **options).draw(torch.Generator().manual_seed(0))
+    given = tokens[tokens[:, 2] == 1]
+    assert 0.4 < len(given) / 400 < 0.6
+    assert not torch.isnan(tokens).any()
+    assert (tokens[tokens[:, 2] == 0] == 0).all()
+    assert 0.15 < float((given[:, 0] > 0.5).float().mean()) < 0.35, (
+        "half have a second one, drawn half the time"
+    )
+    config = dataclasses.replace(PICTURES, positions="places", network={**PICTURES.network, "shape": [3, 8, 8]})
+    model = train(config, checkpoint=tmp_path / "c.safetensors", data=path)
+    loaded = load(save_weights(model, tmp_path / "w.safetensors"))
+    x = np.zeros((1, 3, 8, 8), dtype=np.float32)
+    one, other = (m.given(x=0.3, y=0.7).energy(x, level=2) for m in (model, loaded))
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert isinstance(loaded.conditions, Positions)
+    with pytest.raises(ValueError, match="at least one for each picture"):
+        np.savez(path, x_train=np.zeros((2, 3, 8, 8), np.uint8), places=np.full((2, 1, 2), np.nan))
+        image_data(path, **options)
 
 
 def test_what_cannot_be_used_is_refused_in_one_line(images, tmp_path):
@@ -129,4 +157,4 @@ def test_what_cannot_be_used_is_refused_in_one_line(images, tmp_path):
 def test_shipped_configurations_are_those_of_the_shipped_weights(name):
     import json
 
-    assert json.loads(load(name).info["config"]) == json.loads(json.dumps(dataclasses.asdict(load_config(name))))
+    assert Config(**json.loads(load(name).info["config"])) == load_config(name)
