@@ -15,6 +15,7 @@ https://arxiv.org/abs/1903.08008
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,17 +42,19 @@ def arviz() -> Any:
     return library
 
 
-def to_inference_data(trace: Trace) -> Any:
+def to_inference_data(trace: Trace, *, prior: Mapping[str, Any] | None = None) -> Any:
     """The trace as an ArviZ object.
 
     Args:
         trace: what a run left behind.
+        prior: for a Pyro model, draws of its prior by site, each ``(draws, ...)``: those of ``pyro.infer.Predictive``.
 
     Returns:
         ``arviz.InferenceData`` (ArviZ 0.23) or ``xarray.DataTree`` (1.x) with the groups ``posterior`` (``x``, or the
         sites of a model, and for large events the scalars of :func:`summaries`), ``sample_stats``,
         ``annealing`` (dimensions ``rung``, ``chain``; coordinate ``level``), and for a Pyro model ``log_likelihood``
-        and ``observed_data``; its plates name dimensions.
+        and ``observed_data``; its plates name dimensions. With ``prior``, also ``prior`` and, for observed
+        sites, ``prior_predictive``.
     """
     library = arviz()
     variables = dict(trace.sites) or {"x": trace.positions}
@@ -59,7 +62,7 @@ def to_inference_data(trace: Trace) -> Any:
         variables |= summaries(trace)
     dims = {name: [f"{name}_dim_{i}" for i in range(value.ndim - 2)] for name, value in variables.items()}
     dims |= trace.attributes.get("dims", {})
-    extra = {name: dict(values) for name, values in trace.groups.items()}
+    extra = {name: dict(values) for name, values in trace.groups.items()} | _prior_groups(trace, prior or {})
     stats = {name: value.to_numpy() for name, value in trace.sample_stats.items()}
     stats["diverging"] = np.nan_to_num(stats.get("diverging", np.zeros_like(stats["lp"]))).astype(bool)
     attributes = {k: str(v) for k, v in trace.attributes.items() if k != "versions"}
@@ -80,6 +83,19 @@ def to_inference_data(trace: Trace) -> Any:
         data = library.from_dict(posterior=variables, sample_stats=stats, **extra, dims=dims, attrs=attributes)
         data.add_groups({"annealing": rungs})
     return data
+
+
+def _prior_groups(trace: Trace, prior: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, draws in prior.items():
+        if name in trace.sites:
+            group = "prior"
+        elif name in trace.groups.get("observed_data", {}):
+            group = "prior_predictive"
+        else:
+            raise ValueError(f"the prior has a site {name!r} that the trace lacks: use those of {[*trace.sites]}")
+        found.setdefault(group, {})[name] = np.asarray(draws)[None]
+    return found
 
 
 def summaries(trace: Trace) -> dict[str, np.ndarray]:

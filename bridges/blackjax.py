@@ -19,7 +19,7 @@ A Generalized Guided Monte Carlo Algorithm (Horowitz, 1991), https://doi.org/10.
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from blackjax.mcmc import hmc, integrators, metrics, nuts, trajectory
 
 from ppl_diffusion.arrays import Array
-from ppl_diffusion.kernel import Adaptive, StepPolicy, as_policy
+from ppl_diffusion.kernel import Adaptive, SteppedKernel, StepPolicy, check_count
 from ppl_diffusion.potential import Potential
 
 from .blackjax_walker import BlackJAXWalker, Info, LogDensity
@@ -38,22 +38,8 @@ from .torch_jax import to_jax
 
 
 @dataclass(frozen=True)
-class BlackJAXKernel(ABC):
-    """One chain's kernel; subclasses say how a chain is started and takes a step.
-
-    Attributes:
-        step: leapfrog step: a number, ``SigmaScaled(0.5)`` or ``Adaptive(...)``.
-    """
-
-    step: StepPolicy | float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "step", as_policy(self.step))
-
-    @property
-    def adjusted(self) -> bool:
-        """Whether the kernel leaves the density invariant."""
-        return True
+class BlackJAXKernel(SteppedKernel):
+    """One chain's kernel; subclasses say how a chain is started and takes a step."""
 
     @abstractmethod
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
@@ -81,13 +67,15 @@ class HMC(BlackJAXKernel):
         ValueError: no leapfrogs, or a refreshment outside (0, 1].
     """
 
-    step: StepPolicy | float = Adaptive(target_acceptance=0.7)
+    step: StepPolicy | float = Adaptive(target_acceptance=0.8)
     leapfrogs: int = 3
     refreshment: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_leapfrogs(self.leapfrogs, self.refreshment)
+        check_count("leapfrogs", self.leapfrogs, example=3)
+        if not 0 < self.refreshment <= 1:
+            raise ValueError(f"refreshment must be in (0, 1], 1 draws a new momentum each time, got {self.refreshment}")
 
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
         return _with_momentum(key, position, momentum, log_density)
@@ -115,7 +103,7 @@ class MALA(HMC):
     https://doi.org/10.2307/3318418
     """
 
-    step: StepPolicy | float = Adaptive(target_acceptance=0.6)
+    step: StepPolicy | float = Adaptive(target_acceptance=0.7)
     leapfrogs: int = field(default=1, init=False)
     refreshment: float = field(default=1.0, init=False)
 
@@ -130,7 +118,7 @@ class UHMC(HMC):
         refreshment: share of the momentum's variance that is drawn anew.
     """
 
-    step: StepPolicy | float = Adaptive(target_acceptance=0.9)
+    step: StepPolicy | float = Adaptive(target_acceptance=0.9, jitter=1.0)
     refreshment: float = 0.5
 
     @property
@@ -166,7 +154,8 @@ class ULA(UHMC):
 class NUTS(BlackJAXKernel):
     """BlackJAX's No-U-Turn sampler with unit mass.
 
-    All chains of a batch wait for the longest trajectory.
+    All chains of a batch wait for the longest trajectory; its step is not jittered by default, since a chain that draws
+    a short one has a long trajectory.
 
     Args:
         step: leapfrog step.
@@ -175,13 +164,12 @@ class NUTS(BlackJAXKernel):
     Source: The No-U-Turn Sampler (Hoffman and Gelman, 2014), https://jmlr.org/papers/v15/hoffman14a.html
     """
 
-    step: StepPolicy | float = Adaptive(target_acceptance=0.8)
+    step: StepPolicy | float = Adaptive(target_acceptance=0.8, jitter=1.0)
     max_doublings: int = 6
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.max_doublings, int) or self.max_doublings < 1:
-            raise ValueError(f"max_doublings must be a whole number >= 1, got {self.max_doublings!r}: try 6")
+        check_count("max_doublings", self.max_doublings, example=6)
 
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
         return nuts.init(position, log_density)
@@ -277,10 +265,3 @@ def _unit_mass(position: Array) -> Any:
 def _info(rate: Any, diverging: Any, nonfinite: Any, n_steps: Any) -> Info:
     real = partial(jnp.asarray, dtype=jnp.float64)
     return Info(real(rate), real(rate), real(diverging), real(nonfinite), real(n_steps))
-
-
-def _check_leapfrogs(leapfrogs: int, refreshment: float) -> None:
-    if not isinstance(leapfrogs, int) or isinstance(leapfrogs, bool) or leapfrogs < 1:
-        raise ValueError(f"leapfrogs must be a whole number >= 1, got {leapfrogs!r}: try leapfrogs=3")
-    if not 0 < refreshment <= 1:
-        raise ValueError(f"refreshment must be in (0, 1], 1 draws a new momentum each time, got {refreshment}")

@@ -123,9 +123,14 @@ class BlackJAXWalker:
         return jax.vmap(init, in_axes=(0, 0, None if momentum is None else 0))(keys, flat, momentum)
 
     def _step(self, key: Array, chains: Any, level: Array, step: Array) -> tuple[Any, Info]:
-        keys = jax.random.split(key, chains.position.shape[0])
-        one = partial(self.kernel.step_chain, log_density=self._log_density(level), step=step)
-        return jax.vmap(one)(keys, chains)
+        key_chains, key_steps = jax.random.split(key)
+        keys = jax.random.split(key_chains, chains.position.shape[0])
+        uniform = jax.random.uniform(key_steps, keys.shape, dtype=jnp.float64)
+        steps = jnp.broadcast_to(self.policy.jittered(step, uniform), uniform.shape)
+        log_density = self._log_density(level)
+        return jax.vmap(lambda key, chain, step: self.kernel.step_chain(key, chain, log_density, step))(
+            keys, chains, steps
+        )
 
     def _move(self, chains: Any, step: StepState, level: Array, steps: Array, seed: Array) -> Any:
         key, count = jax.random.key(seed), chains.position.shape[0]

@@ -15,16 +15,17 @@ constrained in ``trace.sites``.
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 from pyro.infer.mcmc import HMC as _HMC
 from pyro.infer.mcmc import NUTS as _NUTS
 
 from ppl_diffusion.anneal import Progress, anneal
-from ppl_diffusion.kernel import Adaptive, Kernel, StepPolicy, as_policy
+from ppl_diffusion.kernel import Adaptive, Kernel, SteppedKernel, StepPolicy, check_count
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.schedule import Ladder
 from ppl_diffusion.trace import Trace
@@ -33,28 +34,17 @@ from .pyro_expression import from_model
 from .pyro_model import JointPotential, Likelihood
 from .pyro_prior import DiffusionPrior, at_level
 from .pyro_walker import PyroWalker
+from .pyro_workers import over_processes
 from .torch_jax import to_torch
 
 __all__ = ["HMC", "NUTS", "DiffusionPrior", "JointPotential", "anneal_model", "at_level", "from_model"]
 
 
 @dataclass(frozen=True)
-class PyroKernel(ABC):
-    """One of Pyro's kernels, one for each chain, walked in turn.
+class PyroKernel(SteppedKernel):
+    """One of Pyro's kernels, one for each chain."""
 
-    Attributes:
-        step: leapfrog step: a number, ``SigmaScaled(0.5)`` or ``Adaptive(...)``.
-    """
-
-    step: StepPolicy | float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "step", as_policy(self.step))
-
-    @property
-    def adjusted(self) -> bool:
-        """Both leave the density invariant."""
-        return True
+    adapt_mass_matrix: bool = field(default=True, kw_only=True)
 
     @abstractmethod
     def build(self, potential_fn: Callable[..., Any]) -> Any:
@@ -71,23 +61,23 @@ class PyroKernel(ABC):
 
 @dataclass(frozen=True)
 class HMC(PyroKernel):
-    """Pyro's Hamiltonian Monte Carlo with unit mass.
+    """Pyro's Hamiltonian Monte Carlo.
 
     Args:
         step: leapfrog step: a number, ``SigmaScaled(0.5)`` or ``Adaptive(...)``.
+        adapt_mass_matrix: adapt a diagonal mass matrix at rungs of twenty steps or more; elsewhere mass is one.
         leapfrogs: leapfrogs of a trajectory, exactly.
 
     Raises:
         ValueError: no leapfrogs.
     """
 
-    step: StepPolicy | float = Adaptive(target_acceptance=0.7)
+    step: StepPolicy | float = Adaptive(target_acceptance=0.8)
     leapfrogs: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.leapfrogs, int) or isinstance(self.leapfrogs, bool) or self.leapfrogs < 1:
-            raise ValueError(f"leapfrogs must be a whole number >= 1, got {self.leapfrogs!r}: try leapfrogs=3")
+        check_count("leapfrogs", self.leapfrogs, example=3)
 
     def build(self, potential_fn: Callable[..., Any]) -> Any:
         return _HMC(potential_fn=potential_fn, adapt_step_size=False, adapt_mass_matrix=False)
@@ -100,23 +90,23 @@ class HMC(PyroKernel):
 
 @dataclass(frozen=True)
 class NUTS(PyroKernel):
-    """Pyro's No-U-Turn sampler with unit mass.
+    """Pyro's No-U-Turn sampler.
 
     Args:
         step: leapfrog step.
+        adapt_mass_matrix: adapt a diagonal mass matrix at rungs of twenty steps or more; elsewhere mass is one.
         max_doublings: a trajectory has at most ``2 ** max_doublings - 1`` leapfrogs.
 
     Raises:
         ValueError: no doublings.
     """
 
-    step: StepPolicy | float = Adaptive(target_acceptance=0.8)
+    step: StepPolicy | float = Adaptive(target_acceptance=0.8, jitter=1.0)
     max_doublings: int = 6
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.max_doublings, int) or self.max_doublings < 1:
-            raise ValueError(f"max_doublings must be a whole number >= 1, got {self.max_doublings!r}: try 6")
+        check_count("max_doublings", self.max_doublings, example=6)
 
     def build(self, potential_fn: Callable[..., Any]) -> Any:
         return _NUTS(
@@ -141,6 +131,7 @@ def anneal_model(
     resample: float | None = None,
     reverse_step: bool = False,
     likelihood: Likelihood = "tempered",
+    workers: int = 1,
     progress: Callable[[Progress], None] | None = None,
 ) -> Trace:
     """Sample the posterior of a Pyro model with a :class:`DiffusionPrior` by annealed MCMC.
@@ -152,6 +143,8 @@ def anneal_model(
         ladder, chains, draws, seed, init, resample, reverse_step, progress: as in :func:`ppl_diffusion.anneal`;
             ``init`` is flat, shape ``(chains, size)``, and unconstrained.
         likelihood: what observed sites see at noisy levels: "tempered", "rescaled" or "tweedie".
+        workers: processes that the chains of a kernel of this module are spread over; more than one needs a model that
+            can be imported, and gives the same trace.
 
     Returns:
         A :class:`~ppl_diffusion.trace.Trace`: ``sites`` holds constrained values ``(chains, draws, ...)`` by name,
@@ -161,19 +154,23 @@ def anneal_model(
         ValueError, TypeError: a model without a diffusion prior, with discrete latent sites, or that cannot be
             batched; arguments that do not fit.
     """
+    check_count("workers", workers, example=2)
+    if workers > 1 and not isinstance(kernel, PyroKernel):
+        raise ValueError(f"{kernel} moves all chains by one call: leave workers= out, or use bridges.pyro.HMC()")
     joint = JointPotential(model, args, kwargs, likelihood=likelihood)
-    trace = anneal(
-        joint,
-        kernel,
-        ladder=ladder,
-        chains=chains,
-        draws=draws,
-        seed=seed,
-        init=init,
-        resample=resample,
-        reverse_step=reverse_step,
-        progress=progress,
-    )
+    with over_processes(kernel, joint, workers) if workers > 1 else nullcontext(kernel) as moving:
+        trace = anneal(
+            joint,
+            moving,
+            ladder=ladder,
+            chains=chains,
+            draws=draws,
+            seed=seed,
+            init=init,
+            resample=resample,
+            reverse_step=reverse_step,
+            progress=progress,
+        )
     attributes = {**trace.attributes, "likelihood": likelihood, "dims": joint.dims}
     sites, groups = joint.report(trace.positions)
     return dataclasses.replace(trace, sites=sites, groups=groups, attributes=attributes)

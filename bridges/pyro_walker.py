@@ -1,19 +1,24 @@
-"""Pyro kernels bound to a potential: one Pyro kernel for each chain, walked in turn.
+"""Pyro kernels bound to a potential: one Pyro kernel for each chain, walked in turn or over processes.
 
 Pyro's HMC ignores the position that it is given while its cache is warm, and keeps the energy of the density
 before when the target changes. So the cache is set anew before every step, from the state of the walk,
 whose energy and gradient belong to this very level: nothing stale can survive, and nothing is evaluated
-twice. Pyro draws from torch's global generator; it is seeded inside a fork and left as it was.
+twice. Pyro draws from torch's global generator; it is seeded inside a fork, anew for every chain and step,
+and left as it was: the trace does not depend on how chains are spread.
+
+A rung of ``MASS_STEPS`` steps or more adapts a diagonal mass matrix, from the positions of all chains over the first
+half of the rung. It is scaled so that the stiffest coordinate keeps unit mass: the leapfrog step keeps its meaning,
+and its adaptation goes on. Every rung starts from unit mass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from pyro.ops.welford import WelfordCovariance
 from torch import Tensor
 
 from ppl_diffusion.kernel import State, as_policy, rescaling
@@ -24,12 +29,44 @@ if TYPE_CHECKING:
 
 SITE = "x"
 
+MASS_STEPS = 20
+"""Steps of a rung from which on it adapts a mass matrix: fewer give too few draws."""
+
+
+class Task(NamedTuple):
+    """One step of one chain: where it stands, and all that the step depends on."""
+
+    level: int
+    step: float
+    inverse_mass: np.ndarray
+    position: np.ndarray
+    energy: float
+    gradient: np.ndarray
+    seed: int
+
+
+class Moved(NamedTuple):
+    """Where a step has led, and what it reports."""
+
+    position: np.ndarray
+    energy: float
+    gradient: np.ndarray
+    acceptance_rate: float
+    diverging: float
+    nonfinite: float
+    n_steps: float
+
+
+Spread = Callable[[Sequence[Task]], Sequence[Moved]]
+"""Takes tasks to other processes, and brings the results back in order."""
+
 
 class PyroWalker:
-    """See ``ppl_diffusion.kernel.Walker``."""
+    """See ``ppl_diffusion.kernel.Walker``; ``spread`` takes chains to other processes."""
 
-    def __init__(self, kernel: PyroKernel, potential: Potential) -> None:
+    def __init__(self, kernel: PyroKernel, potential: Potential, *, spread: Spread | None = None) -> None:
         self.kernel, self.potential, self.policy = kernel, potential, as_policy(kernel.step)
+        self.spread = spread or self.step_chains
         self.level, self.calls, self.nonfinite = 0, 0, 0
         self.sampler = self._build()
 
@@ -38,28 +75,33 @@ class PyroWalker:
         energy, gradient = (value.detach().cpu().numpy() for value in self.potential.value_and_grad(x, level=level))
         finite = np.isfinite(energy) & np.isfinite(gradient.reshape(len(x), -1)).all(1)
         sigma = self.potential.schedule.sigma(level)
-        guess = max(1.0, sigma) * float(np.prod(self.potential.event_shape)) ** -0.25
+        guess = max(1.0, sigma) * x[0].size ** -0.25
         rescale = 1.0 if previous is None else rescaling(previous.gradient, gradient)
         step = self.policy.enter(None if previous is None else previous.step, sigma=sigma, guess=guess, rescale=rescale)
-        return State(level, x, np.where(finite, energy, np.inf), gradient, step)
+        return State(level, x, np.where(finite, energy, np.inf), gradient, step, np.ones((len(x), x[0].size)))
 
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
         chains = len(state.energy)
         names = ("acceptance_rate", "diverging", "nonfinite", "jump_distance")
         totals = {name: np.zeros(chains) for name in names}
-        midway, calls = state.energy, 0
-        with _seeded(seed):
-            for i in range(steps):
-                before = state.positions
-                state, info = self._step(state)
-                jump = np.linalg.norm((state.positions - before).reshape(chains, -1), axis=1)
-                for name, value in (info | {"jump_distance": jump}).items():
-                    if name in totals:
-                        totals[name] = totals[name] + value
-                calls += int(info["n_steps"].max())
-                state = state._replace(step=self.policy.update(state.step, float(info["acceptance_rate"].mean())))
-                if i < steps // 2:
-                    midway = state.energy
+        midway, calls, seeds = state.energy, 0, _seeds(seed, steps, chains)
+        seen = WelfordCovariance(diagonal=True)
+        adapts = self.kernel.adapt_mass_matrix and steps >= MASS_STEPS
+        for i in range(steps):
+            before = state.positions
+            state, info = self._step(state, seeds[i])
+            jump = np.linalg.norm((state.positions - before).reshape(chains, -1), axis=1)
+            for name, value in (info | {"jump_distance": jump}).items():
+                if name in totals:
+                    totals[name] = totals[name] + value
+            calls += int(info["n_steps"].max())
+            state = state._replace(step=self.policy.update(state.step, float(info["acceptance_rate"].mean())))
+            if i < steps // 2:
+                midway = state.energy
+                for x in state.positions if adapts else ():
+                    seen.update(torch.from_numpy(x.ravel()))
+            if adapts and i + 1 == steps // 2:
+                state = state._replace(carried=_inverse_mass(seen, chains))
         stats: dict[str, np.ndarray] = dict(totals)
         for name in ("acceptance_rate", "jump_distance"):
             stats[name] = totals[name] / steps if steps else np.full(chains, np.nan)
@@ -68,11 +110,10 @@ class PyroWalker:
 
     def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
         positions, rows = [], []
-        with _seeded(seed):
-            for _ in range(draws):
-                state, info = self._step(state)
-                positions.append(state.positions)
-                rows.append(info | {"lp": -state.energy})
+        for seeds in _seeds(seed, draws, len(state.energy)):
+            state, info = self._step(state, seeds)
+            positions.append(state.positions)
+            rows.append(info | {"lp": -state.energy})
         stats = {name: np.stack([row[name] for row in rows], axis=1) for name in rows[0]}
         stats["step_size"] = np.full(stats["lp"].shape, np.exp(float(state.step.log_step)))
         calls = int(stats["n_steps"].max(0).sum())
@@ -80,37 +121,47 @@ class PyroWalker:
 
     def select(self, state: State, ancestors: np.ndarray) -> State:
         arrays = (state.positions[ancestors], state.energy[ancestors], state.gradient[ancestors])
-        return State(state.level, *arrays, state.step)
+        return State(state.level, *arrays, state.step, state.carried[ancestors])
 
     def freeze(self, state: State) -> State:
         return state._replace(step=self.policy.freeze(state.step))
 
-    def _step(self, state: State) -> tuple[State, dict[str, np.ndarray]]:
-        """One step of every chain in turn."""
-        self.level = state.level
-        self.kernel.set_step(self.sampler, float(np.exp(state.step.log_step)))
-        rows: list[tuple[Any, ...]] = []
-        for x, energy, gradient in zip(state.positions, state.energy, state.gradient, strict=True):
-            rows.append(self._step_chain(torch.from_numpy(x), float(energy), torch.from_numpy(gradient)))
-        positions, energies, gradients, *info = (np.stack(column) for column in zip(*rows, strict=True))
-        names = ("acceptance_rate", "diverging", "nonfinite", "n_steps")
-        moved = State(state.level, positions, energies, gradients, state.step)
-        return moved, {name: values.astype(float) for name, values in zip(names, info, strict=True)}
+    def step_chains(self, tasks: Sequence[Task]) -> list[Moved]:
+        """Chains one after the other, in this process."""
+        with torch.random.fork_rng(devices=[]):
+            return [self._step_chain(task) for task in tasks]
 
-    def _step_chain(self, x: Tensor, energy: float, gradient: Tensor) -> tuple[Any, ...]:
-        sampler = self.sampler
+    def _step(self, state: State, seeds: Sequence[int]) -> tuple[State, dict[str, np.ndarray]]:
+        """One step of every chain."""
+        step = float(np.exp(state.step.log_step))
+        columns = (state.carried, state.positions, state.energy, state.gradient, seeds)
+        steps = (self.policy.jittered(step, np.random.default_rng(one).random()) for one in seeds)
+        rows = zip(steps, *columns, strict=True)
+        moved = self.spread([Task(state.level, *row) for row in rows])
+        fields = {name: np.stack([getattr(one, name) for one in moved]) for name in Moved._fields}
+        position, energy, gradient = (fields.pop(name) for name in ("position", "energy", "gradient"))
+        arrived = state._replace(positions=position, energy=energy, gradient=gradient)
+        return arrived, {name: values.astype(float) for name, values in fields.items()}
+
+    def _step_chain(self, task: Task) -> Moved:
+        sampler, x = self.sampler, torch.from_numpy(task.position)
+        self.level = task.level
+        torch.default_generator.manual_seed(task.seed)
+        self.kernel.set_step(sampler, task.step)
+        if not np.array_equal(sampler.mass_matrix_adapter.inverse_mass_matrix[(SITE,)], task.inverse_mass):
+            sampler.mass_matrix_adapter.inverse_mass_matrix = {(SITE,): torch.from_numpy(task.inverse_mass)}
         sampler._t, sampler._mean_accept_prob, sampler._divergences = 0, 0.0, []
-        sampler._cache({SITE: x}, torch.tensor(energy, dtype=torch.float64), {SITE: gradient})
+        energy = torch.tensor(task.energy, dtype=torch.float64)
+        sampler._cache({SITE: x}, energy, {SITE: torch.from_numpy(task.gradient)})
         self.calls = self.nonfinite = 0
         sampler.sample({SITE: x})
         z, energy_now, gradients = sampler._fetch_from_cache()
-        rate, diverged = float(sampler._mean_accept_prob), len(sampler._divergences) > 0
-        return (
+        return Moved(
             z[SITE].detach().numpy(),
             float(energy_now),
             gradients[SITE].numpy(),
-            rate,
-            diverged,
+            float(sampler._mean_accept_prob),
+            len(sampler._divergences) > 0,
             self.nonfinite,
             self.calls,
         )
@@ -134,8 +185,11 @@ class PyroWalker:
         return sampler
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
+def _inverse_mass(seen: WelfordCovariance, chains: int) -> np.ndarray:
+    """Variances relative to the smallest, ``(chains, size)``: the same for every chain."""
+    variances = seen.get_covariance(regularize=True).numpy()
+    return np.tile(variances / variances.min(), (chains, 1))
+
+
+def _seeds(seed: int, steps: int, chains: int) -> list[list[int]]:
+    return np.random.default_rng(seed).integers(2**63, size=(steps, chains)).tolist()

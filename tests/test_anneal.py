@@ -125,8 +125,8 @@ def test_weights_are_recorded_alike_whether_they_are_used_or_not():
 
 
 def test_resampling_happens_below_the_threshold_and_on_arriving_at_the_last_rung():
-    trace = walk(exact("ring", backend="jax") * exact("bar", backend="jax"), resample=0.5, chains=400)
-    triggered = (trace.stats.ess < 200).to_numpy()
+    trace = walk(exact("ring", backend="jax") * exact("bar", backend="jax"), resample=0.9, chains=400)
+    triggered = (trace.stats.ess < 360).to_numpy()
     triggered[-1] = True
     np.testing.assert_array_equal(trace.stats.resampled, triggered)
     assert triggered.sum() >= 2
@@ -162,8 +162,8 @@ def test_energies_belong_to_the_level_where_chains_stand():
 def test_steps_adapt_along_the_ladder_and_are_frozen_for_draws():
     trace = walk(ladder=Ladder.full(SCHEDULE, steps=1), draws=30, chains=500)
     rates = trace.stats.acceptance_rate.mean("chain")[5:]
-    assert 0.6 < float(rates.mean()) < 0.8
-    assert float(np.abs(rates - 0.7).max()) < 0.2, "one step a rung is enough to stay near the target"
+    assert 0.7 < float(rates.mean()) < 0.9
+    assert float(np.abs(rates - 0.8).max()) < 0.2, "one step a rung is enough to stay near the target"
     assert np.unique(trace.sample_stats.step_size).size == 1
     assert float(trace.stats.step_size[0, 0]) > 2 * float(trace.stats.step_size[-1, 0])
     scaled = walk(kernel=HMC(step=SigmaScaled(0.5)))

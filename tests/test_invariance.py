@@ -14,7 +14,7 @@ from checks import ACCEPTANCE_WINDOW, ALPHA, invariance
 
 from bridges.blackjax import HMC, MALA, NUTS, UHMC, ULA, BlackJAXWalker, _info, _refresh, _unit_mass, from_blackjax
 from bridges.torch_jax import to_jax
-from ppl_diffusion import EnergyFunction, GaussianMixture, NoiseSchedule, UniformBox
+from ppl_diffusion import Adaptive, EnergyFunction, GaussianMixture, NoiseSchedule, UniformBox
 
 SCHEDULE = NoiseSchedule.cosine(100)
 LEVEL = 30
@@ -39,6 +39,7 @@ TARGETS = {"modes": MODES, "tilted": TILTED, "walls": WALLS}
 STEPS = {
     "HMC": {"modes": 0.78, "tilted": 0.99, "walls": 0.81},
     "refreshed": {"modes": 0.78, "tilted": 0.99, "walls": 0.81},
+    "jittered": {"modes": 1.0, "tilted": 1.2, "walls": 1.0},
     "MALA": {"modes": 0.76, "tilted": 0.93, "walls": 0.81},
     "NUTS": {"modes": 0.78, "tilted": 1.0, "walls": 0.83},
     "blackjax_mala": {"modes": 0.29, "tilted": 0.44, "walls": 0.33},
@@ -50,6 +51,7 @@ def kernel_of(name: str, step: float):
     return {
         "HMC": lambda: HMC(step=step),
         "refreshed": lambda: HMC(step=step, refreshment=0.1),
+        "jittered": lambda: HMC(step=Adaptive(initial=step, target_acceptance=0.75), refreshment=0.5),
         "MALA": lambda: MALA(step=step),
         "NUTS": lambda: NUTS(step=step),
         "blackjax_mala": lambda: from_blackjax(blackjax.mala.build_kernel, blackjax.mala.init, step_size=step),
@@ -176,6 +178,15 @@ class _JointAccept(BlackJAXWalker):
         return chains, jax.tree.map(lambda array: jnp.broadcast_to(array, change.shape), info)
 
 
+class _StepOfTheState(BlackJAXWalker):
+    """The factor of the step depends on where the chain is."""
+
+    def _step(self, key, chains, level, step):
+        keys, log_density = jax.random.split(key, len(chains.position)), self._log_density(level)
+        steps = step * jnp.where(chains.position[:, 0] > 0, 1.0, 0.3)
+        return jax.vmap(lambda key, one, step: self.kernel.step_chain(key, one, log_density, step))(keys, chains, steps)
+
+
 def mutant(walker, step):
     return type(walker.__name__, (_Mutant,), {"walker": walker})(step=step)
 
@@ -187,6 +198,7 @@ WRONG = {
     "wrong proposal variance": WrongProposalVariance(step=0.76),
     "no flip after rejection": NoFlip(step=0.78, refreshment=0.1),
     "one decision for the batch": mutant(_JointAccept, 0.78),
+    "a step that depends on the state": mutant(_StepOfTheState, 0.9),
 }
 
 
@@ -216,6 +228,26 @@ def test_bias_of_unadjusted_kernels_falls_with_the_square_of_the_step(kernel):
         error = expected * np.sqrt(2 / state.positions.size)
         assert abs(variance - expected) < 4 * error
         assert variance - 1 > 4 * error
+
+
+@pytest.mark.parametrize(("jitter", "left"), [(0.03, 0.01), (1.0, None)])
+def test_chains_in_a_steep_place_are_not_left_behind(jitter, left):
+    """A tenth of the chains start where the step that suits the others is refused for ever; no mean shows it."""
+
+    def funnel(x, level):
+        v, rest = x[..., 0], x[..., 1:]
+        return 0.5 * v**2 + 0.5 * (rest**2).sum(-1) * jnp.exp(-2 * v) + 3 * v
+
+    potential = EnergyFunction(funnel, schedule=SCHEDULE, event_shape=(4,), backend="jax")
+    rng = np.random.default_rng(0)
+    v = rng.standard_normal(2000)
+    v[:200] = -3.0
+    x = np.column_stack([v, np.exp(np.maximum(v, -0.5))[:, None] * rng.standard_normal((2000, 3))])
+    walker = HMC(step=Adaptive(jitter=jitter)).bind(potential)
+    _, info = walker.move(walker.arrive(x, 0, None, seed=0), 80, seed=1)
+    stuck = np.mean(info["acceptance_rate"][:200] < 0.02)
+    assert 0.7 < info["acceptance_rate"].mean() < 0.9
+    assert stuck < left if left else stuck > 0.1, stuck
 
 
 def test_a_mixture_is_sampled_with_its_level_scale_inside_the_logsumexp():

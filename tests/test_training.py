@@ -105,9 +105,7 @@ def test_positions_are_drawn_among_those_that_are_there(tmp_path):
     assert 0.4 < len(given) / 400 < 0.6
     assert not torch.isnan(tokens).any()
     assert (tokens[tokens[:, 2] == 0] == 0).all()
-    assert 0.15 < float((given[:, 0] > 0.5).float().mean()) < 0.35, (
-        "half have a second one, drawn half the time"
-    )
+    assert 0.15 < float((given[:, 0] > 0.5).float().mean()) < 0.35, "half have a second one, drawn half the time"
     config = dataclasses.replace(PICTURES, positions="places", network={**PICTURES.network, "shape": [3, 8, 8]})
     model = train(config, checkpoint=tmp_path / "c.safetensors", data=path)
     loaded = load(save_weights(model, tmp_path / "w.safetensors"))

@@ -157,9 +157,9 @@ TARGET = GaussianMixture(
 )
 
 
-def invariant(kernel):
+def invariant(kernel, steps=8):
     return invariance(
-        kernel, TARGET, lambda n, seed: TARGET.sample(n, level=30, seed=seed), level=30, chains=400, steps=8
+        kernel, TARGET, lambda n, seed: TARGET.sample(n, level=30, seed=seed), level=30, chains=400, steps=steps
     )
 
 
@@ -168,6 +168,12 @@ def test_pyros_kernels_leave_the_density_invariant(kernel):
     found = invariant(kernel)
     assert ACCEPTANCE_WINDOW[0] <= found.acceptance_rate <= ACCEPTANCE_WINDOW[1]
     assert found.moved > 0.95
+    assert found.smallest > ALPHA, found
+
+
+def test_adapted_masses_leave_the_density_invariant():
+    found = invariant(HMC(step=0.5, leapfrogs=2), steps=20)
+    assert ACCEPTANCE_WINDOW[0] <= found.acceptance_rate <= ACCEPTANCE_WINDOW[1]
     assert found.smallest > ALPHA, found
 
 
@@ -202,6 +208,38 @@ def test_no_energy_is_stale_when_the_level_or_the_position_changes():
     np.testing.assert_allclose(state.positions, 2.0, atol=1e-4)
     np.testing.assert_allclose(state.energy, 0.5 * (state.positions**2).sum(1), rtol=1e-12)
     np.testing.assert_allclose(state.gradient, state.positions, rtol=1e-12)
+
+
+def test_processes_change_nothing_but_the_time():
+    """The same trace, chain by chain, however many processes walk them."""
+    ladder = Ladder(levels=(99, 40, 0), steps=2)
+    traces = [
+        anneal_model(linear, (SEEN,), kernel=HMC(), ladder=ladder, chains=3, draws=2, seed=0, workers=workers)
+        for workers in (1, 2)
+    ]
+    np.testing.assert_array_equal(traces[0].positions, traces[1].positions)
+    np.testing.assert_array_equal(traces[0].stats.acceptance_rate, traces[1].stats.acceptance_rate)
+    assert traces[0].attributes["kernel"] == traces[1].attributes["kernel"]
+
+
+def test_a_long_rung_learns_the_masses():
+    """Pyro's estimate of variances, from all chains, relative to the smallest; a short rung keeps unit mass."""
+    scales = np.array([0.05, 1.0, 3.0])
+    wide = GaussianMixture([[0.0, 0.0, 0.0]], [scales], schedule=SCHEDULE, backend="torch")
+    walker = HMC(step=0.05, leapfrogs=4).bind(wide)
+    state = walker.arrive(wide.sample(60, level=0, seed=0), 0, None, seed=0)
+    assert (walker.move(state, 19, seed=1)[0].carried == 1).all()
+    state, _ = walker.move(state, 24, seed=1)
+    assert state.carried.shape == (60, 3)
+    variances = scales**2 + SCHEDULE.sigma(0) ** 2
+    np.testing.assert_allclose(state.carried[0], variances / variances[0], rtol=0.5)
+    assert (walker.arrive(state.positions, 0, state, seed=0).carried == 1).all()
+    unit, adapted = (walker.record(state._replace(carried=m), 20, seed=2)[1] for m in (np.ones((60, 3)), state.carried))
+    moved = [np.abs(np.diff(x[..., 2], axis=1)).mean() for x in (unit, adapted)]
+    assert moved[1] > 5 * moved[0], "the wide coordinate moves, the narrow one sets the step"
+    assert (
+        HMC(step=0.05, adapt_mass_matrix=False).bind(wide).move(state, 20, seed=1)[0].carried == state.carried
+    ).all()
 
 
 def test_each_chain_is_accepted_for_itself():
@@ -353,6 +391,13 @@ def test_prior_predictive_draws_by_annealing(monkeypatch):
     assert drawn["x"].shape == (3, 3)
     assert drawn["y"].shape == (3, 2)
     assert len(np.unique(drawn["x"].numpy())) == 9
+    trace = anneal_model(unknown_noise, (SEEN,), **QUICK)
+    data = to_inference_data(trace, prior=drawn)
+    assert data["prior"]["x"].dims == ("chain", "draw", "x_dim_0")
+    assert data["prior_predictive"]["y"].shape == (1, 3, 2)
+    np.testing.assert_array_equal(data["prior"]["noise"][0], drawn["noise"])
+    with pytest.raises(ValueError, match="a site 'z'"):
+        to_inference_data(trace, prior={"z": drawn["x"]})
 
 
 def test_gradients_flow_to_a_variational_guide(monkeypatch):
@@ -406,6 +451,12 @@ def branching(y):
 ONE = torch.tensor(0.3)
 QUICK = {"kernel": HMC(), "ladder": Ladder(levels=(99, 0), steps=1), "chains": 2, "seed": 0}
 REFUSED = {
+    "workers of one call": (
+        lambda: anneal_model(linear, (SEEN,), **QUICK | {"kernel": blackjax_bridge.HMC()}, workers=2),
+        "leave workers= out",
+    ),
+    "workers and a closure": (lambda: anneal_model(lambda y: linear(y), (SEEN,), workers=2, **QUICK), "top level"),
+    "no workers": (lambda: anneal_model(linear, (SEEN,), workers=0, **QUICK), "workers=2"),
     "no prior": (lambda: anneal_model(no_prior, (ONE,), **QUICK), "DiffusionPrior"),
     "discrete": (lambda: anneal_model(discrete, (ONE,), **QUICK), "sum it out"),
     "unequal levels": (lambda: anneal_model(two_schedules, (ONE,), **QUICK), "unequal numbers of levels"),
