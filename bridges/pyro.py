@@ -8,7 +8,7 @@
     trace = anneal_model(model, (y,), kernel=HMC(), chains=8, draws=100, seed=0)
 
 The last rung, level 0, is the exact joint density of the model; the levels above are a path to it, see
-``bridges.pyro_model``. Other latent sites are unconstrained inside, start from their priors, and come back
+``bridges.pyro_path``. Other latent sites are unconstrained inside, start from their priors, and come back
 constrained in ``trace.sites``.
 """
 
@@ -31,7 +31,8 @@ from ppl_diffusion.schedule import Ladder
 from ppl_diffusion.trace import Trace
 
 from .pyro_expression import from_model
-from .pyro_model import JointPotential, Likelihood
+from .pyro_model import JointPotential
+from .pyro_path import Likelihood
 from .pyro_prior import DiffusionPrior, at_level
 from .pyro_walker import PyroWalker
 from .pyro_workers import over_processes
@@ -130,7 +131,7 @@ def anneal_model(
     init: Any = None,
     resample: float | None = None,
     reverse_step: bool = False,
-    likelihood: Likelihood = "tempered",
+    likelihood: Likelihood = "widened",
     workers: int = 1,
     progress: Callable[[Progress], None] | None = None,
 ) -> Trace:
@@ -142,7 +143,7 @@ def anneal_model(
         kernel: of this module, chain by chain, or of ``bridges.blackjax``, all chains at once.
         ladder, chains, draws, seed, init, resample, reverse_step, progress: as in :func:`ppl_diffusion.anneal`;
             ``init`` is flat, shape ``(chains, size)``, and unconstrained.
-        likelihood: what observed sites see at noisy levels: "tempered", "rescaled" or "tweedie".
+        likelihood: what observed sites see at noisy levels: "widened", "tempered", "rescaled" or "tweedie".
         workers: processes that the chains of a kernel of this module are spread over; more than one needs a model that
             can be imported, and gives the same trace.
 

@@ -8,11 +8,15 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ppl_diffusion.arrays import double
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.schedule import NoiseSchedule
+
+from .pyro_path import on_the_path, stand_in
 
 
 class ModelPotential(Potential):
@@ -42,7 +46,7 @@ class ModelPotential(Potential):
 
     @property
     def exponent(self) -> float:
-        """It adds nothing at the noisiest level: its own temperature is alpha squared."""
+        """It adds nothing at the noisiest level, where ``x`` is all noise."""
         return 0.0
 
     def _evaluate(self, x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
@@ -53,17 +57,23 @@ class ModelPotential(Potential):
         return energy.detach(), gradient
 
     def _evaluate_energy(self, x: Tensor, level: Any) -> Tensor:
-        alpha = 1.0 if int(level) == 0 else self.schedule.alpha(int(level))
-        flat = (x / alpha).to(torch.get_default_dtype()).reshape(-1, *self.event_shape)
+        level = int(level)
+        seen = stand_in(x, self.schedule, level, "widened")
+        flat = seen.to(torch.get_default_dtype()).reshape(-1, *self.event_shape)
         with pyro.validation_enabled(False):
-            energy = torch.func.vmap(self._one)(flat)
-        return alpha**2 * energy.reshape(x.shape[: x.ndim - len(self.event_shape)])
+            energy = torch.func.vmap(lambda value: self._one(value, level))(flat)
+        return energy.reshape(x.shape[: x.ndim - len(self.event_shape)])
 
-    def _one(self, value: Tensor) -> Tensor:
+    def _one(self, value: Tensor, level: int) -> Tensor:
         conditioned = poutine.condition(self.model, {self.site: value})
         trace: Any = poutine.trace(conditioned).get_trace(*self.args, **self.kwargs)
-        trace.compute_log_prob()
-        return -sum(node["log_prob_sum"].double() for node in trace.nodes.values() if node["type"] == "sample")
+        total: Any = 0.0
+        for node in trace.nodes.values():
+            if node["type"] == "sample":
+                fn, power = on_the_path(node["fn"], self.schedule, level, "widened")
+                log_p = scale_and_mask(fn.log_prob(node["value"]), node["scale"], node["mask"])
+                total = total - power * double(log_p).sum()
+        return total
 
 
 class _Zero(Messenger):
@@ -88,8 +98,8 @@ def from_model(
 ) -> ModelPotential:
     """A Pyro model's joint density as a potential, to multiply others with.
 
-    At level 0 it is the model's log-density of ``x``; at a noisier level k that of ``x / alpha_k``, to the
-    power ``alpha_k ** 2``.
+    At level 0 it is the model's log-density of ``x``; at a noisier level it is widened or tempered as
+    ``bridges.pyro_path`` says.
 
     Args:
         model: a Pyro model whose one latent site is ``site``, of real support; give it a flat prior,

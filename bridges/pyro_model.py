@@ -1,14 +1,10 @@
 """The joint density of a Pyro model with a diffusion prior, as a potential over one flat vector.
 
 At noise level ``k`` the model is asked about ``x_k``: its prior is the potential at that level, its other
-latent sites keep their own priors (in unconstrained coordinates, with the Jacobian), and its observed
-sites see a stand-in for the clean ``x`` and are raised to a power:
+latent sites keep their own priors (in unconstrained coordinates, with the Jacobian), and its observed sites are
+asked as ``bridges.pyro_path`` says. At level 0 that is the exact joint density of the raw ``x``; the levels above are
+a path to it.
 
-    tempered    x_k / alpha_k                                exponent alpha_k^2
-    rescaled    x_k / alpha_k                                exponent 1
-    tweedie     (x_k - sigma_k^2 grad U(x_k)) / alpha_k      exponent 1
-
-At level 0 all three are the exact joint density of the raw ``x``; the levels above are a path to it.
 Everything but the prior is batched over chains by ``torch.func.vmap`` of the model itself, which sees values
 of torch's default dtype; energies are summed in float64.
 """
@@ -16,48 +12,21 @@ of torch's default dtype; energies are summed in float64.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
 from ppl_diffusion.potential import Potential
 
-from .pyro_prior import DiffusionPrior, prior_of
-
-Likelihood = Literal["tempered", "rescaled", "tweedie"]
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where a latent site lies in the flat vector.
-
-    Attributes:
-        name: of the site.
-        start, stop: its coordinates.
-        shape: of its unconstrained value.
-        prior: its diffusion prior, or None for any other latent site.
-        scale, mask: of a diffusion prior's site, as Pyro's handlers set them.
-    """
-
-    name: str
-    start: int
-    stop: int
-    shape: tuple[int, ...]
-    prior: DiffusionPrior | None
-    scale: Any = 1.0
-    mask: Any = None
-
-    def of(self, flat: Tensor) -> Tensor:
-        """Its coordinates of ``flat (*chains, size)``, in its shape."""
-        return flat[..., self.start : self.stop].reshape((*flat.shape[:-1], *self.shape))
+from .pyro_path import Likelihood, on_the_path, stand_in
+from .pyro_prior import prior_of
+from .pyro_sites import Given, Site, dims_of, native, unconstrained
 
 
 class JointPotential(Potential):
@@ -112,17 +81,16 @@ class JointPotential(Potential):
                 x, log_q = site.prior.potential.start(level, chains=copies, rng=rng)
                 values[:, site.start : site.stop] = x.reshape(chains, -1)
                 log_density += log_q.reshape(chains, -1).sum(1)
-                alpha = site.prior.potential.schedule.alpha(level)
-                drawn[site.name] = torch.from_numpy(x.reshape(chains, *site.shape)) / alpha
+                drawn[site.name] = self._stand_in(site, torch.from_numpy(x.reshape(chains, *site.shape)), level)
         others = [site for site in self.sites if site.prior is None]
         if others:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 torch.default_generator.manual_seed(int(rng.integers(2**63)))
                 for chain in range(chains):
-                    handler = _Given(_native({name: value[chain] for name, value in drawn.items()}))
+                    handler = Given(native({name: value[chain] for name, value in drawn.items()}))
                     nodes = self._run(handler)
                     for site in others:
-                        u, log_p = _unconstrained(nodes[site.name])
+                        u, log_p = unconstrained(nodes[site.name])
                         values[chain, site.start : site.stop] = u.numpy().ravel()
                         log_density[chain] += float(log_p)
         return values, log_density
@@ -156,7 +124,7 @@ class JointPotential(Potential):
 
     def _discover(self) -> tuple[Site, ...]:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            nodes = self._run(_Given({}))
+            nodes = self._run(Given({}))
         sites, start = [], 0
         self.observed: dict[str, np.ndarray] = {}
         self.dims: dict[str, list[str]] = {}
@@ -165,7 +133,7 @@ class JointPotential(Potential):
                 raise ValueError(f"{self.name} has the parameter {name}: fix it before sampling, or give it a prior")
             if node["type"] != "sample" or type(node["fn"]).__name__ == "_Subsample":
                 continue
-            self.dims[name] = _dims(name, node)
+            self.dims[name] = dims_of(name, node)
             if node["is_observed"]:
                 if type(node["fn"]).__name__ != "Unit":  # what pyro.factor leaves
                     self.observed[name] = node["value"].detach().cpu().numpy()
@@ -238,17 +206,16 @@ class JointPotential(Potential):
 
     def _clean(self, flat: Tensor, level: int) -> dict[str, Tensor]:
         """What the observed sites see of each diffusion prior's site."""
-        if level == 0:
-            return {site.name: site.of(flat) for site in self._priors()}
-        alphas = {site.name: site.prior.potential.schedule.alpha(level) for site in self._priors()}  # type: ignore[union-attr]
-        return {site.name: site.of(flat) / alphas[site.name] for site in self._priors()}
+        return {site.name: self._stand_in(site, site.of(flat), level) for site in self._priors()}
+
+    def _stand_in(self, site: Site, x: Any, level: int) -> Any:
+        return stand_in(x, site.prior.potential.schedule, level, self.likelihood)  # type: ignore[union-attr]
 
     def _rest(self, flat: Tensor, clean: Mapping[str, Tensor], level: int) -> Tensor:
         """Minus the log-density of everything but the diffusion priors, ``(chains,)``."""
-        exponent = self.schedule.alpha(level) ** 2 if self.likelihood == "tempered" and level > 0 else 1.0
 
         def one(point: Tensor, seen: dict[str, Tensor]) -> Tensor:
-            return -self._log_rest(point, seen, exponent)
+            return -self._log_rest(point, seen, level)
 
         try:
             with pyro.validation_enabled(False):  # its checks branch on values, which vmap cannot
@@ -263,75 +230,30 @@ class JointPotential(Potential):
             ) from error
 
     def _nodes(self, point: Tensor, seen: Mapping[str, Tensor]) -> Any:
-        return self._run(_Given(_native(seen), _native(self._free(point))))
+        return self._run(Given(native(seen), native(self._free(point))))
 
-    def _run(self, handler: _Given) -> Any:
+    def _run(self, handler: Given) -> Any:
         return poutine.trace(handler(self.model)).get_trace(*self.args, **self.kwargs).nodes
 
-    def _log_rest(self, point: Tensor, seen: Mapping[str, Tensor], exponent: float) -> Tensor:
-        handler = _Given(_native(seen), _native(self._free(point)))
+    def _log_rest(self, point: Tensor, seen: Mapping[str, Tensor], level: int) -> Tensor:
+        handler = Given(native(seen), native(self._free(point)))
         nodes = self._run(handler)
         total = point.new_zeros((), dtype=torch.float64)
         for name, node in nodes.items():
             if node["type"] != "sample" or name in seen or type(node["fn"]).__name__ == "_Subsample":
                 continue
-            log_p = scale_and_mask(node["fn"].log_prob(node["value"]), node["scale"], node["mask"]).double().sum()
-            total = total + (exponent * log_p if node["is_observed"] else log_p)
+            fn, exponent = (
+                on_the_path(node["fn"], self.schedule, level, self.likelihood)
+                if node["is_observed"]
+                else (node["fn"], 1.0)
+            )
+            log_p = scale_and_mask(fn.log_prob(node["value"]), node["scale"], node["mask"]).double().sum()
+            total = total + exponent * log_p
         return total + handler.log_jacobian
-
-
-class _Given(Messenger):
-    """Run a model with its latent sites given: diffusion priors as they are, others unconstrained.
-
-    A diffusion prior's site that is not given is zero: it is never drawn from.
-    """
-
-    def __init__(self, values: Mapping[str, Tensor], unconstrained: Mapping[str, Tensor] | None = None) -> None:
-        super().__init__()
-        self.values, self.unconstrained = values, unconstrained or {}
-        self.log_jacobian: Any = 0.0
-
-    def __enter__(self) -> _Given:
-        self.log_jacobian = 0.0
-        return super().__enter__()
-
-    def _pyro_sample(self, msg: Any) -> None:
-        name = msg["name"]
-        if msg["is_observed"]:
-            return
-        if prior_of(msg["fn"]) is not None:
-            value = self.values.get(name)
-            msg["value"] = torch.zeros(msg["fn"].shape()) if value is None else value
-            msg["done"] = True
-        elif name in self.unconstrained:
-            transform, u = biject_to(msg["fn"].support), self.unconstrained[name]
-            msg["value"] = transform(u)
-            self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(u, msg["value"]).sum()
-            msg["done"] = True
 
 
 def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def _native(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.to(torch.get_default_dtype()) for name, value in values.items()}
-
-
-def _unconstrained(node: Any) -> tuple[Tensor, Tensor]:
-    """A drawn site in unconstrained coordinates, and the log-density that it was drawn from there."""
-    transform = biject_to(node["fn"].support)
-    u = transform.inv(node["value"])
-    log_p = node["fn"].log_prob(node["value"]).sum()
-    return u, log_p + transform.log_abs_det_jacobian(u, node["value"]).sum()
-
-
-def _dims(name: str, node: Any) -> list[str]:
-    """Names of a site's dimensions: its plates', and numbers for the rest."""
-    event = node["fn"].event_dim
-    batch = node["value"].ndim - event
-    plates = {frame.dim + batch: frame.name for frame in node["cond_indep_stack"] if frame.dim is not None}
-    return [plates.get(i, f"{name}_dim_{i}") for i in range(node["value"].ndim)]
 
 
 def _scaled(energy: Tensor, site: Site) -> Tensor:

@@ -123,8 +123,25 @@ class LogQuadratics:
     def scaled(self, log_scale: float) -> LogQuadratics:
         return LogQuadratics(self.precisions, self.linears, self.constants + log_scale)
 
+    def responsibilities(self, x: np.ndarray) -> np.ndarray:
+        """Share of every term at ``x (..., D)``, shape ``(..., terms)``: its mean is the term's mass."""
+        quadratic = -0.5 * np.einsum("...i,kij,...j->...k", x, self.precisions, x) + x @ self.linears.T + self.constants
+        return np.exp(quadratic - np.logaddexp.reduce(quadratic, axis=-1, keepdims=True))
+
     def moments(self) -> tuple[np.ndarray, np.ndarray, float]:
         """Mean ``(D,)``, covariance ``(D, D)``, and log-normaliser."""
+        shares, means, covariances, total = self._terms()
+        mean = shares @ means
+        centred = means - mean
+        covariance = np.einsum("k,kij->ij", shares, covariances) + np.einsum("k,ki,kj->ij", shares, centred, centred)
+        return mean, covariance, total
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Mass of every term."""
+        return self._terms()[0]
+
+    def _terms(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         covariances = np.linalg.inv(self.precisions)
         means = np.einsum("kij,kj->ki", covariances, self.linears)
         log_masses = (
@@ -133,11 +150,7 @@ class LogQuadratics:
             + 0.5 * np.linalg.slogdet(2 * np.pi * covariances)[1]
         )
         total = np.logaddexp.reduce(log_masses)
-        shares = np.exp(log_masses - total)
-        mean = shares @ means
-        centred = means - mean
-        covariance = np.einsum("k,kij->ij", shares, covariances) + np.einsum("k,ki,kj->ij", shares, centred, centred)
-        return mean, covariance, float(total)
+        return np.exp(log_masses - total), means, covariances, float(total)
 
 
 def moment_errors(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:

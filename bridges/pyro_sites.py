@@ -1,0 +1,89 @@
+"""Sites of a Pyro model: where they lie in a flat vector, and a handler that runs the model at given values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import biject_to
+
+from .pyro_prior import DiffusionPrior, prior_of
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a latent site lies in the flat vector.
+
+    Attributes:
+        name: of the site.
+        start, stop: its coordinates.
+        shape: of its unconstrained value.
+        prior: its diffusion prior, or None for any other latent site.
+        scale, mask: of a diffusion prior's site, as Pyro's handlers set them.
+    """
+
+    name: str
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    prior: DiffusionPrior | None
+    scale: Any = 1.0
+    mask: Any = None
+
+    def of(self, flat: Tensor) -> Tensor:
+        """Its coordinates of ``flat (*chains, size)``, in its shape."""
+        return flat[..., self.start : self.stop].reshape((*flat.shape[:-1], *self.shape))
+
+
+class Given(Messenger):
+    """Run a model with its latent sites given: diffusion priors as they are, others unconstrained.
+
+    A diffusion prior's site that is not given is zero: it is never drawn from.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], unconstrained: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.values, self.unconstrained = values, unconstrained or {}
+        self.log_jacobian: Any = 0.0
+
+    def __enter__(self) -> Given:
+        self.log_jacobian = 0.0
+        return super().__enter__()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if msg["is_observed"]:
+            return
+        if prior_of(msg["fn"]) is not None:
+            value = self.values.get(name)
+            msg["value"] = torch.zeros(msg["fn"].shape()) if value is None else value
+            msg["done"] = True
+        elif name in self.unconstrained:
+            transform, u = biject_to(msg["fn"].support), self.unconstrained[name]
+            msg["value"] = transform(u)
+            self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(u, msg["value"]).sum()
+            msg["done"] = True
+
+
+def native(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.to(torch.get_default_dtype()) for name, value in values.items()}
+
+
+def unconstrained(node: Any) -> tuple[Tensor, Tensor]:
+    """A drawn site in unconstrained coordinates, and the log-density that it was drawn from there."""
+    transform = biject_to(node["fn"].support)
+    u = transform.inv(node["value"])
+    log_p = node["fn"].log_prob(node["value"]).sum()
+    return u, log_p + transform.log_abs_det_jacobian(u, node["value"]).sum()
+
+
+def dims_of(name: str, node: Any) -> list[str]:
+    """Names of a site's dimensions: its plates', and numbers for the rest."""
+    event = node["fn"].event_dim
+    batch = node["value"].ndim - event
+    plates = {frame.dim + batch: frame.name for frame in node["cond_indep_stack"] if frame.dim is not None}
+    return [plates.get(i, f"{name}_dim_{i}") for i in range(node["value"].ndim)]
