@@ -59,7 +59,7 @@ def simulate(seed: int) -> tuple[np.ndarray, torch.Tensor]:
 def ranks(simulations: int, *, claimed: float) -> np.ndarray:
     """Ranks ``(simulations, 3)`` of the true parameters among ``DRAWS`` posterior draws."""
     found = []
-    joint = JointPotential(partial(model, claimed=claimed), (simulate(0)[1],), likelihood="tempered")
+    joint = JointPotential(partial(model, claimed=claimed), (simulate(0)[1],), likelihood="widened")
     for seed in range(simulations):
         truth, y = simulate(seed)
         joint.args = (y,)  # the same density of other data: nothing is compiled again
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--simulations", type=int, default=200)
     options = parser.parse_args()
     torch.set_default_dtype(torch.float64)
-    warnings.simplefilter("ignore", SamplingWarning)  # the tempered likelihood is felt at the first rung already
+    warnings.simplefilter("ignore", SamplingWarning)
     content: dict[str, Any] = {"simulations": options.simulations, "draws": DRAWS}
     for name, claimed in (("model", 1.0), ("wrong twin", 0.5)):
         content[name] = uniformity(ranks(options.simulations, claimed=claimed))

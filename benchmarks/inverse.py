@@ -47,7 +47,7 @@ LADDER = Ladder(levels=LEVELS, steps=(2,) * (len(LEVELS) - 7) + (5,) * 6 + (20,)
 """Most rungs and steps are where the noise falls fastest, at the clean end."""
 GUIDED = 3
 """DPS draws for each draw of ours, so that it makes no fewer network calls."""
-STRENGTHS = {"inpainting": 1.0, "deblurring": 1.0, "super-resolution": 1.0}
+STRENGTHS = {"inpainting": 3.0, "deblurring": 3.0, "super-resolution": 1.0}
 """Step of DPS by problem: the best of .3, 1 and 3 on digits of the training set, see ``--tune``."""
 
 

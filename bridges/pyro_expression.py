@@ -58,7 +58,7 @@ class ModelPotential(Potential):
 
     def _evaluate_energy(self, x: Tensor, level: Any) -> Tensor:
         level = int(level)
-        seen = stand_in(x, self.schedule, level, "widened")
+        seen = stand_in(x, self, level, "widened")
         flat = seen.to(torch.get_default_dtype()).reshape(-1, *self.event_shape)
         with pyro.validation_enabled(False):
             energy = torch.func.vmap(lambda value: self._one(value, level))(flat)
@@ -68,11 +68,12 @@ class ModelPotential(Potential):
         conditioned = poutine.condition(self.model, {self.site: value})
         trace: Any = poutine.trace(conditioned).get_trace(*self.args, **self.kwargs)
         total: Any = 0.0
-        for node in trace.nodes.values():
-            if node["type"] == "sample":
-                fn, power = on_the_path(node["fn"], self.schedule, level, "widened")
-                log_p = scale_and_mask(fn.log_prob(node["value"]), node["scale"], node["mask"])
-                total = total - power * double(log_p).sum()
+        nodes = [node for node in trace.nodes.values() if node["type"] == "sample"]
+        seen = sum(node["value"].numel() for node in nodes if node["name"] != self.site)
+        for node in nodes:
+            fn, power = on_the_path(node["fn"], [self], level, "widened", views=seen / value.numel())
+            log_p = scale_and_mask(fn.log_prob(node["value"]), node["scale"], node["mask"])
+            total = total - power * double(log_p).sum()
         return total
 
 

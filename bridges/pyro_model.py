@@ -51,7 +51,7 @@ class JointPotential(Potential):
         self.model, self.args, self.kwargs, self.likelihood = model, tuple(args), dict(kwargs or {}), likelihood
         self.name = getattr(model, "__name__", "model")
         self.sites = self._discover()
-        priors = [site.prior.potential for site in self.sites if site.prior is not None]
+        priors = self.priors = [site.prior.potential for site in self.sites if site.prior is not None]
         if not priors:
             raise ValueError(
                 f'{self.name} has no diffusion prior: write x = pyro.sample("x", DiffusionPrior(load("digits")))'
@@ -63,6 +63,7 @@ class JointPotential(Potential):
             )
         self.schedule = priors[0].schedule
         self.event_shape = (self.sites[-1].stop,)
+        self.views = sum(value.size for value in self.observed.values()) / int(self.diffused.sum())
 
     @property
     def diffused(self) -> np.ndarray:
@@ -209,7 +210,7 @@ class JointPotential(Potential):
         return {site.name: self._stand_in(site, site.of(flat), level) for site in self._priors()}
 
     def _stand_in(self, site: Site, x: Any, level: int) -> Any:
-        return stand_in(x, site.prior.potential.schedule, level, self.likelihood)  # type: ignore[union-attr]
+        return stand_in(x, site.prior.potential, level, self.likelihood)  # type: ignore[union-attr]
 
     def _rest(self, flat: Tensor, clean: Mapping[str, Tensor], level: int) -> Tensor:
         """Minus the log-density of everything but the diffusion priors, ``(chains,)``."""
@@ -243,7 +244,7 @@ class JointPotential(Potential):
             if node["type"] != "sample" or name in seen or type(node["fn"]).__name__ == "_Subsample":
                 continue
             fn, exponent = (
-                on_the_path(node["fn"], self.schedule, level, self.likelihood)
+                on_the_path(node["fn"], self.priors, level, self.likelihood, views=self.views)
                 if node["is_observed"]
                 else (node["fn"], 1.0)
             )

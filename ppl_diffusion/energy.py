@@ -78,7 +78,12 @@ class EnergyModel(Potential):
         self.form, self.schedule, self.event_shape = form, schedule, tuple(event_shape)
         self.conditions = conditions or Classes(0)
         self.token = self.conditions.anything if token is None else token
-        self.name, self.info, self.reference = name, dict(info or {}), reference
+        self.name, self.info, self._reference = name, dict(info or {}), reference
+
+    @property
+    def reference(self) -> Reference:
+        """Mean and variance of the data."""
+        return self._reference
 
     @property
     def device(self) -> torch.device:

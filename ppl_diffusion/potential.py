@@ -105,6 +105,11 @@ class Potential(ABC):
         return 1.0
 
     @property
+    def reference(self) -> tuple[Any, Any]:
+        """Mean and variance of the data, as far as they are known: numbers, or arrays that broadcast to the event."""
+        return (0.0, 1.0)
+
+    @property
     def diffused(self) -> Any:
         """Which coordinates noise is added to: all, or booleans of ``event_shape``."""
         return True
@@ -245,6 +250,10 @@ class Product(Potential):
     def leaves(self) -> tuple[Potential, ...]:
         return _distinct(self.factors)
 
+    @property
+    def reference(self) -> tuple[Any, Any]:
+        return _common_reference(self.leaves())
+
     def _combine(self, energies: Mapping[Potential, Array]) -> tuple[Array, dict[Potential, Any]]:
         energy: Any = -self.log_scale
         weights: dict[Potential, Any] = {}
@@ -291,6 +300,10 @@ class Mixture(Potential):
 
     def leaves(self) -> tuple[Potential, ...]:
         return _distinct(self.components)
+
+    @property
+    def reference(self) -> tuple[Any, Any]:
+        return _common_reference(self.leaves())
 
     def _combine(self, energies: Mapping[Potential, Array]) -> tuple[Array, dict[Potential, Any]]:
         pairs = [component._combine(energies) for component in self.components]
@@ -396,6 +409,11 @@ def _share(composite: Potential, potentials: Sequence[Potential]) -> None:
                 "composition is level by level, give both the same schedule="
             )
     composite.backend, composite.schedule, composite.event_shape = first.backend, first.schedule, first.event_shape
+
+
+def _common_reference(leaves: Sequence[Potential]) -> tuple[Any, Any]:
+    first = leaves[0].reference
+    return first if all(leaf.reference is first or leaf.group is leaves[0].group for leaf in leaves) else (0.0, 1.0)
 
 
 def _distinct(potentials: Sequence[Potential]) -> tuple[Potential, ...]:

@@ -19,7 +19,7 @@ from scipy import stats
 import bridges.blackjax as blackjax_bridge
 from bridges.arviz import diagnose, to_inference_data
 from bridges.pyro import HMC, NUTS, DiffusionPrior, JointPotential, anneal_model, at_level, from_model
-from bridges.pyro_path import on_the_path
+from bridges.pyro_path import on_the_path, stand_in
 from bridges.pyro_walker import PyroWalker
 from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, Trace, load
 
@@ -184,15 +184,30 @@ def test_what_has_no_scale_is_tempered(make, widens):
     x = torch.tensor([0.1, 0.5, -0.2])
     fn = make(x)
     alpha, sigma = SCHEDULE.alpha(40), SCHEDULE.sigma(40)
-    found, power = on_the_path(fn, SCHEDULE, 40, "widened")
+    found, power = on_the_path(fn, [PRIOR], 40, "widened", views=2.0)
     assert (found.batch_shape, found.event_shape) == (fn.batch_shape, fn.event_shape)
     assert power == (1.0 if widens else pytest.approx(alpha**2))
     if widens:
         inner = found.base_dist if hasattr(found, "base_dist") and hasattr(found.base_dist, "scale") else found
-        torch.testing.assert_close(inner.scale, (0.3**2 + sigma**2) ** 0.5 * torch.ones(inner.scale.shape))
+        torch.testing.assert_close(inner.scale, (0.3**2 + 2 * sigma**2) ** 0.5 * torch.ones(inner.scale.shape))
     else:
         assert found is fn
-    assert on_the_path(fn, SCHEDULE, 0, "widened") == (fn, 1.0)
+    assert on_the_path(fn, [PRIOR], 0, "widened", views=2.0) == (fn, 1.0)
+
+
+def test_the_stand_in_is_the_mean_of_gaussian_data():
+    """E[x | x_k] of the reference Gaussian, by conjugacy: the score of the exact model gives it too (Tweedie)."""
+    mean, variance = -0.7, 0.4
+    known = GaussianMixture([[mean] * 2], [variance**0.5], schedule=SCHEDULE, backend="torch")
+    known.__class__ = type("Known", (GaussianMixture,), {"reference": (mean, variance)})
+    x = torch.randn(5, 2, dtype=torch.float64)
+    for level in (0, 30, 90):
+        alpha, sigma = SCHEDULE.alpha(level), SCHEDULE.sigma(level)
+        tweedie = (x - sigma**2 * known.value_and_grad(x, level=level)[1]) / alpha
+        torch.testing.assert_close(stand_in(x, known, level, "widened"), tweedie if level else x)
+    digits = load("digits")
+    assert (digits.given(3) ** 2).reference == digits.reference == (digits * digits.given(1)).reference
+    assert (load("ring") * load("bar")).reference == (0.0, 1.0)
 
 
 def counted(calls):
