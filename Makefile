@@ -16,11 +16,14 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
-results: $(VENV)/.ready  ## every benchmark, into benchmarks/results/ and the README (about an hour on two cores)
+results: $(VENV)/.ready  ## every benchmark, into benchmarks/results/ and the README (hours on two cores)
 	$(BIN)/python -m benchmarks.oracle
 	$(BIN)/python -m benchmarks.composition
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.calibration
+	$(BIN)/python -m benchmarks.models --mnist $(MNIST)
+	$(BIN)/python -m benchmarks.inverse --mnist $(MNIST)
+	$(BIN)/python -m benchmarks.cubes
 	$(BIN)/python -m benchmarks.demo --mnist $(MNIST) --record
 	$(BIN)/python -m benchmarks.report
 

@@ -5,7 +5,8 @@ diffusion goes wrong, and a digit model completes a real, half-hidden digit with
 
 (a) product, mixture and quotient of the shipped planar models, beside the truth; (b) the right half of a
 handwritten digit from ``digits`` times the likelihood of its left half. The digit is one of the MNIST test
-set if its file is given (keys ``x_test``, ``y_test``), otherwise one of scikit-learn's, enlarged.
+set if its file is given (keys ``x_test``, ``y_test``), otherwise one of scikit-learn's, enlarged; (c) three cubes at
+chosen positions.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.cubes import draw_grid
 from benchmarks.problems import PROBLEMS, RESULTS, Truth, last, write
 from bridges.arviz import Diagnosis, arviz, diagnose, to_inference_data
 from bridges.blackjax import HMC
@@ -115,7 +117,7 @@ def figures(digit: np.ndarray, trace: Trace, found: Diagnosis) -> dict[str, floa
 
 
 def main() -> None:
-    """Both parts; pictures and tables into a folder."""
+    """All parts; pictures and tables into a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=Path, default=Path("data/mnist.npz"))
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
@@ -125,6 +127,7 @@ def main() -> None:
     begun = time.perf_counter()
     planar(options.out)
     print(f"compositions: {time.perf_counter() - begun:.0f} s", flush=True)
+    draw_grid(counts=(3,), pictures=6).savefig(options.out / "cubes.png", dpi=110)
     digit, title = hidden_digit(options.mnist)
     trace = completion(digit)
     found = diagnose(trace)

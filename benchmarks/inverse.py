@@ -42,10 +42,10 @@ NOISE = 0.1
 """True standard deviation of the measurement noise; the model knows only that it is HalfNormal(0.5)."""
 DRAWS = 19
 """Chains of a posterior: the range of n exchangeable draws holds the next one with probability (n - 1) / (n + 1)."""
-LEVELS = (*range(99, 9, -5), 8, 6, 4, 3, 2, 1, 0)
-LADDER = Ladder(levels=LEVELS, steps=(2,) * (len(LEVELS) - 7) + (5,) * 6 + (20,))
-"""Most rungs and steps are where the noise falls fastest, at the clean end."""
-GUIDED = 3
+LEVELS = (*range(99, 9, -2), 8, 6, 4, 3, 2, 1, 0)
+LADDER = Ladder(levels=LEVELS, steps=(3,) * (len(LEVELS) - 1) + (20,))
+"""Most rungs are where the noise falls fastest, at the clean end. Fewer steps do not let the prior form digits."""
+GUIDED = 6
 """DPS draws for each draw of ours, so that it makes no fewer network calls."""
 STRENGTHS = {"inpainting": 3.0, "deblurring": 3.0, "super-resolution": 1.0}
 """Step of DPS by problem: the best of .3, 1 and 3 on digits of the training set, see ``--tune``."""

@@ -36,12 +36,13 @@ from ppl_diffusion.kernel import Kernel
 
 SCHEDULE = NoiseSchedule.cosine(100)
 SCALE = 0.6
-KERNELS: dict[str, tuple[Kernel, int, int]] = {
-    "BlackJAX HMC": (batched.HMC(), 1500, 1),
-    "Pyro HMC": (in_turn.HMC(), 60, 20),
-    "Pyro NUTS": (in_turn.NUTS(max_doublings=3), 60, 20),
+KERNELS: dict[str, tuple[Kernel, int, int, float | None]] = {
+    "BlackJAX HMC": (batched.HMC(), 1500, 1, None),
+    "BlackJAX HMC, weighted": (batched.HMC(), 1500, 1, 0.5),
+    "Pyro HMC": (in_turn.HMC(), 60, 20, None),
+    "Pyro NUTS": (in_turn.NUTS(max_doublings=3), 60, 20, None),
 }
-"""Kernels with chains and draws."""
+"""Kernels with chains, draws and the threshold of resampling."""
 DIGITS = load("digits")
 PHOTOGRAPHS, NOISE = 5, 0.5
 
@@ -109,12 +110,12 @@ def linear(seeds: int = 3) -> dict[str, Any]:
     for size in (3, 16):
         prior, design, y = linear_problem(size)
         modes = exact(prior, design.numpy(), y.numpy())
-        for name, (kernel, chains, draws) in KERNELS.items():
+        for name, (kernel, chains, draws, resample) in KERNELS.items():
             begun, all_errors, rates = time.perf_counter(), [], []
             ladder = Ladder.spaced(SCHEDULE, rungs=25 if chains > 1000 else 10, steps=6 if chains > 1000 else 3)
             for seed in range(seeds):
                 options: dict[str, Any] = {"kernel": kernel, "ladder": ladder, "chains": chains, "draws": draws}
-                trace = anneal_model(linear_model, (y, design, prior), seed=seed, **options)
+                trace = anneal_model(linear_model, (y, design, prior), seed=seed, resample=resample, **options)
                 all_errors.append(errors(trace.sites["x"], modes))
                 rates.append(float(trace.stats.acceptance_rate.mean()))
             worst = np.abs(all_errors)

@@ -64,9 +64,73 @@ def digits(content: Mapping[str, Any]) -> str:
     )
 
 
+def models(content: Mapping[str, Any]) -> str:
+    """Closed forms, the photographs, and speed."""
+    lines = [
+        "| linear-Gaussian posterior, 3 seeds (`python -m benchmarks.models`) | largest error | root mean square error "
+        "| of mode masses | moments |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in content["linear"].items():
+        size, kernel = name.split(": ")
+        values = [f"{row[k]:.2f}" for k in ("largest error", "root mean square error", "mode mass error")]
+        lines.append(f"| {size} dimensions, {kernel} | {' | '.join(values)} | {row['moments']} |")
+    shots = content["photographs"]
+    summary = shots["summary"]
+    bounds = [key for key in summary if key.startswith(("hdi", "eti"))][:2]
+    lines += ["", "![five photographs of one digit, and its posterior](benchmarks/results/photographs.png)", ""]
+    lines += [f"| five photographs of one digit | truth | mean | sd | {' | '.join(bounds)} | R-hat |", "|---" * 7 + "|"]
+    for i, name in enumerate(shots["names"]):
+        numbers = [shots["truth"][i], summary["mean"][i], summary["sd"][i], *(summary[key][i] for key in bounds)]
+        lines.append(f"| {name} | {' | '.join(f'{v:.2f}' for v in numbers)} | {summary['r_hat'][i]:.2f} |")
+    speed = content["speed"]
+    lines += [
+        "",
+        "| annealing 64 chains on a joint density, time as a ratio in one run | digits | closed form |",
+        "|---|---|---|",
+    ]
+    for words, key in (
+        ("BlackJAX HMC, to the bare gradient calls of that density", "walk / bare gradient calls"),
+        ("Pyro HMC per chain and step, to it", "Pyro / walk, per chain and step"),
+        ("a bare gradient of one chain alone, to one in the batch", "one chain alone / in a batch, bare"),
+    ):
+        lines.append(f"| {words} | {speed['digits'][key]:.2f} | {speed['closed form'][key]:.2f} |")
+    return "\n".join(lines)
+
+
+def inverse(content: Mapping[str, Any]) -> str:
+    """Figures of the inverse problems, ours and DPS."""
+    lines = [
+        "| problem | sampler | digits | PSNR of the mean, dB | covered by the 90 % interval | of them, ink | width |",
+        "|---" * 7 + "|",
+    ]
+    names = {
+        "ours": ("posterior", "digits"),
+        "ours, same digits": ("posterior", "DPS digits"),
+        "DPS": ("DPS", "DPS digits"),
+    }
+    for problem, found in content["problems"].items():
+        for key, (name, count) in names.items():
+            row = found[key]
+            cells = [cell(row[column]) for column in ("PSNR", "covered", "covered ink", "width")]
+            lines.append(f"| {problem} | {name} | {found[count]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def calibration(content: Mapping[str, Any]) -> str:
+    """p-values of uniform ranks."""
+    lines = [
+        f"| p-value of uniform ranks, {content['simulations']} simulations | x_0 | x_1 | noise |",
+        "|---|---|---|---|",
+    ]
+    for name in ("model", "wrong twin"):
+        lines.append(f"| {name} | " + " | ".join(f"{content[name][key]:.2g}" for key in ("x_0", "x_1", "noise")) + " |")
+    return "\n".join(lines)
+
+
 def render(text: str) -> str:
     """The README with every marked part made anew from the results."""
-    for make in (oracle, composition, overhead, digits):
+    for make in (oracle, composition, overhead, digits, models, inverse, calibration):
         text = _fill(text, make)
     return text
 

@@ -259,7 +259,7 @@ def with_header(tensors, source, path):
 
 
 def test_the_zoo_holds_what_it_lists():
-    assert set(names()) == {*NAMES, "digits"}
+    assert set(names()) == {*NAMES, "digits", "cubes"}
     for card in cards():
         model = load(card.name)
         assert model.event_shape == card.event_shape
