@@ -1,5 +1,4 @@
-"""Claim: positions of cubes compose. Annealed HMC on a conjunction of one to five positions puts a cube at each, where
-reverse diffusion with the same network puts fewer.
+"""Claim: positions of cubes compose: a conjunction of one, three or five positions has a cube at each.
 
     python -m benchmarks.cubes [--pictures 8]
 

@@ -291,6 +291,7 @@ REFUSED = {
     "no leapfrogs": (lambda: HMC(leapfrogs=0), ValueError, "leapfrogs=3"),
     "no refreshment": (lambda: HMC(refreshment=0.0), ValueError, "refreshment"),
     "a target of 70": (lambda: Adaptive(target_acceptance=70), ValueError, "0.7"),
+    "no jitter": (lambda: Adaptive(jitter=0), ValueError, "1 for none"),
     "no doublings": (lambda: NUTS(max_doublings=0), ValueError, "max_doublings"),
     "misspelt": (lambda: HMC(leapfrog=3), TypeError, "leapfrog"),
     "unknown parameter": (

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from ppl_diffusion import GaussianMixture, Trace, cli
+from ppl_diffusion import GaussianMixture, Trace, cli, load
 from ppl_diffusion.expression import parse
 from ppl_diffusion.planar import NAMES, SCHEDULE, exact
 
@@ -72,7 +72,7 @@ def test_models_are_listed(run):
     status, printed, _ = run("models")
     assert status == 0
     assert all(name in printed for name in (*NAMES, "digits"))
-    assert {card["name"] for card in json.loads(run("models", "--json")[1])} == {*NAMES, "digits"}
+    assert {card["name"] for card in json.loads(run("models", "--json")[1])} == {*NAMES, "digits", "cubes"}
 
 
 REFUSED = {
@@ -84,6 +84,9 @@ REFUSED = {
     "negative": (["sample", "ring * -1", "--out", "{tmp}/x"], "quotient"),
     "another space": (["sample", "ring * digits[3]", "--out", "{tmp}/x"], "same space"),
     "no such class": (["sample", "digits[12]", "--out", "{tmp}/x"], ".given(0) to .given(9)"),
+    "a class of places": (["sample", "cubes[3]", "--out", "{tmp}/x"], "given(x=0.3, y=0.6)"),
+    "a place of classes": (["sample", "digits[0.3, 0.6]", "--out", "{tmp}/x"], "one class"),
+    "half a place": (["sample", "cubes[0.3]", "--out", "{tmp}/x"], "cubes[0.3, 0.6]"),
     "not conditional": (["sample", "ring[1]", "--out", "{tmp}/x"], "not conditional"),
     "no start": (["sample", "ring / bar**2", "--out", "{tmp}/x"], "init="),
     "output exists": (["sample", "ring", "--out", "{tmp}"], "exists and is kept"),
@@ -170,6 +173,11 @@ def test_expressions_mean_what_python_would_mean(text, build):
     x = np.random.default_rng(0).standard_normal((20, 2)).astype(np.float32) * 0.4
     for level in (0, 60):
         np.testing.assert_allclose(found.energy(x, level=level), expected.energy(x, level=level), rtol=2e-4, atol=2e-3)
+
+
+def test_a_place_stands_in_brackets():
+    found = parse("conjunction(cubes, cubes[0.3, 0.4], cubes[0.7, 0.6])", load=load, known=["cubes"])
+    assert str(found) == "cubes**-1 * cubes[0.3, 0.4] * cubes[0.7, 0.6]"
 
 
 def test_expressions_load_each_model_once():
