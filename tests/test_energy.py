@@ -285,7 +285,7 @@ def test_planar_models_have_learned_their_densities(name):
 def test_digits_are_recognised_by_the_score_of_their_class():
     """The condition under which the noise of a drawn digit is estimated best is the one that it was drawn under."""
     model = load("digits")
-    ladder = Ladder.spaced(model.schedule, rungs=25, steps=2)
+    ladder = Ladder.spaced(model.schedule, rungs=25, steps=4)
     drawn = np.concatenate(
         [
             anneal(model.given(label), HMC(), ladder=ladder, chains=3, seed=label, reverse_step=True).positions[:, 0]
