@@ -149,7 +149,7 @@ def photographs(mnist: Path, *, index: int = 4, chains: int = 24, draws: int = 3
     brightness = 0.5 * torch.randn(PHOTOGRAPHS, generator=generator)
     y = torch.from_numpy(truth).float() + brightness[:, None, None]
     y = y + NOISE * torch.randn(y.shape, generator=generator)
-    ladder = Ladder(levels=(*range(99, 9, -2), 8, 6, 4, 3, 2, 1, 0), steps=(6,) * 45 + (6,) * 6 + (40,))
+    ladder = Ladder(levels=(*range(99, 9, -2), 8, 6, 4, 3, 2, 1, 0), steps=(12,) * 51 + (60,))
     trace = anneal_model(
         photograph_model, (y,), kernel=batched.HMC(), ladder=ladder, chains=chains, draws=draws, seed=0
     )
