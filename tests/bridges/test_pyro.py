@@ -21,7 +21,7 @@ from bridges.arviz import diagnose, to_inference_data
 from bridges.pyro import HMC, NUTS, DiffusionPrior, JointPotential, anneal_model, at_level, from_model
 from bridges.pyro_path import on_the_path, stand_in
 from bridges.pyro_walker import PyroWalker
-from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, Trace, load
+from ppl_diffusion import Adaptive, EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, Trace, load
 
 SCHEDULE = NoiseSchedule.cosine(100)
 PRIOR = GaussianMixture(
@@ -242,7 +242,11 @@ def invariant(kernel, steps=8):
     )
 
 
-@pytest.mark.parametrize("kernel", [HMC(step=0.8), NUTS(step=0.8, max_doublings=3)], ids=["HMC", "NUTS"])
+JITTERED = HMC(step=Adaptive(initial=1.0, target_acceptance=0.75))
+KERNELS = {"HMC": HMC(step=0.8), "jittered": JITTERED, "NUTS": NUTS(step=0.8, max_doublings=3)}
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 def test_pyros_kernels_leave_the_density_invariant(kernel):
     found = invariant(kernel)
     assert ACCEPTANCE_WINDOW[0] <= found.acceptance_rate <= ACCEPTANCE_WINDOW[1]
