@@ -1,16 +1,16 @@
 """A torch potential inside JAX, and a JAX potential inside torch.
 
 Both crossings make one batched call per evaluation, which returns energy and gradient together. Into
-JAX the call is a host callback: ``vmap`` over chains becomes one call for all chains, and
-energies stay float64 wherever 64-bit mode is enabled (``with jax.enable_x64(True)``).
-A callback must not call JAX; torch code does not.
+JAX the call is a callback that is handed XLA's own buffers, on the host or on an accelerator: ``vmap`` over chains
+becomes one call for all chains, and energies stay float64 wherever 64-bit mode is enabled
+(``with jax.enable_x64(True)``). A callback must not call JAX; torch code does not.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -86,33 +86,37 @@ class TorchInJax(Potential):
         return jax.ShapeDtypeStruct(chains, jax.dtypes.canonicalize_dtype(jnp.float64))
 
     def _write_both(self, context: Any, out: Any, x: Any, level: Any) -> None:
-        points, where = self._receive(x, level)
-        with _callback():
-            values = self.potential.value_and_grad(points, level=where)
-        for buffer, value in zip(out, values, strict=True):
-            np.asarray(buffer)[...] = value.detach().cpu().numpy()
+        with _callback(context, x):
+            points, where = self._receive(x, level)
+            for buffer, value in zip(out, self.potential.value_and_grad(points, level=where), strict=True):
+                torch.from_dlpack(buffer).copy_(value.detach())
 
     def _write_energy(self, context: Any, out: Any, x: Any, level: Any) -> None:
-        points, where = self._receive(x, level)
-        with torch.no_grad(), _callback():
-            np.asarray(out)[...] = self.potential.energy(points, level=where).cpu().numpy()
+        with _callback(context, x), torch.no_grad():
+            points, where = self._receive(x, level)
+            torch.from_dlpack(out).copy_(self.potential.energy(points, level=where))
 
     def _receive(self, x: Any, level: Any) -> tuple[torch.Tensor, int]:
         self.calls += 1
         # A copy: the buffer belongs to XLA and is used again when the callback has returned.
         devices = (leaf.device for leaf in self.potential.leaves() if hasattr(leaf, "device"))
-        points = torch.from_numpy(np.asarray(x).copy()).to(next(devices, "cpu"))
-        levels = np.unique(np.asarray(level))
+        points = torch.from_dlpack(x).to(next(devices, "cpu"), copy=True)
+        levels = set(torch.from_dlpack(level).flatten().tolist())
         if len(levels) > 1:
             raise ValueError(f"{self.name} takes one level for all chains, got {levels}: call it once a level")
-        return points, int(levels[0])
+        return points, int(levels.pop())
 
 
 @contextmanager
-def _callback() -> Iterator[None]:
+def _callback(context: Any, x: Any) -> Iterator[None]:
+    """Inside a call from XLA: what torch does on an accelerator is queued behind what XLA has queued there."""
+    device, number = x.__dlpack_device__()
+    on_host = int(device) == 1
+    queue = nullcontext() if on_host else torch.cuda.stream(torch.cuda.ExternalStream(context.stream, number))
     _thread.in_callback = True
     try:
-        yield
+        with queue:
+            yield
     finally:
         _thread.in_callback = False
 

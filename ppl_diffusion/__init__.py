@@ -8,6 +8,7 @@ from .function import EnergyFunction
 from .kernel import Adaptive, Fixed, Kernel, SigmaScaled
 from .potential import Mixture, Potential, Product, mixture, product
 from .schedule import Ladder, NoiseSchedule
+from .tapestry import tapestry
 from .trace import Trace
 from .training import Config, load_config, save_weights, train
 from .zoo import load
@@ -41,5 +42,6 @@ __all__ = [
     "product",
     "reverse_diffusion",
     "save_weights",
+    "tapestry",
     "train",
 ]

@@ -150,9 +150,12 @@ class Potential(ABC):
             cache[key] = build()
         return cache[key]
 
-    def evaluate_group(self, members: Sequence[Potential], x: Array, level: Any) -> list[tuple[Array, Array]]:
-        """Evaluate leaves that share one network, ``self`` among them, by as few calls as possible."""
-        return [member._evaluate(x, level) for member in members]
+    def evaluate_group(
+        self, members: Sequence[Potential], points: Sequence[Array], level: Any
+    ) -> list[tuple[Array, Array]]:
+        """Evaluate leaves that share one network, ``self`` among them, each at its own points, by as few calls as
+        possible."""
+        return [member._evaluate(x, level) for member, x in zip(members, points, strict=True)]
 
     @property
     def group(self) -> Any:
@@ -252,7 +255,7 @@ class Product(Potential):
 
     @property
     def reference(self) -> tuple[Any, Any]:
-        return _common_reference(self.leaves())
+        return common_reference(self.leaves())
 
     def _combine(self, energies: Mapping[Potential, Array]) -> tuple[Array, dict[Potential, Any]]:
         energy: Any = -self.log_scale
@@ -303,7 +306,7 @@ class Mixture(Potential):
 
     @property
     def reference(self) -> tuple[Any, Any]:
-        return _common_reference(self.leaves())
+        return common_reference(self.leaves())
 
     def _combine(self, energies: Mapping[Potential, Array]) -> tuple[Array, dict[Potential, Any]]:
         pairs = [component._combine(energies) for component in self.components]
@@ -370,13 +373,20 @@ def mixture(potentials: Sequence[Potential], *, log_weights: Sequence[float] | N
 
 def evaluate(leaves: Sequence[Potential], x: Array, level: Any) -> dict[Potential, tuple[Array, Array]]:
     """Energy and gradient of every leaf at the same points; leaves that share a network go together."""
-    groups: dict[Any, list[Potential]] = {}
-    for leaf in leaves:
-        groups.setdefault(leaf.group, []).append(leaf)
-    values: dict[Potential, tuple[Array, Array]] = {}
-    for members in groups.values():
-        values.update(zip(members, members[0].evaluate_group(members, x, level), strict=True))
-    return values
+    return dict(zip(leaves, evaluate_each(leaves, [x] * len(leaves), level), strict=True))
+
+
+def evaluate_each(leaves: Sequence[Potential], points: Sequence[Array], level: Any) -> list[tuple[Array, Array]]:
+    """Energy and gradient of every leaf at its own points; leaves that share a network go together."""
+    groups: dict[Any, list[int]] = {}
+    for index, leaf in enumerate(leaves):
+        groups.setdefault(leaf.group, []).append(index)
+    values: dict[int, tuple[Array, Array]] = {}
+    for indices in groups.values():
+        members = [leaves[i] for i in indices]
+        found = members[0].evaluate_group(members, [points[i] for i in indices], level)
+        values.update(zip(indices, found, strict=True))
+    return [values[index] for index in range(len(leaves))]
 
 
 def evaluate_energy(leaves: Sequence[Potential], x: Array, level: Any) -> dict[Potential, Array]:
@@ -386,6 +396,15 @@ def evaluate_energy(leaves: Sequence[Potential], x: Array, level: Any) -> dict[P
 
 def _share(composite: Potential, potentials: Sequence[Potential]) -> None:
     """Give a composite the backend, schedule and event shape that its parts must have in common."""
+    composite.backend, composite.schedule, composite.event_shape = common_ground(potentials)
+
+
+def common_ground(potentials: Sequence[Potential]) -> tuple[Backend, NoiseSchedule, tuple[int, ...]]:
+    """Backend, schedule and event shape of potentials that are composed.
+
+    Raises:
+        ValueError, TypeError: no potentials, or potentials that do not have these in common.
+    """
     if not potentials:
         raise ValueError("a composition needs at least one potential")
     for potential in potentials:
@@ -408,10 +427,11 @@ def _share(composite: Potential, potentials: Sequence[Potential]) -> None:
                 f"{first} and {other} have different noise schedules ({first.schedule} and {other.schedule}): "
                 "composition is level by level, give both the same schedule="
             )
-    composite.backend, composite.schedule, composite.event_shape = first.backend, first.schedule, first.event_shape
+    return first.backend, first.schedule, first.event_shape
 
 
-def _common_reference(leaves: Sequence[Potential]) -> tuple[Any, Any]:
+def common_reference(leaves: Sequence[Potential]) -> tuple[Any, Any]:
+    """Mean and variance of the data of potentials that share them; those of unit data otherwise."""
     first = leaves[0].reference
     return first if all(leaf.reference is first or leaf.group is leaves[0].group for leaf in leaves) else (0.0, 1.0)
 

@@ -1,0 +1,157 @@
+"""Tapestries: a density over a large canvas as the product of densities of its windows.
+
+    p(x) = prod_i p_i(x[window_i]) ** w_i            U(x) = sum_i w_i U_i(x[window_i])
+
+Where windows overlap their densities multiply, so that each has to be content with what it shares with its neighbours.
+Every window may have a condition of its own; windows of one network are evaluated by one call of it. The gradient
+is that of the energy, and not rescaled by anything: kernels may trust it.
+
+At the noisiest level a coordinate that several windows cover has the variance one over the sum of their weights,
+which is where chains start.
+
+Source: Reduce, Reuse, Recycle (Du et al., 2023), section 5.3, https://arxiv.org/abs/2302.11552
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from .arrays import Array, cast_like, per_point
+from .potential import Potential, common_ground, common_reference, evaluate_each
+
+
+class Tapestry(Potential):
+    """Windows of a canvas, each with a potential; built by :func:`tapestry`.
+
+    Attributes:
+        potentials: of the windows.
+        windows: row and column of the upper left corner of each.
+        weights: exponent of each.
+    """
+
+    def __init__(
+        self,
+        potentials: Sequence[Potential],
+        canvas_shape: tuple[int, ...],
+        windows: Sequence[tuple[int, int]],
+        weights: Sequence[float],
+        name: str,
+    ) -> None:
+        self.backend, self.schedule, self.window_shape = common_ground(potentials)
+        self.potentials, self.windows, self.weights = tuple(potentials), tuple(windows), tuple(weights)
+        self.event_shape, self.name = tuple(canvas_shape), name
+
+    @property
+    def exponent(self) -> Any:
+        total = np.zeros(self.event_shape)
+        for potential, window, weight in zip(self.potentials, self.windows, self.weights, strict=True):
+            total[self._where(window)] += weight * potential.exponent
+        return total
+
+    @property
+    def reference(self) -> tuple[Any, Any]:
+        return common_reference([leaf for potential in self.potentials for leaf in potential.leaves()])
+
+    def _where(self, window: tuple[int, int]) -> tuple[Any, ...]:
+        (top, left), (height, width) = window, self.window_shape[-2:]
+        return (..., slice(top, top + height), slice(left, left + width))
+
+    def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
+        crops = [x[self._where(window)] for window in self.windows]
+        leaves = [potential.leaves() for potential in self.potentials]
+        points = [crop for crop, these in zip(crops, leaves, strict=True) for _ in these]
+        found = iter(evaluate_each([leaf for these in leaves for leaf in these], points, level))
+        total: Any = 0.0
+        canvas: Any = 0.0
+        for potential, these, window, weight in zip(self.potentials, leaves, self.windows, self.weights, strict=True):
+            values = {leaf: next(found) for leaf in these}
+            energy, slopes = potential._combine({leaf: value for leaf, (value, _) in values.items()})
+            total = total + weight * energy
+            gradient: Any = 0.0
+            for leaf, slope in slopes.items():
+                gradient = gradient + per_point(slope, x, self.event_shape) * values[leaf][1]
+            canvas = canvas + weight * self._hung(gradient, window)
+        return total, cast_like(canvas, x)
+
+    def _evaluate_energy(self, x: Array, level: Any) -> Array:
+        total: Any = 0.0
+        for potential, window, weight in zip(self.potentials, self.windows, self.weights, strict=True):
+            total = total + weight * potential.energy(x[self._where(window)], level=level)
+        return total
+
+    def _hung(self, gradient: Array, window: tuple[int, int]) -> Array:
+        """The gradient of a window on the canvas, zero elsewhere."""
+        margins = [
+            (begin, canvas - begin - size)
+            for begin, canvas, size in zip(window, self.event_shape[-2:], self.window_shape[-2:], strict=True)
+        ]
+        if isinstance(gradient, torch.Tensor):
+            return F.pad(gradient, (*margins[1], *margins[0]))
+        return jnp.pad(gradient, [(0, 0)] * (gradient.ndim - 2) + margins)
+
+
+def tapestry(
+    potentials: Sequence[Potential],
+    canvas_shape: Sequence[int],
+    windows: Sequence[tuple[int, int]],
+    weights: Sequence[float] | None = None,
+    *,
+    name: str = "tapestry",
+) -> Tapestry:
+    """The weighted product of densities of overlapping windows of a canvas.
+
+    Args:
+        potentials: one for each window, of one event shape ``(*channels, height, width)``.
+        canvas_shape: shape of a point, ``(*channels, height, width)``, at least as large as a window.
+        windows: row and column of the upper left corner of each window.
+        weights: exponent of each window, positive; 1 by default.
+        name: what it is called in expressions.
+
+    Returns:
+        A potential over the canvas, with one batched evaluation for all windows of a network.
+
+    Raises:
+        ValueError: as many windows or weights as there are not potentials, windows that leave the canvas, pixels that
+            no window covers, weights that are not positive, or potentials that are not over pictures.
+        TypeError: something else than potentials, or potentials of different backends.
+    """
+    canvas = tuple(int(size) for size in canvas_shape)
+    corners = [tuple(int(place) for place in window) for window in windows]
+    shares = [1.0] * len(potentials) if weights is None else list(weights)
+    _, _, shape = common_ground(potentials)
+    if not len(potentials) == len(corners) == len(shares):
+        raise ValueError(
+            f"a tapestry needs one window and one weight for each potential, got {len(potentials)} potentials, "
+            f"{len(corners)} windows and {len(shares)} weights"
+        )
+    if len(shape) < 2 or canvas[:-2] != shape[:-2] or len(canvas) != len(shape):
+        raise ValueError(
+            f"windows of shape {shape} do not tile a canvas of shape {canvas}: pictures are (height, width) or "
+            "(channels, height, width), and a canvas has the channels of its windows"
+        )
+    if not all(isinstance(w, Real) and np.isfinite(float(w)) and float(w) > 0 for w in shares):
+        raise ValueError(f"weights of windows must be positive numbers, got {shares}: leave out windows of weight zero")
+    covered = np.zeros(canvas[-2:], dtype=bool)
+    for corner in corners:
+        if len(corner) != 2 or any(
+            c < 0 or c + s > n for c, s, n in zip(corner, shape[-2:], canvas[-2:], strict=True)
+        ):
+            raise ValueError(
+                f"the window at {corner} of size {shape[-2:]} leaves the canvas of {canvas[-2:]}: "
+                f"corners run from (0, 0) to {tuple(n - s for n, s in zip(canvas[-2:], shape[-2:], strict=True))}"
+            )
+        covered[corner[0] : corner[0] + shape[-2], corner[1] : corner[1] + shape[-1]] = True
+    if not covered.all():
+        row, column = (int(place) for place in np.argwhere(~covered)[0])
+        raise ValueError(
+            f"{np.mean(~covered):.0%} of the canvas lies in no window (first at row {row}, column {column}), and would "
+            "have no density: add windows, or make the canvas smaller"
+        )
+    return Tapestry(potentials, canvas, corners, [float(w) for w in shares], name)  # type: ignore[arg-type]
