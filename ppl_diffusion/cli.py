@@ -152,6 +152,7 @@ def train(
     data: Annotated[Path | None, typer.Option(help="An .npz file of images, if the model needs one.")] = None,
     out: Annotated[Path | None, typer.Option(help="Weight file; NAME.safetensors by default.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Goes on from here if it exists.")] = None,
+    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
     quiet: Quiet = False,
 ) -> None:
     """Train an energy model, or go on with one."""
@@ -164,7 +165,7 @@ def train(
             raise ValueError(f"{weights} exists and is kept: give another --out, or remove it first")
         kept = checkpoint or Path(f"{settings.name}.checkpoint.safetensors")
         with _bar(settings.name, quiet) as tell:
-            model = training.train(settings, checkpoint=kept, data=data, progress=tell)
+            model = training.train(settings, checkpoint=kept, data=data, device=device, progress=tell)
         training.save_weights(model, weights)
         if not quiet:
             typer.echo(f"{weights}: load it with load({str(weights)!r})")

@@ -1,4 +1,4 @@
-"""A network as a potential, and the objective that trains it.
+"""A network as a potential.
 
 Under ``x_t = alpha x_0 + sigma z`` the best estimate of the noise ``z`` from ``x_t`` is ``-sigma`` times
 the score. If the estimate is a gradient, ``eps(x, t) = grad_x f(x, t)``, there is an energy,
@@ -186,36 +186,6 @@ def noise_potential(
     gaussian = 0.5 * sigma * (x.double() - alpha * mean) ** 2 / (alpha**2 * variance + sigma**2)
     inner = 0.5 * s.double() ** 2 if form == "squared_norm" else x.double() * s.double()
     return (gaussian + inner).sum(axes)
-
-
-def denoising_loss(
-    network: nn.Module,
-    form: Form,
-    schedule: NoiseSchedule,
-    clean: Tensor,
-    *,
-    condition: Tensor | None = None,
-    reference: Reference = (0.0, 1.0),
-    generator: torch.Generator,
-) -> Tensor:
-    """Mean squared error of the estimated noise, per coordinate, over all levels alike; a scalar.
-
-    Args:
-        network: the vector field ``s``, whose parameters are trained.
-        form: how the energy is made of ``s``.
-        schedule: the noise levels; every one is drawn, level 0 included.
-        clean: data, shape ``(batch, *event_shape)``.
-        condition: stacked tokens, of length ``batch``.
-        reference: mean and variance of the data.
-        generator: where levels and noise come from.
-    """
-    level = torch.randint(len(schedule), (len(clean),), generator=generator, device=clean.device)
-    noise = torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
-    alpha, sigma = (_per_point(scale(level), clean).to(clean.dtype) for scale in (schedule.alpha, schedule.sigma))
-    x = (alpha * clean + sigma * noise).requires_grad_()
-    f = noise_potential(network, form, schedule, x, level, condition, reference)
-    (estimate,) = torch.autograd.grad(f.sum(), x, create_graph=True)
-    return ((estimate - noise) ** 2).mean()
 
 
 def _per_point(values: Tensor, x: Tensor) -> Tensor:

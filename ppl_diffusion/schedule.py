@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device, is_torch_array, to_device
 
 LARGEST_BETA = 0.999
 
@@ -201,4 +201,5 @@ def _look_up(table: tuple[float, ...], level: Any) -> Any:
         if not 0 <= level < len(table):
             raise ValueError(f"level {level} is outside this schedule: use 0 (cleanest) to {len(table) - 1} (noisiest)")
         return table[level]
-    return array_namespace(level).asarray(np.array(table))[level]
+    values = array_namespace(level).asarray(np.array(table))
+    return (to_device(values, device(level)) if is_torch_array(level) else values)[level]

@@ -1,23 +1,20 @@
 """Training of energy models by denoising: resumable, reproducible, without pickles.
 
-The loss is the mean squared error of the estimated noise at a uniformly drawn level, the optimiser AdamW
-with warm-up and cosine decay, and what is kept is an exponential moving average of the parameters.
+The optimiser is AdamW with warm-up and cosine decay, and what is kept is an exponential moving average of the
+parameters.
 A checkpoint is one safetensors file with everything, generator included: a run that was interrupted
-goes on as if it had not been.
-
-Source: Denoising Diffusion Probabilistic Models (Ho, Jain and Abbeel, 2020), https://arxiv.org/abs/2006.11239
+goes on as if it had not been, on another device too. What is minimised is in ``ppl_diffusion.objective``.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,60 +22,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .condition import Conditions, dump
+from .config import Config, load_config
 from .data import Data, image_data, planar_data
-from .energy import EnergyModel, Form, denoising_loss
+from .energy import EnergyModel
 from .networks import build_network
+from .objective import Levels, denoising_loss
 from .schedule import NoiseSchedule
 from .trace import replacing, versions
 
+__all__ = ["Config", "TrainingProgress", "load_config", "save_weights", "train"]
+
 FORMAT = "ppl-diffusion weights 1"
 
-
-@dataclass(frozen=True)
-class Config:
-    """How a model is trained; the content of a TOML file.
-
-    Attributes:
-        name: of the model, and of its weight file.
-        data: a planar density by name, or "npz", images in a file that is given at the command.
-        images: key of the pictures in that file, uint8 ``(n, ..., height, width)``.
-        labels: key of class labels, integers ``(n,)``; not read where there are positions.
-        positions: key of the places of the objects in each picture, ``(n, most, 2)`` in [0, 1], padded with NaN.
-        description: one line for people.
-        network: kind ("mlp" or "unet") and arguments of the network.
-        form: how the energy is made of the network.
-        levels: of the cosine schedule.
-        batch, steps: size and number of batches.
-        learning_rate, warm_up: peak of AdamW's rate, and steps until it.
-        ema: decay of the average of the parameters.
-        label_dropout: share of conditions that are replaced by "any".
-        seed: of data, levels, noise and initial weights.
-    """
-
-    name: str
-    data: str
-    network: Mapping[str, Any]
-    description: str = ""
-    images: str = "x_train"
-    labels: str = "y_train"
-    positions: str | None = None
-    form: Form = "squared_distance"
-    levels: int = 100
-    batch: int = 64
-    steps: int = 10_000
-    learning_rate: float = 1e-3
-    warm_up: int = 200
-    ema: float = 0.999
-    label_dropout: float = 0.15
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.form not in get_args(Form):
-            raise ValueError(f"unknown form {self.form!r} in the configuration: use one of {', '.join(get_args(Form))}")
-        for name in ("levels", "batch", "steps", "warm_up"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} in the configuration must be a whole number >= 1, got {value!r}")
+CONSTANTS_RATE = 0.05
+"""Peak of AdamW's rate for the constants of levels, in nats a step."""
 
 
 class TrainingProgress(NamedTuple):
@@ -95,36 +52,11 @@ class _Run:
 
     network: nn.Module
     average: dict[str, Tensor]
+    levels: Levels | None
     optimiser: torch.optim.AdamW
     generator: torch.Generator
+    loss: Tensor
     step: int = 0
-    loss: float = field(default=math.nan)
-
-
-def load_config(source: str | Path) -> Config:
-    """A configuration from a TOML file, or a shipped one by name.
-
-    Raises:
-        FileNotFoundError: neither a file nor a shipped name.
-        ValueError: not TOML, unknown or missing keys.
-    """
-    shipped = files("ppl_diffusion") / "configs" / f"{source}.toml"
-    path: Any = Path(source) if Path(source).is_file() else shipped
-    if not path.is_file():
-        known = sorted(p.name[:-5] for p in (files("ppl_diffusion") / "configs").iterdir() if p.name.endswith(".toml"))
-        raise FileNotFoundError(f"no configuration {source}: give a TOML file, or one of {', '.join(known)}")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source} is not TOML: {error}") from error
-    keys = sorted(f.name for f in fields(Config))
-    for key in values:
-        if key not in keys:
-            raise ValueError(f"unknown key {key!r} in {source}: use {', '.join(keys)}")
-    for key in ("name", "data", "network"):
-        if key not in values:
-            raise ValueError(f"{source} lacks the key {key!r}: see the shipped configuration of ring")
-    return Config(**values)
 
 
 def train(
@@ -133,9 +65,12 @@ def train(
     checkpoint: str | Path,
     data: str | Path | None = None,
     every: int = 200,
+    device: str | torch.device = "cpu",
     progress: Callable[[TrainingProgress], None] | None = None,
 ) -> EnergyModel:
     """Train a model, or go on with one.
+
+    The generator stays on the CPU whatever the device, and seeds those of other devices: a checkpoint is of none.
 
     Args:
         config: what to train.
@@ -143,48 +78,31 @@ def train(
             training goes on from there.
         data: file of images, for ``config.data == "npz"``.
         every: steps between checkpoints.
+        device: where the network is trained.
         progress: called every ten steps.
 
     Returns:
-        The model, with its averaged parameters.
+        The model, on the CPU, with its averaged parameters.
 
     Raises:
         FileNotFoundError: ``data`` is needed and is not there, or the checkpoint's folder does not exist.
-        ValueError: data of the wrong shape, or a checkpoint of another configuration or damaged.
+        ValueError: data of the wrong shape, a checkpoint of another configuration or damaged, initial weights of
+            another network, or a device that this machine lacks.
     """
-    path = Path(checkpoint)
+    path, device = Path(checkpoint), _device(device)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist: mkdir -p {path.parent}")
     source = _data(config, data)
     schedule = NoiseSchedule.cosine(config.levels)
-    run = _begin(config, source.conditions)
+    run = _begin(config, source, schedule, device)
     if path.exists():
         _resume(run, path, config)
+    else:
+        _start(run, config, source)
     while run.step < config.steps:
-        for group in run.optimiser.param_groups:
-            group["lr"] = config.learning_rate * _rate(run.step, config)
-        clean, condition = source.draw(run.generator)
-        loss = denoising_loss(
-            run.network,
-            config.form,
-            schedule,
-            clean,
-            condition=condition,
-            reference=source.reference,
-            generator=run.generator,
-        )
-        run.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        run.optimiser.step()
-        run.step += 1
-        decay = min(config.ema, (run.step + 1) / (run.step + 10))
-        with torch.no_grad():
-            for name, value in run.network.state_dict().items():
-                run.average[name].lerp_(value, 1 - decay)
-        value = float(loss.detach())
-        run.loss = value if math.isnan(run.loss) else 0.99 * run.loss + 0.01 * value
+        _step(run, config, source, schedule)
         if progress is not None and run.step % 10 == 0:
-            progress(TrainingProgress(run.step, config.steps, run.loss))
+            progress(TrainingProgress(run.step, config.steps, float(run.loss)))
         if run.step % every == 0 or run.step == config.steps:
             _save(run, path, config)
     return _model(config, run, schedule, source)
@@ -216,7 +134,7 @@ def _model(config: Config, run: _Run, schedule: NoiseSchedule, source: Data) -> 
         "network": json.dumps(_network_options(config, source.conditions)),
         "command": f"ppl-diffusion train {config.name}" + (" --data FILE.npz" if config.data == "npz" else ""),
         "steps": str(run.step),
-        "loss": f"{run.loss:.5f}",
+        "loss": f"{float(run.loss):.5f}",
         "versions": json.dumps(versions()),
         "config": json.dumps(asdict(config)),
     }
@@ -253,11 +171,83 @@ def _network(config: Config, conditions: Conditions) -> nn.Module:
     return build_network(seed=config.seed, **_network_options(config, conditions))
 
 
-def _begin(config: Config, conditions: Conditions) -> _Run:
-    network = _network(config, conditions)
+def _begin(config: Config, source: Data, schedule: NoiseSchedule, device: torch.device) -> _Run:
+    network = _network(config, source.conditions).to(device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-4)
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    return _Run(network, average, optimiser, torch.Generator().manual_seed(config.seed))
+    levels = None
+    if config.which_level:
+        levels = Levels.of(schedule, size=math.prod(source.event_shape), device=device)
+        optimiser.add_param_group({"params": [levels.steps], "lr": CONSTANTS_RATE, "weight_decay": 0.0})
+    unknown = torch.tensor(math.nan, dtype=torch.float64, device=device)
+    return _Run(network, average, levels, optimiser, torch.Generator().manual_seed(config.seed), unknown)
+
+
+def _start(run: _Run, config: Config, source: Data) -> None:
+    """What a fresh run begins with: given weights, and constants that suit them."""
+    if config.init:
+        shipped: Any = files("ppl_diffusion") / "weights" / f"{config.init}.safetensors"
+        path: Any = Path(config.init) if config.init.endswith(".safetensors") else shipped
+        try:
+            with safe_open(path, framework="pt") as stored:
+                run.network.load_state_dict({key: stored.get_tensor(key) for key in stored.keys()})  # noqa: SIM118
+        except (SafetensorError, OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0].rstrip(":")
+            raise ValueError(
+                f"init = {config.init!r} cannot be started from ({reason}): give a model or weights of this network"
+            ) from error
+        run.average.update({name: value.detach().clone() for name, value in run.network.state_dict().items()})
+    if run.levels is not None:
+        run.levels.measure(run.network, config.form, source.draw, reference=source.reference, seed=config.seed)
+
+
+def _step(run: _Run, config: Config, source: Data, schedule: NoiseSchedule) -> None:
+    rate = _rate(run.step, config)
+    for group, peak in zip(run.optimiser.param_groups, (config.learning_rate, CONSTANTS_RATE), strict=False):
+        group["lr"] = peak * rate
+    device = run.loss.device
+    clean, condition = (None if part is None else _send(part, device) for part in source.draw(run.generator))
+    assert clean is not None
+    inputs: dict[str, Any] = {"condition": condition, "reference": source.reference}
+    inputs["generator"] = _generator(run.generator, device)
+    if run.levels is None:
+        loss = error = denoising_loss(run.network, config.form, schedule, clean, **inputs)
+    else:
+        error, surprise = run.levels.losses(run.network, config.form, clean, **inputs)
+        loss = error + config.which_level * surprise
+    run.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    run.optimiser.step()
+    run.step += 1
+    _average(run, min(config.ema, (run.step + 1) / (run.step + 10)), error.detach().double())
+
+
+@torch.no_grad()
+def _average(run: _Run, decay: float, loss: Tensor) -> None:
+    for name, value in run.network.state_dict().items():
+        run.average[name].lerp_(value, 1 - decay)
+    run.loss = torch.where(run.loss.isnan(), loss, 0.99 * run.loss + 0.01 * loss)
+
+
+def _send(values: Tensor, device: torch.device) -> Tensor:
+    """To a device; from pinned memory, so that an accelerator need not wait for the copy."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def _generator(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    if device.type == "cpu":
+        return generator
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+        float(torch.zeros((), device=device, dtype=torch.float64))
+    except (RuntimeError, TypeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"device {str(name)!r} cannot be used here ({reason}): use --device cpu") from error
+    return device
 
 
 def _rate(step: int, config: Config) -> float:
@@ -271,7 +261,10 @@ def _save(run: _Run, path: Path, config: Config) -> None:
     for index, state in run.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
     tensors["generator"] = run.generator.get_state()
-    header = {"format": FORMAT, "step": str(run.step), "loss": repr(run.loss), "config": json.dumps(asdict(config))}
+    if run.levels is not None:
+        tensors["levels"] = run.levels.steps.detach()
+    header = {"format": FORMAT, "step": str(run.step), "loss": repr(float(run.loss))}
+    header["config"] = json.dumps(asdict(config))
     _write(tensors, header, path)
 
 
@@ -280,7 +273,7 @@ def _resume(run: _Run, path: Path, config: Config) -> None:
         with safe_open(path, framework="pt") as stored:
             header = stored.metadata() or {}
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
-        if json.loads(header["config"]) != json.loads(json.dumps(asdict(config))):
+        if Config(**json.loads(header["config"])) != Config(**json.loads(json.dumps(asdict(config)))):
             raise ValueError(f"{path} belongs to another configuration: give another checkpoint, or remove it")
         groups: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimiser": {}}
         for key, value in tensors.items():
@@ -288,9 +281,11 @@ def _resume(run: _Run, path: Path, config: Config) -> None:
             if name:
                 groups[group][name] = value
         run.network.load_state_dict(groups["network"])
-        run.average.update(groups["average"])
+        run.average.update({name: value.to(run.loss.device) for name, value in groups["average"].items()})
         run.generator.set_state(tensors["generator"])
-    except (SafetensorError, KeyError, OSError, RuntimeError) as error:
+        if run.levels is not None:
+            run.levels.steps.data.copy_(tensors["levels"])
+    except (SafetensorError, KeyError, TypeError, OSError, RuntimeError) as error:
         raise ValueError(f"{path} is not a checkpoint, or it is damaged ({error}): remove it to start anew") from error
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in groups["optimiser"].items():
@@ -298,7 +293,7 @@ def _resume(run: _Run, path: Path, config: Config) -> None:
         states.setdefault(int(index), {})[name] = value
     described = run.optimiser.state_dict()
     run.optimiser.load_state_dict({"state": states, "param_groups": described["param_groups"]})
-    run.step, run.loss = int(header["step"]), float(header["loss"])
+    run.step, run.loss = int(header["step"]), torch.full_like(run.loss, float(header["loss"]))
 
 
 def _write(tensors: Mapping[str, Tensor], header: Mapping[str, str], path: Path) -> Path:

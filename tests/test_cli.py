@@ -102,6 +102,7 @@ REFUSED = {
     "not a run": (["diagnose", "{tmp}/rubbish.nc"], "is not a trace"),
     "no configuration": (["train", "nothing"], "no configuration nothing"),
     "no images": (["train", "digits", "--checkpoint", "{tmp}/c.safetensors", "--out", "{tmp}/w.safetensors"], "--data"),
+    "no device": (["train", "ring", "--device", "cuda:99", "--checkpoint", "{tmp}/c"], "use --device cpu"),
     "no folder": (
         ["train", "ring", "--checkpoint", "{tmp}/a/c.safetensors", "--out", "{tmp}/w.safetensors"],
         "mkdir -p",

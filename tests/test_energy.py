@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from bridges.blackjax import HMC
 from ppl_diffusion import EnergyModel, Ladder, NoiseSchedule, anneal, conjunction, load, save_weights
 from ppl_diffusion.condition import Classes, ConditionWarning, Positions
-from ppl_diffusion.energy import Form, denoising_loss, noise_potential
+from ppl_diffusion.energy import Form, noise_potential
 from ppl_diffusion.networks import EnergyMLP, EnergyUNet, build_network
+from ppl_diffusion.objective import denoising_loss
 from ppl_diffusion.planar import NAMES, exact
 from ppl_diffusion.zoo import cards, names
 

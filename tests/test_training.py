@@ -7,12 +7,15 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
-from ppl_diffusion import load, load_config, save_weights, train
+from ppl_diffusion import load, load_config, objective, save_weights, train
 from ppl_diffusion.condition import Classes, Positions
 from ppl_diffusion.data import image_data, planar_data
-from ppl_diffusion.energy import denoising_loss
 from ppl_diffusion.networks import build_network
+from ppl_diffusion.objective import DISTANCES, Levels, denoising_loss
+from ppl_diffusion.schedule import NoiseSchedule
 from ppl_diffusion.training import Config
 
 SMALL = Config(
@@ -30,20 +33,133 @@ def weights(model):
     return torch.cat([p.flatten() for p in model.network.state_dict().values()])
 
 
-def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path):
-    whole = train(SMALL, checkpoint=tmp_path / "whole.safetensors")
+@pytest.mark.parametrize("which_level", [0.0, 1.0])
+def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, which_level):
+    config = dataclasses.replace(SMALL, which_level=which_level)
+    whole = train(config, checkpoint=tmp_path / "whole.safetensors")
 
     def stop(progress):
         if progress.step == 20:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(SMALL, checkpoint=tmp_path / "cut.safetensors", every=10, progress=stop)
+        train(config, checkpoint=tmp_path / "cut.safetensors", every=10, progress=stop)
     steps = []
-    resumed = train(SMALL, checkpoint=tmp_path / "cut.safetensors", progress=lambda p: steps.append(p.step))
+    resumed = train(config, checkpoint=tmp_path / "cut.safetensors", progress=lambda p: steps.append(p.step))
     assert steps == [20, 30], "it went on from the last checkpoint"
     assert torch.equal(weights(whole), weights(resumed))
+    stored = [load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "cut")]
+    assert all(torch.equal(stored[0][key], stored[1][key]) for key in stored[0])
+    assert ("levels" in stored[0]) == bool(which_level)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.safetensors", "whole.safetensors"]
+
+
+def test_training_goes_on_from_given_weights(tmp_path):
+    first = train(SMALL, checkpoint=tmp_path / "a.safetensors")
+    path = save_weights(first, tmp_path / "first.safetensors")
+    gently = dataclasses.replace(SMALL, init=str(path), steps=1, learning_rate=1e-9)
+    assert torch.allclose(weights(train(gently, checkpoint=tmp_path / "b.safetensors")), weights(first), atol=1e-6)
+    shipped = dataclasses.replace(load_config("wide"), init="wide", steps=1, learning_rate=1e-9)
+    assert torch.allclose(
+        weights(train(shipped, checkpoint=tmp_path / "c.safetensors")), weights(load("wide")), atol=1e-6
+    )
+    for init in ("digits", "nothing", str(tmp_path / "none.safetensors")):
+        with pytest.raises(ValueError, match="cannot be started from") as caught:
+            train(dataclasses.replace(SMALL, init=init), checkpoint=tmp_path / "d.safetensors")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "nowhere"])
+def test_a_device_that_is_not_there_is_refused_in_one_line(tmp_path, device):
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used here.*--device cpu") as caught:
+        train(SMALL, checkpoint=tmp_path / "c.safetensors", device=device)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_levels_are_refined_until_neighbours_can_be_mistaken():
+    schedule = NoiseSchedule.cosine(100)
+    levels = Levels.of(schedule, size=784)
+    assert set(np.round(schedule.sigmas, 12)) <= set(np.round(levels.schedule.sigmas, 12))
+    assert np.diff(np.log(levels.schedule.sigmas)).max() * 2 <= (2 / 784) ** 0.5 * (1 + 1e-9)
+    assert float(levels.share.sum()) == pytest.approx(99.5, abs=0.1), "as the levels of the schedule"
+    coarse = Levels.of(schedule, size=1).schedule
+    np.testing.assert_allclose(coarse.sigmas, schedule.sigmas, err_msg="of one coordinate they can be mistaken already")
+
+
+class Blind(nn.Module):
+    """A narrow and a wide Gaussian, far apart: right gradients, but a mistake between the two at every level."""
+
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        super().__init__()
+        alphas, sigmas = (torch.tensor(values, dtype=torch.float64) for values in (schedule.alphas, schedule.sigmas))
+        self.deviations = [(alphas**2 * std**2 + sigmas**2).sqrt() for std in (0.02, 0.3)]
+        self.mistake = nn.Parameter(2 * torch.sin(3 * torch.arange(len(schedule), dtype=torch.float64)))
+
+    def noise_potential(self, network, form, schedule, x, level, condition, reference):
+        x, alpha = x[:, 0], schedule.alpha(level)
+        modes = [
+            (0.3 if sign > 0 else 0.7) * torch.exp(-0.5 * ((x - 2 * sign * alpha) / std[level]) ** 2) / std[level]
+            for sign, std in zip((-1, 1), self.deviations, strict=True)
+        ]
+        return schedule.sigma(level) * (self.mistake[level] * torch.tanh(8 * x) - torch.log(sum(modes) + 1e-300))
+
+
+@pytest.fixture
+def mistakes(monkeypatch):
+    """Mistakes, constants and their exact values, all by level, after training with a weight of the second loss."""
+    cosine = NoiseSchedule.cosine(100)
+    schedule = NoiseSchedule(*(tuple(t[i] for i in (0, 3, 6, 10, 15)) for t in (cosine.alphas, cosine.sigmas)))
+
+    def draw(generator):
+        wide = torch.rand(256, 1, generator=generator) < 0.3
+        noise = torch.randn(256, 1, generator=generator)
+        return torch.where(wide, 2 + 0.3 * noise, -2 + 0.02 * noise).double(), None
+
+    def run(weight):
+        levels, generator = Levels.of(schedule, size=1), torch.Generator().manual_seed(0)
+        network = Blind(levels.schedule)
+        monkeypatch.setattr(objective, "noise_potential", network.noise_potential)
+        levels.measure(network, "inner_product", draw, reference=(0.0, 1.0), seed=0)
+        optimiser = torch.optim.Adam([network.mistake, levels.steps], lr=0.05)
+        for step in range(200):
+            for group in optimiser.param_groups:
+                group["lr"] = 0.05 * (1 - step / 200)
+            losses = levels.losses(network, "inner_product", draw(generator)[0], generator=generator)
+            optimiser.zero_grad()
+            (losses.denoising + weight * losses.which_level).backward()
+            optimiser.step()
+        mistake, share = network.mistake.detach(), levels.share.log()
+        exact = -torch.log(0.7 * torch.exp(mistake) + 0.3 * torch.exp(-mistake)) + share
+        return mistake, levels.constants.detach(), exact - exact[0]
+
+    return run
+
+
+def test_levels_that_are_told_apart_agree_where_denoising_is_blind(mistakes, monkeypatch):
+    """A shift of one mode against the other has no gradient in either; only from level to level does it show."""
+    (blind, _, _), (seeing, constants, exact) = mistakes(0), mistakes(1)
+    assert blind.std() > 0.6, "denoising does not see it"
+    assert seeing.std() < 0.1 * blind.std()
+    torch.testing.assert_close(constants, exact, rtol=0, atol=0.15)
+    monkeypatch.setattr(objective, "surprise", torch.nn.functional.softplus)
+    assert mistakes(1)[0].std() > 3 * seeing.std(), "the wrong twin: labels swapped"
+
+
+def test_a_pair_of_levels_costs_two_calls():
+    calls = []
+    network = build_network(seed=0, classes=0, **SMALL.network)
+    network.register_forward_hook(lambda module, inputs, output: calls.append(inputs))
+    levels = Levels.of(NoiseSchedule.cosine(20), size=2)
+    count = len(levels.schedule)
+    clean, generator = torch.randn(400, 2, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    levels.losses(network, "squared_norm", clean, generator=generator)
+    assert len(calls) == 2
+    assert torch.equal(calls[0][0], calls[1][0]), "the same points, at their level and at its neighbour"
+    snr = torch.tensor([levels.schedule.log_snr(i) for i in range(count)]).float()
+    first, second = ((call[1][:, None] - snr).abs().argmin(1) for call in calls)
+    inside = (second > 0) & (second < count - 1)
+    assert set((first - second)[inside].abs().tolist()) == set(DISTANCES)
 
 
 def test_training_learns_and_touches_no_global_generator(tmp_path):
@@ -140,6 +256,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(images, tmp_path):
         (lambda: train(dataclasses.replace(SMALL, data="circle"), checkpoint=tmp_path / "n"), "circle"),
         (lambda: dataclasses.replace(SMALL, steps=0), "steps"),
         (lambda: dataclasses.replace(SMALL, form="x"), "unknown form"),
+        (lambda: dataclasses.replace(SMALL, which_level=-1.0), "which_level"),
         (lambda: load_config("nothing"), "no configuration nothing"),
         (lambda: load_config(tmp_path / "bad.toml"), "not TOML"),
         (lambda: load_config(tmp_path / "extra.toml"), "learning_rat"),

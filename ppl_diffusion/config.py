@@ -1,0 +1,91 @@
+"""How a model is trained: a TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+from .energy import Form
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a model is trained; the content of a TOML file.
+
+    Attributes:
+        name: of the model, and of its weight file.
+        data: a planar density by name, or "npz", images in a file that is given at the command.
+        images: key of the pictures in that file, uint8 ``(n, ..., height, width)``.
+        labels: key of class labels, integers ``(n,)``; not read where there are positions.
+        positions: key of the places of the objects in each picture, ``(n, most, 2)`` in [0, 1], padded with NaN.
+        description: one line for people.
+        network: kind ("mlp" or "unet") and arguments of the network.
+        form: how the energy is made of the network.
+        levels: of the cosine schedule.
+        batch, steps: size and number of batches.
+        learning_rate, warm_up: peak of AdamW's rate, and steps until it.
+        ema: decay of the average of the parameters.
+        label_dropout: share of conditions that are replaced by "any".
+        seed: of data, levels, noise and initial weights.
+        which_level: weight of the loss that tells levels apart; 0 leaves it out.
+        init: a shipped model or a weight file to start from; by default fresh weights.
+    """
+
+    name: str
+    data: str
+    network: Mapping[str, Any]
+    description: str = ""
+    images: str = "x_train"
+    labels: str = "y_train"
+    positions: str | None = None
+    form: Form = "squared_distance"
+    levels: int = 100
+    batch: int = 64
+    steps: int = 10_000
+    learning_rate: float = 1e-3
+    warm_up: int = 200
+    ema: float = 0.999
+    label_dropout: float = 0.15
+    seed: int = 0
+    which_level: float = 0.0
+    init: str = ""
+
+    def __post_init__(self) -> None:
+        if self.form not in get_args(Form):
+            raise ValueError(f"unknown form {self.form!r} in the configuration: use one of {', '.join(get_args(Form))}")
+        for name in ("levels", "batch", "steps", "warm_up"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} in the configuration must be a whole number >= 1, got {value!r}")
+        if not self.which_level >= 0:
+            raise ValueError(f"which_level in the configuration must be a number >= 0, got {self.which_level!r}")
+
+
+def load_config(source: str | Path) -> Config:
+    """A configuration from a TOML file, or a shipped one by name.
+
+    Raises:
+        FileNotFoundError: neither a file nor a shipped name.
+        ValueError: not TOML, unknown or missing keys.
+    """
+    shipped = files("ppl_diffusion") / "configs" / f"{source}.toml"
+    path: Any = Path(source) if Path(source).is_file() else shipped
+    if not path.is_file():
+        known = sorted(p.name[:-5] for p in (files("ppl_diffusion") / "configs").iterdir() if p.name.endswith(".toml"))
+        raise FileNotFoundError(f"no configuration {source}: give a TOML file, or one of {', '.join(known)}")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source} is not TOML: {error}") from error
+    keys = sorted(f.name for f in fields(Config))
+    for key in values:
+        if key not in keys:
+            raise ValueError(f"unknown key {key!r} in {source}: use {', '.join(keys)}")
+    for key in ("name", "data", "network"):
+        if key not in values:
+            raise ValueError(f"{source} lacks the key {key!r}: see the shipped configuration of ring")
+    return Config(**values)
