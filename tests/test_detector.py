@@ -19,6 +19,7 @@ from benchmarks.detector import (
     served,
     targets,
     to_range,
+    with_blobs,
 )
 
 SCENES = Path(__file__).parent / "data" / "cubes32_test.npz"
@@ -73,6 +74,13 @@ def test_a_cube_painted_over_is_missed(detector, scenes):
 def test_no_cube_in_an_empty_scene(detector, scenes):
     empty = scenes[0].median(0).values[None]
     assert [f.shape for f in detector.locate(empty)] == [(0, 2)]
+
+
+def test_blobs_are_where_they_are_put():
+    bare, centre = torch.full((1, 3, 32, 32), 0.9), torch.tensor([[0.2, 0.7]])
+    painted = with_blobs(bare, centre, torch.Generator().manual_seed(0))
+    row, column = divmod(int((bare - painted)[0].sum(0).argmax()), 32)
+    assert (column, row) == (6, 22)
 
 
 def test_mirrored_pictures_have_mirrored_cubes(detector, scenes):
