@@ -1,64 +1,251 @@
-"""Claim: positions of cubes compose: a conjunction of one, three or five positions has a cube at each.
+"""Claim: with the same network, annealed HMC puts cubes at every position that was asked for more often than reverse
+diffusion does, and without a number tuned by hand.
 
-    python -m benchmarks.cubes [--pictures 8]
+    python -m benchmarks.cubes [--counts 1 3 5] [--settings equal] [--samplers reverse MALA HMC "weighted HMC"]
 
-A picture: one row for reverse diffusion and one for annealed HMC for each number of cubes.
+The target is a conjunction of one to five positions, ``load("cubes").given(x=, y=)`` each, or their plain product. The
+positions are those of rendered scenes that no network has seen. A detector (``benchmarks.detector``) says whether
+every position has a cube within .06 of the picture. Two settings:
+
+    equal   every level, one HMC step of three leapfrogs, or three Langevin steps: 400 evaluations
+    paper   the noisier half of the levels, 10 HMC steps of three leapfrogs, or 20 Langevin steps
+
+Every walk takes the reverse step first. Steps adapt; reverse diffusion is 100 evaluations. What was drawn is kept, and
+a run that was interrupted goes on where it was. Standard errors are over layouts, whose pictures share their positions.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.problems import RESULTS
-from bridges.blackjax import HMC
-from ppl_diffusion import Ladder, Potential, SamplingWarning, Trace, anneal, conjunction, load, reverse_diffusion
+from benchmarks.detector import Detector, load_detector, matched, matched_exactly
+from benchmarks.problems import RESULTS, write
+from bridges.blackjax import HMC, MALA, UHMC, ULA
+from ppl_diffusion import (
+    Kernel,
+    Ladder,
+    Potential,
+    SamplingWarning,
+    Trace,
+    anneal,
+    conjunction,
+    load,
+    product,
+    reverse_diffusion,
+)
+from ppl_diffusion.trace import replacing
 
-POSITIONS = ((0.5, 0.5), (0.2, 0.35), (0.8, 0.35), (0.3, 0.75), (0.7, 0.75))
-LADDER = Ladder(levels=(*range(99, 9, -3), 8, 6, 4, 3, 2, 1, 0), steps=3)
+CUBES = load("cubes")
+LAYOUTS = (
+    ((0.53, 0.13), (0.70, 0.46), (0.74, 0.32), (0.18, 0.72), (0.36, 0.51)),
+    ((0.64, 0.18), (0.31, 0.86), (0.14, 0.60), (0.32, 0.32), (0.77, 0.42)),
+    ((0.63, 0.17), (0.41, 0.52), (0.18, 0.41), (0.82, 0.69), (0.61, 0.79)),
+    ((0.54, 0.79), (0.29, 0.44), (0.39, 0.17), (0.88, 0.19), (0.83, 0.46)),
+    ((0.26, 0.28), (0.44, 0.44), (0.83, 0.68), (0.75, 0.38), (0.23, 0.87)),
+    ((0.67, 0.55), (0.75, 0.18), (0.50, 0.27), (0.31, 0.30), (0.25, 0.67)),
+    ((0.73, 0.33), (0.13, 0.65), (0.37, 0.82), (0.80, 0.48), (0.40, 0.53)),
+    ((0.20, 0.67), (0.16, 0.26), (0.67, 0.80), (0.47, 0.68), (0.85, 0.19)),
+)
+"""Of the first eight held-out scenes of five cubes; fewer positions are the first ones of a layout."""
+LEVELS = len(CUBES.schedule)
+HALF = LEVELS // 2
+LADDERS = {
+    "equal": {1: Ladder.full(CUBES.schedule, steps=3), 3: Ladder.full(CUBES.schedule, steps=1)},
+    "paper": {
+        1: Ladder.full(CUBES.schedule, steps=(20,) * HALF + (0,) * (LEVELS - HALF)),
+        3: Ladder.full(CUBES.schedule, steps=(10,) * HALF + (0,) * (LEVELS - HALF)),
+    },
+}
+"""By setting and leapfrogs of a step."""
+KERNELS: dict[str, Any] = {"ULA": ULA(), "MALA": MALA(), "UHMC": UHMC(), "HMC": HMC(), "weighted HMC": HMC()}
+TARGETS = ("conjunction", "product")
 
 
-def target(count: int) -> Potential:
-    """The first ``count`` positions at once."""
-    cubes = load("cubes")
-    return conjunction([cubes.given(x=x, y=y) for x, y in POSITIONS[:count]], cubes)
+def target(positions: Sequence[tuple[float, float]], kind: str = "conjunction") -> Potential:
+    """Cubes at all of the positions."""
+    parts = [CUBES.given(x=x, y=y) for x, y in positions]
+    return conjunction(parts, CUBES) if kind == "conjunction" else product(parts)
 
 
-def samples(count: int, pictures: int) -> dict[str, Trace]:
-    """Pictures by sampler."""
-    potential = target(count)
+def move(potential: Potential, before: Sequence[tuple[float, float]], after: Sequence[tuple[float, float]]) -> None:
+    """The same expression with cubes elsewhere: nothing is compiled again."""
+    where = {CUBES.given(x=x, y=y).token: CUBES.given(x=p, y=q) for (x, y), (p, q) in zip(before, after, strict=True)}
+    for leaf in potential.leaves():
+        new = where.get(leaf.token)  # type: ignore[attr-defined]
+        if new is not None:
+            leaf.token, leaf.name = new.token, new.name  # type: ignore[attr-defined]
+
+
+def sample(potential: Potential, sampler: str, setting: str, *, chains: int, seed: int) -> Trace:
+    """Pictures by one of the samplers."""
+    if sampler == "reverse":
+        return reverse_diffusion(potential, chains=chains, seed=seed)
+    kernel: Kernel = KERNELS[sampler]
+    ladder = LADDERS[setting][kernel.leapfrogs]  # type: ignore[attr-defined]
+    resample = 0.5 if sampler.startswith("weighted") else None
+    return anneal(potential, kernel, ladder=ladder, chains=chains, seed=seed, reverse_step=True, resample=resample)
+
+
+def record(trace: Trace) -> dict[str, np.ndarray]:
+    """What is kept of a run: pictures, and acceptance, weights and ancestry by rung."""
+    origin, ancestors = np.arange(trace.positions.shape[0]), []
+    for row in trace.stats.ancestor.to_numpy():
+        origin = origin[row]
+        ancestors.append(len(np.unique(origin)))
     return {
-        "reverse": reverse_diffusion(potential, chains=pictures, seed=count),
-        "HMC": anneal(potential, HMC(), ladder=LADDER, chains=pictures, seed=count, reverse_step=True),
+        "pictures": trace.positions[:, -1].astype(np.float16),
+        "acceptance": trace.stats.acceptance_rate.mean("chain").to_numpy(),
+        "ess": trace.stats.ess.to_numpy() / len(origin),
+        "spread": trace.stats.log_weight.std("chain").to_numpy(),
+        "ancestors": np.array(ancestors),
+        "evaluations": np.array(trace.gradient_calls),
     }
 
 
-def draw_grid(*, counts: Sequence[int], pictures: int) -> Figure:
-    """Rows are numbers of cubes and samplers; crosses are where cubes are wanted."""
-    figure = Figure(figsize=(pictures * 1.1 + 0.6, len(counts) * 2.3), layout="constrained")
-    axes = figure.subplots(2 * len(counts), pictures)
-    for i, count in enumerate(counts):
-        for j, (name, trace) in enumerate(samples(count, pictures).items()):
-            for axis, x in zip(axes[2 * i + j], trace.positions[:, -1], strict=True):
-                axis.imshow((np.clip(x.transpose(1, 2, 0), -1, 1) + 1) / 2)
-                axis.set(xticks=[], yticks=[])
-                for px, py in POSITIONS[:count]:
-                    axis.plot(32 * px - 0.5, 32 * py - 0.5, "+", color="white", markersize=5, markeredgewidth=0.6)
-            axes[2 * i + j][0].set_ylabel(f"{count}: {name}", fontsize=8)
+Cell = tuple[str, str, str, int]
+"""Setting, target, sampler, number of cubes."""
+
+
+def path(keep: Path, cell: Cell, layout: int) -> Path:
+    """Where a run is kept."""
+    setting, kind, sampler, count = cell
+    setting = "any" if sampler == "reverse" else setting
+    return keep / f"{setting}-{kind}-{sampler.replace(' ', '-')}-{count}-{layout}.npz"
+
+
+def run(cells: Sequence[Cell], *, keep: Path, layouts: int, chains: int) -> None:
+    """Draw what is missing, layout by layout, so that what is there is always balanced."""
+    made: dict[tuple[str, int], tuple[Potential, Any]] = {}
+    for layout in range(layouts):
+        for cell in cells:
+            setting, kind, sampler, count = cell
+            file = path(keep, cell, layout)
+            if file.is_file():
+                continue
+            positions = LAYOUTS[layout][:count]
+            potential, before = made.get((kind, count)) or (target(positions, kind), positions)
+            move(potential, before, positions)
+            made[kind, count] = (potential, positions)
+            kept = record(sample(potential, sampler, setting, chains=chains, seed=100 * count + layout))
+            with replacing(file) as partial, partial.open("wb") as stream:
+                np.savez_compressed(stream, **kept)  # type: ignore[arg-type]
+            print(f"layout {layout}: {setting}, {kind} of {count}, {sampler}", flush=True)
+
+
+def judge(cell: Cell, *, keep: Path, layouts: int, detector: Detector) -> dict[str, Any] | None:
+    """Accuracy over the layouts that are there, and how the walks went; None if there are none."""
+    exactly: list[float] = []
+    accurate: list[float] = []
+    walks = []
+    for layout in range(layouts):
+        file = path(keep, cell, layout)
+        if not file.is_file():
+            continue
+        with np.load(file) as stored:
+            kept = dict(stored)
+        wanted = LAYOUTS[layout][: cell[3]]
+        found = detector.locate(kept["pictures"].astype(np.float32).clip(-1, 1))
+        accurate.append(float(np.mean([matched(centres, wanted) for centres in found])))
+        exactly.append(float(np.mean([matched_exactly(centres, wanted) for centres in found])))
+        walks.append(kept)
+    if not walks:
+        return None
+    return {
+        "accuracy": _mean(accurate),
+        "and no others": _mean(exactly),
+        "pictures": sum(len(kept["pictures"]) for kept in walks),
+        "evaluations": int(walks[0]["evaluations"]),
+        "acceptance": float(np.nanmean([kept["acceptance"] for kept in walks])) if cell[2] != "reverse" else None,
+        "ESS by rung": np.round(np.mean([kept["ess"] for kept in walks], axis=0), 3).tolist(),
+        "ancestors by rung": np.round(np.mean([kept["ancestors"] for kept in walks], axis=0), 2).tolist(),
+        "median spread, nats a rung": float(np.median([kept["spread"][1:] for kept in walks])),
+    }
+
+
+def _mean(values: Sequence[float]) -> dict[str, float]:
+    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return {"mean": float(np.mean(values)), "se": float(error)}
+
+
+def draw_grid(rows: Mapping[str, Sequence[tuple[np.ndarray, Sequence[tuple[float, float]]]]]) -> Figure:
+    """Pictures ``(3, side, side)`` with the positions that were asked for, crosses; one row for each name."""
+    columns = max(len(row) for row in rows.values())
+    figure = Figure(figsize=(columns * 1.1 + 0.6, len(rows) * 1.15), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (name, row) in zip(axes, rows.items(), strict=True):
+        for axis in line:
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name, fontsize=8)
+        for axis, (x, positions) in zip(line, row, strict=False):
+            axis.imshow((np.clip(x.astype(float).transpose(1, 2, 0), -1, 1) + 1) / 2)
+            for px, py in positions:
+                axis.plot(x.shape[2] * px - 0.5, x.shape[1] * py - 0.5, "+", color="white", ms=5, mew=0.6)
     return figure
 
 
+def grid(keep: Path, settings: Sequence[str], samplers: Sequence[str], counts: Sequence[int], each: int = 3) -> Figure:
+    """Rows are samplers, columns numbers of cubes, of the layouts that are kept."""
+    rows = {}
+    for sampler in samplers:
+        row = []
+        for count in counts:
+            for layout in range(each):
+                file = path(keep, (settings[0], "conjunction", sampler, count), layout)
+                if file.is_file():
+                    with np.load(file) as stored:
+                        row.append((stored["pictures"][0], LAYOUTS[layout][:count]))
+        if row:
+            rows[sampler] = row
+    return draw_grid(rows)
+
+
 def main() -> None:
-    """Draw the grid."""
+    """Draw, judge, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--counts", type=int, nargs="+", choices=range(1, 6), default=[1, 3, 5])
+    parser.add_argument("--settings", nargs="+", choices=LADDERS, default=["equal"])
+    parser.add_argument("--samplers", nargs="+", default=["reverse", "MALA", "HMC", "weighted HMC"])
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["conjunction"])
+    parser.add_argument("--layouts", type=int, choices=range(1, len(LAYOUTS) + 1), default=len(LAYOUTS))
+    parser.add_argument("--chains", type=int, default=8, help="pictures of each layout")
+    parser.add_argument("--keep", type=Path, default=Path("runs/cubes"), help="folder of what was drawn")
+    parser.add_argument("--judge-only", action="store_true", help="draw nothing, judge what is kept")
     options = parser.parse_args()
+    unknown = set(options.samplers) - {"reverse", *KERNELS}
+    if unknown:
+        parser.error(f"unknown sampler {', '.join(sorted(unknown))}: use reverse, {', '.join(KERNELS)}")
     warnings.simplefilter("ignore", SamplingWarning)
-    draw_grid(counts=(1, 3, 5), pictures=options.pictures).savefig(RESULTS / "cubes.png", dpi=100)
+    options.keep.mkdir(parents=True, exist_ok=True)
+    asked = [
+        (setting, kind, sampler, count)
+        for setting in options.settings
+        for kind in options.targets
+        for sampler in options.samplers
+        for count in options.counts
+    ]
+    if not options.judge_only:
+        run(asked, keep=options.keep, layouts=options.layouts, chains=options.chains)
+    detector = load_detector()
+    found: dict[str, Any] = {}
+    for setting in LADDERS:
+        for kind in TARGETS:
+            for sampler in ("reverse", *KERNELS):
+                for count in range(1, 6):
+                    cell = (setting, kind, sampler, count)
+                    row = judge(cell, keep=options.keep, layouts=len(LAYOUTS), detector=detector)
+                    if row is not None:
+                        found.setdefault(setting, {}).setdefault(kind, {}).setdefault(sampler, {})[str(count)] = row
+                        print(setting, kind, sampler, count, json.dumps(row["accuracy"]), flush=True)
+    write("cubes", found)
+    grid(options.keep, options.settings, ("reverse", *KERNELS), (1, 2, 3, 4, 5)).savefig(RESULTS / "cubes.png", dpi=100)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.cubes import draw_grid
+from benchmarks.cubes import draw_grid, target
 from benchmarks.problems import PROBLEMS, RESULTS, Truth, last, write
 from bridges.arviz import Diagnosis, arviz, diagnose, to_inference_data
 from bridges.blackjax import HMC
@@ -27,6 +27,8 @@ from bridges.plots import image_grid, plot_ladder, plot_planar
 from ppl_diffusion import Ladder, Progress, Trace, anneal, load, observation, reverse_diffusion
 from ppl_diffusion.planar import exact
 
+WHERE = ((0.5, 0.5), (0.2, 0.35), (0.8, 0.35))
+"""Positions of three cubes, x to the right and y down."""
 NOISE = 0.1
 """Standard deviation of the measurement of a pixel in [-1, 1]."""
 
@@ -46,6 +48,17 @@ def planar(out: Path, *, chains: int = 300, steps: int = 3) -> None:
         panels[f"{key}\nweighted HMC"] = last(weighted)
         print(f"{problem.name}: {weighted.gradient_calls} evaluations of each network for {chains} chains", flush=True)
     plot_planar(panels, columns=4).savefig(out / "compositions.png", dpi=110)
+
+
+def three_cubes(*, pictures: int = 6) -> Figure:
+    """Part (c): cubes at three positions, by reverse diffusion and by annealed HMC."""
+    potential = target(WHERE)
+    ladder = Ladder(levels=(*range(99, 9, -3), 8, 6, 4, 3, 2, 1, 0), steps=3)
+    traces = {
+        "reverse": reverse_diffusion(potential, chains=pictures, seed=3),
+        "HMC": anneal(potential, HMC(), ladder=ladder, chains=pictures, seed=3, reverse_step=True),
+    }
+    return draw_grid({name: [(x, WHERE) for x in last(trace)] for name, trace in traces.items()})
 
 
 def hidden_digit(mnist: Path, *, index: int = 0) -> tuple[np.ndarray, str]:
@@ -127,7 +140,7 @@ def main() -> None:
     begun = time.perf_counter()
     planar(options.out)
     print(f"compositions: {time.perf_counter() - begun:.0f} s", flush=True)
-    draw_grid(counts=(3,), pictures=6).savefig(options.out / "cubes.png", dpi=110)
+    three_cubes().savefig(options.out / "cubes.png", dpi=110)
     digit, title = hidden_digit(options.mnist)
     trace = completion(digit)
     found = diagnose(trace)

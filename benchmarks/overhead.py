@@ -4,9 +4,10 @@
 
 Ratios of wall time within one run, rounds interleaved, the fastest of each compared:
 
-* annealed HMC of 64 chains on ``digits``, against the bare loop of the same torch gradient calls, the evaluation
-  pattern of the paper's released sampler (``L + 2`` gradients a step, one accept decision for all chains), and
-  plain Pyro HMC, chain by chain;
+* annealed HMC of 64 chains on ``digits``, and of 32 on a conjunction of five positions of ``cubes``, against the
+  bare loop of the same torch gradient calls, and the evaluation pattern of the paper's released sampler (``L + 2``
+  gradients a step, one accept decision for all chains); on ``digits`` plain Pyro HMC too, chain by chain;
+* a gradient of that conjunction by the number of chains, and in chunks against all chains at once;
 * annealed HMC on the exact planar product in JAX, against a plain loop over jitted BlackJAX rungs of the same
   density in the same precision, and in float32.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +30,7 @@ from rich.table import Table
 
 from benchmarks.problems import write
 from bridges.blackjax import HMC
-from ppl_diffusion import Ladder, Potential, anneal, load
+from ppl_diffusion import EnergyModel, Ladder, Potential, SamplingWarning, anneal, conjunction, load
 from ppl_diffusion.planar import exact
 
 CHAINS, RUNGS, STEPS, LEAPFROGS, STEP = 64, 4, 2, 3, 0.05
@@ -105,40 +107,91 @@ def fastest(rounds: int, runs: dict[str, Callable[[], Any]]) -> dict[str, float]
     return {name: min(values) for name, values in times.items()}
 
 
-def digits(rounds: int) -> dict[str, Any]:
-    """Seconds of the walk on the digit model and of what it is compared with."""
-    target = load("digits").given(3)
-    ladder = Ladder.spaced(target.schedule, rungs=RUNGS, steps=STEPS)
-    x = torch.randn(CHAINS, 28, 28, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+def walked(
+    target: Potential,
+    *,
+    chains: int,
+    rounds: int,
+    rungs: int = RUNGS,
+    device: str = "cpu",
+    **others: Callable[[], Any],
+) -> dict[str, Any]:
+    """Seconds of the walk on a torch potential and of what it is compared with, and their ratios."""
+    ladder = Ladder.spaced(target.schedule, rungs=rungs, steps=STEPS)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(chains, *target.event_shape, generator=generator, dtype=torch.float64).to(device)
     calls = len(ladder) * (1 + STEPS * LEAPFROGS) + LEAPFROGS  # and one recorded draw
 
     def walk() -> None:
-        found = anneal(target, HMC(leapfrogs=LEAPFROGS), ladder=ladder, chains=CHAINS, seed=0).gradient_calls
+        found = anneal(target, HMC(leapfrogs=LEAPFROGS), ladder=ladder, chains=chains, seed=0).gradient_calls
         assert found == calls, f"{found} calls where {calls} are due"
 
     def bare() -> None:
         for level in ladder.levels:
             for _ in range(1 + STEPS * LEAPFROGS + LEAPFROGS * (level == ladder.levels[-1])):
                 target.value_and_grad(x, level=level)
+        _wait(device)
 
     def paper() -> None:
         for level in ladder.levels:
             paper_hmc(target, x, level, STEPS)
+        _wait(device)
 
-    def pyro() -> None:
-        pyro_hmc(target, x[0], 50, 4)
-
-    seconds = fastest(rounds, {"walk": walk, "bare": bare, "paper": paper, "pyro": pyro})
-    chain_steps = CHAINS * (len(ladder) * STEPS + 1)
-    each = seconds["walk"] / chain_steps
+    seconds = fastest(rounds, {"walk": walk, "bare": bare, "paper": paper, **others})
+    steps = len(ladder) * STEPS
     return {
-        "chains": CHAINS,
+        "chains": chains,
         "gradient calls": calls,
         "seconds": seconds,
         "walk / bare gradient calls": seconds["walk"] / seconds["bare"],
-        "paper's pattern / walk, per step": seconds["paper"] / (CHAINS * len(ladder) * STEPS) / each,
-        "plain Pyro / walk, per chain and step": seconds["pyro"] / 4 / each,
+        "paper's pattern / walk, per step": seconds["paper"] / steps / (seconds["walk"] / (steps + 1)),
     }
+
+
+def digits(rounds: int) -> dict[str, Any]:
+    """The digit model, plain Pyro beside it."""
+    target = load("digits").given(3)
+    x = torch.randn(28, 28, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = walked(target, chains=CHAINS, rounds=rounds, pyro=lambda: pyro_hmc(target, x, 50, 4))
+    each = found["seconds"]["walk"] / (CHAINS * (RUNGS * STEPS + 1))
+    return found | {"plain Pyro / walk, per chain and step": found["seconds"]["pyro"] / 4 / each}
+
+
+def five_cubes(model: EnergyModel) -> Potential:
+    """A conjunction of five positions."""
+    places = ((0.2, 0.35), (0.5, 0.5), (0.8, 0.35), (0.3, 0.75), (0.7, 0.75))
+    return conjunction([model.given(x=x, y=y) for x, y in places], model)
+
+
+def cubes(rounds: int, *, model: EnergyModel, device: str = "cpu", chains: int = 32, most: int = 256) -> dict[str, Any]:
+    """Five conditions at once: the walk, and a gradient by the number of chains and by the size of chunks."""
+    target = five_cubes(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SamplingWarning)
+        found = walked(target, chains=chains, rounds=rounds, rungs=3 * RUNGS, device=device)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(most, *target.event_shape, generator=generator, dtype=torch.float64).to(device)
+    batches = [2**k for k in range(most.bit_length())]
+
+    def gradient(count: int) -> Callable[[], Any]:
+        def act() -> None:
+            target.value_and_grad(x[:count], level=50)
+            _wait(device)
+
+        return act
+
+    by_batch = fastest(rounds, {str(n): gradient(n) for n in batches})
+    by_chunk = model.tune(most)
+    return found | {
+        "milliseconds per chain": {n: 1e3 * seconds / int(n) for n, seconds in by_batch.items()},
+        "milliseconds per point, by chunk": {str(n): 1e3 * seconds / most for n, seconds in by_chunk.items()},
+        "all at once / fastest chunk": max(by_chunk.items())[1] / min(by_chunk.values()),
+    }
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
 
 
 def oracle(rounds: int, chains: int = 2000) -> dict[str, Any]:
@@ -166,7 +219,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    content = {"digits": digits(options.rounds), "oracle": oracle(options.rounds), "threads": torch.get_num_threads()}
+    content = {
+        "digits": digits(options.rounds),
+        "cubes": cubes(options.rounds, model=load("cubes")),
+        "oracle": oracle(options.rounds),
+        "threads": torch.get_num_threads(),
+    }
     write("overhead", content)
     table = Table("figure", "value")
     for part, values in content.items():

@@ -1,0 +1,135 @@
+"""Claim: on an accelerator annealed HMC costs what its network calls cost, for 64x64 pictures and five conditions.
+
+    python -m benchmarks.gpu [--weights cubes64.safetensors] [--rounds 3]
+
+The measurements of ``benchmarks.overhead`` for a model of 64x64 cubes on CUDA (a fresh network without ``--weights``:
+time does not depend on what it has learned), and the network in TF32, in bfloat16, and with channels last: time, and by
+how much rounding moves an acceptance probability, against float64. Without an accelerator nothing is measured; with
+``--device cpu`` the same code runs on a processor, on small batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+
+from benchmarks.overhead import cubes, fastest
+from benchmarks.problems import write
+from ppl_diffusion import EnergyModel, NoiseSchedule, load, load_config
+from ppl_diffusion.condition import Positions
+from ppl_diffusion.networks import build_network
+
+LEVEL = 20
+"""Where rounding is judged: energies are large there, and acceptance still counts."""
+
+
+def model(weights: str | None) -> EnergyModel:
+    """The 64x64 cubes, trained or fresh."""
+    if weights:
+        return load(weights)
+    config, conditions = load_config("cubes64"), Positions(0.12, 0.88)
+    return EnergyModel(
+        build_network(**config.network, **conditions.options),
+        form=config.form,
+        schedule=NoiseSchedule.cosine(config.levels),
+        event_shape=config.network["shape"],
+        conditions=conditions,
+        name="cubes64",
+    )
+
+
+VARIANTS: dict[str, tuple[torch.dtype, torch.memory_format, bool]] = {
+    "float32": (torch.float32, torch.contiguous_format, False),
+    "float32, channels last": (torch.float32, torch.channels_last, False),
+    "TF32": (torch.float32, torch.contiguous_format, True),
+    "TF32, channels last": (torch.float32, torch.channels_last, True),
+    "bfloat16": (torch.bfloat16, torch.contiguous_format, False),
+    "bfloat16, channels last": (torch.bfloat16, torch.channels_last, False),
+}
+"""How the network computes: its precision, its layout, and whether TF32 is allowed."""
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """TF32 for convolutions and products, as it was afterwards."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def gradient(variant: EnergyModel, x: torch.Tensor) -> torch.Tensor:
+    """One evaluation, waited for."""
+    return variant.value_and_grad(x, level=LEVEL)[1].cpu()
+
+
+def precisions(weights: str | None, *, device: str, chains: int, rounds: int) -> dict[str, dict[str, float]]:
+    """By variant: seconds of a gradient, and the largest and the mean change of an acceptance probability by rounding.
+
+    The moves are one leapfrog of a step that most chains accept; probabilities are taken from the energies of the
+    variant and from those of the same network in float64, at the same two points.
+    """
+    exact = model(weights).to(device)
+    exact.network.double()
+    generator = torch.Generator().manual_seed(0)
+    noise, momentum = (
+        torch.randn(chains, *exact.event_shape, generator=generator, dtype=torch.float64).to(device) for _ in range(2)
+    )
+    (mean, variance), alpha, sigma = exact.reference, exact.schedule.alpha(LEVEL), exact.schedule.sigma(LEVEL)
+    x = alpha * mean + (alpha**2 * variance + sigma**2) ** 0.5 * noise
+    before, slope = exact.value_and_grad(x, level=LEVEL)
+    step = 0.2 * sigma
+    moved = x + step * (momentum - 0.5 * step * slope)
+    after, _ = exact.value_and_grad(moved, level=LEVEL)
+    rows = {}
+    for name, (dtype, layout, fast) in VARIANTS.items():
+        variant = model(weights).to(device)
+        variant.network.to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
+        with tf32(fast):
+            changed = variant.energy(x, level=LEVEL) - variant.energy(moved, level=LEVEL)
+            seconds = fastest(rounds, {name: partial(gradient, variant, x)})[name]
+        # Only the change of energy is rounded: the kinetic energy is common, and chosen so that half are accepted.
+        offset = torch.log(torch.tensor(2.0)) + (before - after)
+        apart = (torch.exp((changed - offset).clamp(max=0)) - 0.5).abs()
+        rows[name] = {"seconds": seconds, "largest change": float(apart.max()), "mean change": float(apart.mean())}
+    return rows
+
+
+def main() -> None:
+    """Measure and write, if there is something to measure on."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", help="of a 64x64 model of cubes; a fresh network by default")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args()
+    gpu = options.device.startswith("cuda")
+    if gpu and not torch.cuda.is_available():
+        print("torch finds no CUDA device here: nothing was measured; --device cpu runs the same code on a processor")
+        return
+    chains, most = (64, 256) if gpu else (2, 4)
+    content = {
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "trained": options.weights is not None,
+        "cubes": cubes(
+            options.rounds,
+            model=model(options.weights).to(options.device),
+            device=options.device,
+            chains=chains,
+            most=most,
+        ),
+        "precision": precisions(options.weights, device=options.device, chains=chains, rounds=options.rounds),
+    }
+    print(json.dumps(content, indent=1))
+    if gpu:
+        write("gpu", content)
+
+
+if __name__ == "__main__":
+    main()
