@@ -19,6 +19,7 @@ Energy or the Score? (Salimans and Ho, 2021), https://openreview.net/forum?id=9A
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from .arrays import Array
+from .chunks import Chunks
 from .condition import Classes, Conditions, Token
 from .potential import Potential
 from .schedule import NoiseSchedule
@@ -52,6 +54,7 @@ class EnergyModel(Potential):
         reference: mean and variance of the data, numbers or arrays that broadcast to ``event_shape``.
         name: what it is called in expressions.
         info: provenance, as it stands in the weight file.
+        chunks: how many points are evaluated at once; a rule of its own by default, see ``ppl_diffusion.chunks``.
 
     Raises:
         ValueError: an unknown form.
@@ -71,6 +74,7 @@ class EnergyModel(Potential):
         reference: Reference = (0.0, 1.0),
         name: str = "model",
         info: Mapping[str, str] | None = None,
+        chunks: Chunks | None = None,
     ) -> None:
         if form not in get_args(Form):
             raise ValueError(f"unknown form {form!r}: use one of {', '.join(get_args(Form))}")
@@ -79,6 +83,7 @@ class EnergyModel(Potential):
         self.conditions = conditions or Classes(0)
         self.token = self.conditions.anything if token is None else token
         self.name, self.info, self._reference = name, dict(info or {}), reference
+        self.chunks = chunks or Chunks(math.prod(self.event_shape), self.device)
 
     @property
     def reference(self) -> Reference:
@@ -92,7 +97,10 @@ class EnergyModel(Potential):
 
     def to(self, device: str | torch.device) -> EnergyModel:
         """The same model with its network moved to ``device``."""
-        return self._with(self.token, self.name, self.network.to(device))
+        network = self.network.to(device)
+        where = next(network.parameters()).device
+        chunks = self.chunks if where == self.chunks.device else Chunks(math.prod(self.event_shape), where)
+        return self._with(self.token, self.name, network, chunks)
 
     def given(self, *condition: Any, **named: Any) -> EnergyModel:
         """The model under one condition, ``.given(3)`` or ``.given(x=0.3, y=0.6)``; without it, that of all.
@@ -103,9 +111,9 @@ class EnergyModel(Potential):
         """
         base = self.name.split("[")[0]
         token, text = self.conditions.token(base, *condition, **named)
-        return self._with(token, f"{base}[{text}]", self.network)
+        return self._with(token, f"{base}[{text}]", self.network, self.chunks)
 
-    def _with(self, token: Token, name: str, network: nn.Module) -> EnergyModel:
+    def _with(self, token: Token, name: str, network: nn.Module, chunks: Chunks) -> EnergyModel:
         return EnergyModel(
             network,
             form=self.form,
@@ -116,6 +124,7 @@ class EnergyModel(Potential):
             reference=self.reference,
             name=name,
             info=self.info,
+            chunks=chunks,
         )
 
     @property
@@ -123,30 +132,68 @@ class EnergyModel(Potential):
         """The network: conditions of one model are evaluated together."""
         return self.network
 
-    def evaluate_group(self, members: Sequence[Potential], x: Array, level: Any) -> list[tuple[Array, Array]]:
+    def evaluate_group(
+        self, members: Sequence[Potential], points: Sequence[Array], level: Any
+    ) -> list[tuple[Array, Array]]:
         """Energies and gradients under every condition, by one call of the network on the stacked points."""
-        chains, flat = x.shape[: x.ndim - len(self.event_shape)], x.reshape(-1, *self.event_shape)
-        with torch.enable_grad():
-            points = flat.detach().repeat(len(members), *[1] * len(self.event_shape)).requires_grad_()
-            energy = self._network_energy(points, level, [member.token for member in members])  # type: ignore[attr-defined]
-            (gradient,) = torch.autograd.grad(energy.sum(), points)
-        energies, gradients = energy.detach().chunk(len(members)), gradient.chunk(len(members))
-        return [(u.reshape(chains), g.reshape(x.shape)) for u, g in zip(energies, gradients, strict=True)]
+        flat = [x.detach().reshape(-1, *self.event_shape) for x in points]
+        sizes = [len(x) for x in flat]
+        stacked = torch.cat(flat)
+        condition = self._stack([member.token for member in members], sizes)  # type: ignore[attr-defined]
+
+        def some(part: slice) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                x = stacked[part].requires_grad_()
+                energy = self._network_energy(x, level, condition if len(condition) == 1 else condition[part])
+                return energy.detach(), torch.autograd.grad(energy.sum(), x)[0]
+
+        energies, gradients = (values.split(sizes) for values in self.chunks.evaluate(some, len(stacked)))
+        chains = [x.shape[: x.ndim - len(self.event_shape)] for x in points]
+        return [
+            (u.reshape(shape), g.reshape(x.shape))
+            for u, g, shape, x in zip(energies, gradients, chains, points, strict=True)
+        ]
+
+    def tune(self, points: int, *, level: int | None = None) -> dict[int, float]:
+        """Find out in how many points at once the network is evaluated fastest on its device, and keep to it.
+
+        Models under other conditions share the finding. Rounding may depend on it, so tune before the first run
+        and not between runs that should agree.
+
+        Args:
+            points: evaluated together: chains times conditions.
+            level: noise level, by default one in the middle.
+
+        Returns:
+            Seconds for one evaluation of all points, by the number that goes at once.
+        """
+        x = torch.randn(points, *self.event_shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        where = len(self.schedule) // 2 if level is None else level
+
+        def some(part: slice) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                leaf = x[part].requires_grad_()
+                energy = self._network_energy(leaf, where, self._stack([self.token], [1]))
+                return energy.detach(), torch.autograd.grad(energy.sum(), leaf)[0]
+
+        return self.chunks.tune(some, points)
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
-        return self.evaluate_group([self], x, level)[0]
+        return self.evaluate_group([self], [x], level)[0]
 
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
         chains, flat = x.shape[: x.ndim - len(self.event_shape)], x.reshape(-1, *self.event_shape)
-        return self._network_energy(flat, level, [self.token]).reshape(chains)
+        return self._network_energy(flat, level, self._stack([self.token], [len(flat)])).reshape(chains)
 
-    def _network_energy(self, x: Tensor, level: Any, tokens: Sequence[Token]) -> Tensor:
-        """Energies ``(batch,)`` of points ``(batch, *event_shape)``, as many for each token."""
+    def _stack(self, tokens: Sequence[Token], sizes: Sequence[int]) -> Tensor:
+        """Conditions as the network takes them: one for all points, or one for each."""
+        condition = self.conditions.stack(tokens, self.device)
+        return condition if len(tokens) == 1 else condition.repeat_interleave(condition.new_tensor(sizes).long(), dim=0)
+
+    def _network_energy(self, x: Tensor, level: Any, condition: Tensor) -> Tensor:
+        """Energies ``(batch,)`` of points ``(batch, *event_shape)``, under stacked conditions."""
         if x.device.type != self.device.type:
             raise ValueError(f"{self.name} is on {self.device}, the points on {x.device}: pass x.to('{self.device}')")
-        condition = self.conditions.stack(tokens, x.device)
-        if len(tokens) > 1:
-            condition = condition.repeat_interleave(len(x) // len(tokens), dim=0)
         where = torch.tensor([int(level)], device=x.device)  # one for all: the embedding is computed once
         f = noise_potential(self.network, self.form, self.schedule, x, where, condition, self.reference)
         return f / self.schedule.sigma(level)
