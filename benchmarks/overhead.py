@@ -7,6 +7,7 @@ Ratios of wall time within one run, rounds interleaved, the fastest of each comp
 * annealed HMC of 64 chains on ``digits``, and of 32 on a conjunction of five positions of ``cubes``, against the
   bare loop of the same torch gradient calls, and the evaluation pattern of the paper's released sampler (``L + 2``
   gradients a step, one accept decision for all chains); on ``digits`` plain Pyro HMC too, chain by chain;
+* resident memory of 256 chains of 64x64 pictures along a hundred rungs (Linux);
 * a gradient of that conjunction by the number of chains, and in chunks against all chains at once;
 * annealed HMC on the exact planar product in JAX, against a plain loop over jitted BlackJAX rungs of the same
   density in the same precision, and in float32.
@@ -15,9 +16,15 @@ Ratios of wall time within one run, rounds interleaved, the fastest of each comp
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import blackjax
@@ -30,7 +37,18 @@ from rich.table import Table
 
 from benchmarks.problems import write
 from bridges.blackjax import HMC
-from ppl_diffusion import EnergyModel, Ladder, Potential, SamplingWarning, anneal, conjunction, load
+from ppl_diffusion import (
+    EnergyFunction,
+    EnergyModel,
+    Ladder,
+    NoiseSchedule,
+    Potential,
+    Progress,
+    SamplingWarning,
+    anneal,
+    conjunction,
+    load,
+)
 from ppl_diffusion.planar import exact
 
 CHAINS, RUNGS, STEPS, LEAPFROGS, STEP = 64, 4, 2, 3, 0.05
@@ -189,6 +207,42 @@ def cubes(rounds: int, *, model: EnergyModel, device: str = "cpu", chains: int =
     }
 
 
+def resident(*, chains: int = 256, rungs: int = 100) -> dict[str, float]:
+    """Resident mebibytes of a walk of 64x64 pictures, after a tenth of its rungs and at its end."""
+    target = EnergyFunction(
+        lambda x, level: 0.5 * (x**2).sum((-1, -2, -3)),
+        schedule=NoiseSchedule.cosine(rungs),
+        event_shape=(3, 64, 64),
+        backend="torch",
+    )
+    pages: list[int] = []
+
+    def tell(state: Progress) -> None:
+        pages.append(int(Path("/proc/self/statm").read_text().split()[1]))
+
+    ladder = Ladder.full(target.schedule, steps=1)
+    trace = anneal(target, HMC(leapfrogs=1), ladder=ladder, chains=chains, seed=0, progress=tell)
+    return {
+        "after a tenth of the rungs": pages[rungs // 10] * resource.getpagesize() / 2**20,
+        "after all rungs": pages[rungs - 1] * resource.getpagesize() / 2**20,
+        "of one population": trace.positions.nbytes / 2**20,
+        "recorded on the way": trace.stats.nbytes / 2**20,
+    }
+
+
+def memory() -> dict[str, dict[str, float]]:
+    """:func:`resident` in processes of their own, with one arena of the C library's allocator and with its default of
+    several, among which freed memory lies about."""
+    found = {}
+    for name, setting in (("one arena", {"MALLOC_ARENA_MAX": "1"}), ("default", {})):
+        code = "import json; from benchmarks.overhead import resident; print(json.dumps(resident()))"
+        told = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | setting, stdout=subprocess.PIPE, check=True
+        )
+        found[name] = json.loads(told.stdout)
+    return found
+
+
 def _wait(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
@@ -222,6 +276,7 @@ def main() -> None:
     content = {
         "digits": digits(options.rounds),
         "cubes": cubes(options.rounds, model=load("cubes")),
+        "memory": memory(),
         "oracle": oracle(options.rounds),
         "threads": torch.get_num_threads(),
     }
