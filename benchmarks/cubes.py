@@ -10,8 +10,10 @@ every position has a cube within .06 of the picture. Two settings:
     equal   every level, one HMC step of three leapfrogs, or three Langevin steps: 400 evaluations
     paper   the noisier half of the levels, 10 HMC steps of three leapfrogs, or 20 Langevin steps
 
-Every walk takes the reverse step first. Steps adapt; reverse diffusion is 100 evaluations. What was drawn is kept, and
-a run that was interrupted goes on where it was. Standard errors are over layouts, whose pictures share their positions.
+Every walk takes the reverse step first. Steps adapt; reverse diffusion is 100 evaluations. Weights are used where the
+energies of this network agree from level to level, from 97 (the first betas of the schedule are clipped) to 20, and the
+walk goes on without them. What was drawn is kept, and a run that was interrupted goes on where it was. Standard errors
+are over layouts, whose pictures share their positions.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from matplotlib.figure import Figure
 
 from benchmarks.detector import Detector, load_detector, matched, matched_exactly
@@ -65,6 +68,8 @@ LADDERS = {
     },
 }
 """By setting and leapfrogs of a step."""
+WEIGHED = (97, 20)
+"""Levels between which weights are used, where they are."""
 KERNELS: dict[str, Any] = {"ULA": ULA(), "MALA": MALA(), "UHMC": UHMC(), "HMC": HMC(), "weighted HMC": HMC()}
 TARGETS = ("conjunction", "product")
 
@@ -84,29 +89,43 @@ def move(potential: Potential, before: Sequence[tuple[float, float]], after: Seq
             leaf.token, leaf.name = new.token, new.name  # type: ignore[attr-defined]
 
 
-def sample(potential: Potential, sampler: str, setting: str, *, chains: int, seed: int) -> Trace:
-    """Pictures by one of the samplers."""
+def sample(potential: Potential, sampler: str, setting: str, *, chains: int, seed: int) -> list[Trace]:
+    """Pictures by one of the samplers, in one walk or in two that follow each other."""
     if sampler == "reverse":
-        return reverse_diffusion(potential, chains=chains, seed=seed)
+        return [reverse_diffusion(potential, chains=chains, seed=seed)]
     kernel: Kernel = KERNELS[sampler]
     ladder = LADDERS[setting][kernel.leapfrogs]  # type: ignore[attr-defined]
-    resample = 0.5 if sampler.startswith("weighted") else None
-    return anneal(potential, kernel, ladder=ladder, chains=chains, seed=seed, reverse_step=True, resample=resample)
+    if not sampler.startswith("weighted"):
+        return [anneal(potential, kernel, ladder=ladder, chains=chains, seed=seed, reverse_step=True)]
+    upper, lower = part(ladder, *WEIGHED), part(ladder, WEIGHED[1] - 1, 0)
+    first = anneal(potential, kernel, ladder=upper, chains=chains, seed=seed, reverse_step=True, resample=0.5)
+    begun = first.positions[:, -1]
+    return [first, anneal(potential, kernel, ladder=lower, chains=chains, seed=seed, reverse_step=True, init=begun)]
 
 
-def record(trace: Trace) -> dict[str, np.ndarray]:
+def part(ladder: Ladder, top: int, bottom: int) -> Ladder:
+    """The rungs from one level to another."""
+    rungs = [
+        (level, n) for level, n in zip(ladder.levels, ladder.steps_per_rung, strict=True) if bottom <= level <= top
+    ]
+    return Ladder(levels=tuple(level for level, _ in rungs), steps=tuple(n for _, n in rungs))
+
+
+def record(traces: Sequence[Trace]) -> dict[str, np.ndarray]:
     """What is kept of a run: pictures, and acceptance, weights and ancestry by rung."""
-    origin, ancestors = np.arange(trace.positions.shape[0]), []
-    for row in trace.stats.ancestor.to_numpy():
+    stats = xr.concat([trace.stats for trace in traces], "rung")
+    origin, ancestors = np.arange(stats.sizes["chain"]), []
+    for row in stats.ancestor.to_numpy():
         origin = origin[row]
         ancestors.append(len(np.unique(origin)))
     return {
-        "pictures": trace.positions[:, -1].astype(np.float16),
-        "acceptance": trace.stats.acceptance_rate.mean("chain").to_numpy(),
-        "ess": trace.stats.ess.to_numpy() / len(origin),
-        "spread": trace.stats.log_weight.std("chain").to_numpy(),
+        "pictures": traces[-1].positions[:, -1].astype(np.float16),
+        "level": stats.level.to_numpy(),
+        "acceptance": stats.acceptance_rate.mean("chain").to_numpy(),
+        "ess": stats.ess.to_numpy() / len(origin),
+        "spread": stats.log_weight.std("chain").to_numpy(),
         "ancestors": np.array(ancestors),
-        "evaluations": np.array(trace.gradient_calls),
+        "evaluations": np.array(sum(trace.gradient_calls for trace in traces)),
     }
 
 
@@ -164,9 +183,14 @@ def judge(cell: Cell, *, keep: Path, layouts: int, detector: Detector) -> dict[s
         "pictures": sum(len(kept["pictures"]) for kept in walks),
         "evaluations": int(walks[0]["evaluations"]),
         "acceptance": float(np.nanmean([kept["acceptance"] for kept in walks])) if cell[2] != "reverse" else None,
-        "ESS by rung": np.round(np.mean([kept["ess"] for kept in walks], axis=0), 3).tolist(),
-        "ancestors by rung": np.round(np.mean([kept["ancestors"] for kept in walks], axis=0), 2).tolist(),
-        "median spread, nats a rung": float(np.median([kept["spread"][1:] for kept in walks])),
+        "by level": {
+            str(level): {
+                key: round(float(np.mean([kept[key][rung] for kept in walks])), 3)
+                for key in ("acceptance", "spread", "ess", "ancestors")
+            }
+            for rung, level in enumerate(walks[0]["level"])
+            if level % 10 == 0 or level in (97, 98, 99, 1, 2, 5)
+        },
     }
 
 

@@ -103,6 +103,8 @@ def anneal(
     population, host = np.random.default_rng(streams.spawn(1)[0]), _seeds(streams)
     positions, log_weights = proposals.start(potential, ladder.levels[0], chains=chains, init=init, rng=population)
     notes = [] if isinstance(kernel, Still) else check_quotient(potential, levels=_probed(ladder))
+    if init is not None:
+        notes += proposals.odd_start(potential, ladder.levels[0], positions)
     walker = kernel.bind(potential)
     rungs: list[dict[str, np.ndarray]] = []
     state: State | None = None

@@ -31,6 +31,26 @@ def start(
     return positions, np.zeros(chains)
 
 
+FAR = 10.0
+"""Root mean square of starting positions, in standard deviations of the noised data, above which something is amiss."""
+
+
+def odd_start(potential: Potential, level: int, positions: np.ndarray) -> list[str]:
+    """What is odd about positions that were given to start from, in words; nothing where the data are not known."""
+    mean, variance = potential.reference
+    if np.ndim(variance) == 0 and (mean, variance) == (0.0, 1.0):
+        return []
+    alpha, sigma = potential.schedule.alpha(level), potential.schedule.sigma(level)
+    spread = np.sqrt(alpha**2 * np.asarray(variance) + sigma**2)
+    size = float(np.sqrt(np.mean(((positions - alpha * np.asarray(mean)) / spread) ** 2)))
+    if size <= FAR:
+        return []
+    return [
+        f"init lies {size:.3g} standard deviations away from noised data of {potential} at level {level} (values from "
+        f"{positions.min():.3g} to {positions.max():.3g}): pictures are in [-1, 1], scale bytes by x / 127.5 - 1"
+    ]
+
+
 def reverse_step(
     potential: Potential, state: State, level: int, *, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ from ppl_diffusion import (
     anneal,
     check_quotient,
     guidance,
+    load,
     observation,
     reverse_diffusion,
 )
@@ -316,3 +317,24 @@ def test_what_does_not_fit_is_refused_in_one_line(case):
     with pytest.raises(kind, match=words) as caught:
         act()
     assert "\n" not in str(caught.value)
+
+
+def test_bytes_as_a_start_are_told_from_pictures():
+    digits, ladder = load("digits"), Ladder(levels=(5,), steps=0)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 28, 28)).astype(float)
+    settings = {"ladder": ladder, "chains": 2, "seed": 0}
+    with pytest.warns(SamplingWarning, match=r"values from 0 to 255\): pictures are in \[-1, 1\].*x / 127.5 - 1"):
+        anneal(digits, HMC(step=1e-6, leapfrogs=1), init=pictures, **settings)
+    trace = anneal(digits, HMC(step=1e-6, leapfrogs=1), init=pictures / 127.5 - 1, **settings)
+    assert not trace.attributes["warnings"]
+
+
+def test_what_is_recorded_on_the_way_does_not_grow_with_the_picture():
+    def square(x, level):
+        return 0.5 * (x**2).sum((-1, -2))
+
+    sizes = {}
+    for side in (2, 16):
+        target = EnergyFunction(square, schedule=NoiseSchedule.cosine(20), event_shape=(side, side), backend="torch")
+        sizes[side] = anneal(target, HMC(), ladder=Ladder.full(target.schedule, steps=1), chains=4, seed=0).stats.nbytes
+    assert sizes[2] == sizes[16]
