@@ -183,14 +183,17 @@ def judge(cell: Cell, *, keep: Path, layouts: int, detector: Detector) -> dict[s
         "pictures": sum(len(kept["pictures"]) for kept in walks),
         "evaluations": int(walks[0]["evaluations"]),
         "acceptance": float(np.nanmean([kept["acceptance"] for kept in walks])) if cell[2] != "reverse" else None,
-        "by level": {
-            str(level): {
-                key: round(float(np.mean([kept[key][rung] for kept in walks])), 3)
-                for key in ("acceptance", "spread", "ess", "ancestors")
-            }
-            for rung, level in enumerate(walks[0]["level"])
-            if level % 10 == 0 or level in (97, 98, 99, 1, 2, 5)
-        },
+        "by level": _by_level(walks, [] if cell[2] == "reverse" else ["acceptance"]),
+    }
+
+
+def _by_level(walks: Sequence[Mapping[str, np.ndarray]], further: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Spread of log-weights in nats, effective sample size as a share, and ancestors that are left, at some levels."""
+    keys = ["spread", "ess", "ancestors", *further]
+    shown = [(i, level) for i, level in enumerate(walks[0]["level"]) if level % 10 == 0 or level > 96 or level < 6]
+    return {
+        str(level): {key: round(float(np.mean([walk[key][i] for walk in walks])), 3) for key in keys}
+        for i, level in shown
     }
 
 

@@ -221,6 +221,10 @@ def main() -> None:
         return
     options.keep.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"noise": NOISE, "draws": DRAWS, "likelihood": options.likelihood, "problems": {}}
+    written = RESULTS / "inverse.json"
+    before = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else {}
+    if before.get("likelihood") == options.likelihood:  # problems that are not run keep their figures
+        content["problems"] |= before["problems"]
     for problem in options.problems:
         keep = options.keep / f"{problem}-{options.likelihood}.json"
         content["problems"][problem] = compare(

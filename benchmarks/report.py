@@ -44,11 +44,28 @@ def overhead(content: Mapping[str, Any]) -> str:
             "walk / plain loop",
         ),
         ("to the same loop in float32", "oracle", "walk / plain loop, float32"),
+        ("annealed HMC on five positions of `cubes` at once, 32 chains, to the bare gradient calls", "cubes", "walk /"),
+        ("the paper's evaluation pattern, per step of all chains, to it", "cubes", "paper's pattern"),
+        ("256 chains of it evaluated all at once, to the fastest chunks", "cubes", "all at once"),
     ]
     lines = ["| time, as a ratio in one run (`python -m benchmarks.overhead`) | |", "|---|---|"]
     for words, part, start in rows:
         value = next(v for k, v in content[part].items() if k.startswith(start))
         lines.append(f"| {words} | {value:.2f} |")
+    by_batch, memory = content["cubes"]["milliseconds per chain"], content["memory"]
+    lines += ["", "| chains | " + " | ".join(by_batch) + " |", "|---" * (len(by_batch) + 1) + "|"]
+    lines.append(
+        "| a gradient of five positions, ms a chain | " + " | ".join(f"{v:.0f}" for v in by_batch.values()) + " |"
+    )
+    one, several = memory["one arena"], memory["default"]
+    lines += [
+        "",
+        f"Memory of 256 chains of 3x64x64 along a hundred rungs stays at {one['after all rungs']:.0f} MiB (after a "
+        f"tenth of them {one['after a tenth of the rungs']:.0f}) with `MALLOC_ARENA_MAX=1`; by default freed memory "
+        f"lies about in several arenas of the C library: {several['after a tenth of the rungs']:.0f} MiB, then "
+        f"{several['after all rungs']:.0f}. On the way {one['recorded on the way']:.0f} MiB of statistics are kept, "
+        "and no pictures.",
+    ]
     return "\n".join(lines)
 
 
@@ -117,6 +134,43 @@ def inverse(content: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def cubes(content: Mapping[str, Any]) -> str:
+    """Accuracy by sampler and number of cubes."""
+    words = {"equal": "equal evaluations", "paper": "the paper's numbers of steps"}
+    counts = sorted({n for kinds in content.values() for rows in kinds.values() for row in rows.values() for n in row})
+    head = "| target | sampler | evaluations | acceptance | pictures |" + "".join(f" {n} |" for n in counts)
+    lines = [head, "|---" * (5 + len(counts)) + "|"]
+    for setting, kinds in content.items():
+        for kind, rows in kinds.items():
+            for sampler, row in rows.items():
+                if sampler == "reverse" and setting != "equal":
+                    continue
+                first = next(iter(row.values()))
+                rates = [cell_["acceptance"] for cell_ in row.values() if cell_["acceptance"] is not None]
+                rate = f"{sum(rates) / len(rates):.2f}" if rates else ""
+                name = sampler if sampler == "reverse" else f"{sampler}, {words[setting]}"
+                cells = [cell(row[n]["accuracy"]) if n in row else "" for n in counts]
+                cells = [
+                    f"{c} ({row[n]['and no others']['mean']:.2f})" if c else ""
+                    for c, n in zip(cells, counts, strict=True)
+                ]
+                lines.append(
+                    f"| {kind} | {name} | {first['evaluations']} | {rate} | {first['pictures']} | {' | '.join(cells)} |"
+                )
+    return "\n".join(lines)
+
+
+def mixing(content: Mapping[str, Any]) -> str:
+    """R-hat and effective draws by kernel and level."""
+    levels = list(next(iter(content["rows"].values())))
+    lines = ["| R-hat (ESS for 1,000 gradients) | " + " | ".join(f"level {n}" for n in levels) + " |"]
+    lines.append("|---" * (len(levels) + 1) + "|")
+    for name, row in content["rows"].items():
+        cells = [f"{row[n]['R-hat']:.2f} ({row[n]['ESS for 1000 gradients']:.2g})" for n in levels]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def calibration(content: Mapping[str, Any]) -> str:
     """p-values of uniform ranks."""
     lines = [
@@ -130,7 +184,7 @@ def calibration(content: Mapping[str, Any]) -> str:
 
 def render(text: str) -> str:
     """The README with every marked part made anew from the results."""
-    for make in (oracle, composition, overhead, digits, models, inverse, calibration):
+    for make in (oracle, composition, overhead, digits, models, inverse, calibration, cubes, mixing):
         text = _fill(text, make)
     return text
 
