@@ -1,42 +1,28 @@
-"""Claim: a small network says where the cubes of a picture are well enough to judge pictures that a sampler composed.
-
-    python -m benchmarks.detector --data data/cubes32.npz [--judge-only]
-
-It learns from scenes that the energy model never sees, and is judged on rendered scenes that neither has seen. A heat
-map over pixels has a peak at the centre of every cube, and beside it the way from each pixel to the nearest centre.
-It knows renders only, so it is a lenient judge: the results also say how many ghosts of cubes and how many soft blobs,
-which renders never hold, it takes for cubes. Training takes a quarter of an hour on one core, so an interrupted run
-starts again.
+"""Where the cubes of a picture are: the judge of pictures that a sampler composed.
 
     detector = load_detector()
     found = detector.locate(pictures)  # one array (k, 2) for each picture
     [matched(centres, wanted) for centres in found]
 
-Sources: Objects as Points (Zhou et al., 2019), https://arxiv.org/abs/1904.07850; of the loss on soft targets:
-Generalized Focal Loss (Li et al., 2020), https://arxiv.org/abs/2006.04388
+A heat map over pixels has a peak at the centre of every cube, and beside it the way from each pixel to the nearest
+centre. How it was trained and how well it judges: ``benchmarks.train_detector``.
+
+Source: Objects as Points (Zhou et al., 2019), https://arxiv.org/abs/1904.07850
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from safetensors import safe_open
-from safetensors.torch import save_file
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from benchmarks.problems import write
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 FORMAT = "ppl-diffusion cube detector 1"
@@ -46,12 +32,6 @@ RADIUS = 0.06
 """How far a cube may be from the position where it is wanted: half the least distance of two cubes in a scene."""
 APART = 0.08
 """Of two peaks closer than this, in widths of the picture, the lower one is the same cube again."""
-PEAK = 1.0
-"""Standard deviation of a peak of the heat map, in pixels."""
-HELD = 400
-"""Scenes of the detector's own part that choose the threshold and are not learned from."""
-NOISE = 0.05
-"""Standard deviation of the noise, in [-1, 1], on pictures that stand for a sampler's."""
 
 
 class HeatMap(nn.Module):
@@ -166,32 +146,37 @@ def served(found: ArrayLike, wanted: ArrayLike, *, radius: float = RADIUS) -> in
     Raises:
         ValueError: shapes other than these, or a radius that is not positive.
     """
-    centres, places = _places(found, "found"), _places(wanted, "wanted")
+    centres, asked = places(found, "found"), places(wanted, "wanted")
     if not radius > 0:
         raise ValueError(
             f"radius is {radius}, and no cube is nearer than that: give a positive share, such as {RADIUS}"
         )
-    near = np.linalg.norm(places[:, None] - centres[None], axis=2) <= radius
+    near = np.linalg.norm(asked[:, None] - centres[None], axis=2) <= radius
     return int(near[linear_sum_assignment(near, maximize=True)].sum())
 
 
 def matched(found: ArrayLike, wanted: ArrayLike, *, radius: float = RADIUS) -> bool:
     """Whether every wanted position has a cube of its own; others may be there. See :func:`served`."""
-    return served(found, wanted, radius=radius) == len(_places(wanted, "wanted"))
+    return served(found, wanted, radius=radius) == len(places(wanted, "wanted"))
 
 
 def matched_exactly(found: ArrayLike, wanted: ArrayLike, *, radius: float = RADIUS) -> bool:
     """Whether every wanted position has a cube of its own and there are no others. See :func:`served`."""
-    return matched(found, wanted, radius=radius) and len(_places(found, "found")) == len(_places(wanted, "wanted"))
+    return matched(found, wanted, radius=radius) and len(places(found, "found")) == len(places(wanted, "wanted"))
 
 
-def _places(values: ArrayLike, name: str) -> np.ndarray:
-    places = np.asarray(values, dtype=float)
-    if places.size == 0:
-        return places.reshape(0, 2)
-    if places.ndim != 2 or places.shape[1] != 2:
-        raise ValueError(f"{name} has shape {places.shape}, not (k, 2) for k positions: give [(x, y)] for a single one")
-    return places[~np.isnan(places).any(1)]
+def places(values: ArrayLike, name: str) -> np.ndarray:
+    """Positions as an array ``(k, 2)`` without rows of NaN.
+
+    Raises:
+        ValueError: another shape.
+    """
+    rows = np.asarray(values, dtype=float)
+    if rows.size == 0:
+        return rows.reshape(0, 2)
+    if rows.ndim != 2 or rows.shape[1] != 2:
+        raise ValueError(f"{name} has shape {rows.shape}, not (k, 2) for k positions: give [(x, y)] for a single one")
+    return rows[~np.isnan(rows).any(1)]
 
 
 def load_detector(path: str | Path = WEIGHTS) -> Detector:
@@ -201,7 +186,7 @@ def load_detector(path: str | Path = WEIGHTS) -> Detector:
         ValueError: the file is missing or is something else.
     """
     if not Path(path).is_file():
-        raise ValueError(f"there is no {path}: make it with python -m benchmarks.detector --data data/cubes32.npz")
+        raise ValueError(f"there is no {path}: make it with python -m benchmarks.train_detector --data data/cubes32.npz")
     with safe_open(path, framework="pt") as stored:
         info = stored.metadata() or {}
         tensors = {key: stored.get_tensor(key).float() for key in stored.keys()}  # noqa: SIM118
@@ -210,188 +195,3 @@ def load_detector(path: str | Path = WEIGHTS) -> Detector:
     network = HeatMap()
     network.load_state_dict(tensors)
     return Detector(network.eval(), float(info["threshold"]), info)
-
-
-def to_range(images: np.ndarray) -> Tensor:
-    """Bytes to float32 in [-1, 1]."""
-    return torch.from_numpy(images).float() / 127.5 - 1
-
-
-def targets(positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions ``(n, 5, 2)``, NaN padded, to the heat map ``(n, 32, 32)`` and ways ``(n, 2, 32, 32)`` in pixels."""
-    axis = torch.arange(SIDE) + 0.5
-    pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))
-    way = (positions * SIDE).nan_to_num(1e3)[..., None, None] - pixels
-    squares = (way**2).sum(2)
-    nearest = squares.argmin(1)[:, None, None].expand(-1, 1, 2, -1, -1)
-    return torch.exp(-squares.amin(1) / (2 * PEAK**2)), way.gather(1, nearest)[:, 0]
-
-
-def loss_of(network: nn.Module, pictures: Tensor, positions: Tensor) -> Tensor:
-    """Focal loss of the heat map per cube, and the error of the ways near centres, in pixels."""
-    heat, way = targets(positions)
-    logits, guess = network(pictures)
-    focal = (logits.sigmoid() - heat) ** 2 * F.binary_cross_entropy_with_logits(logits, heat, reduction="none")
-    near = (heat > 0.3)[:, None] * heat[:, None]
-    error = ((guess - way).abs() * near).sum() / near.sum().clamp(min=1)
-    return 10 * focal.sum() / positions[..., 0].isfinite().sum() + 0.3 * error
-
-
-def with_blobs(pictures: Tensor, centres: Tensor, rng: torch.Generator) -> Tensor:
-    """A soft blob of some colour, of standard deviation 2.5 to 5 pixels, on each picture, at ``(n, 2)``."""
-    n = len(pictures)
-    axis = (torch.arange(SIDE) + 0.5) / SIDE
-    squares = (axis - centres[:, 1:, None]).transpose(1, 2) ** 2 + (axis - centres[:, :1, None]) ** 2
-    width = (2.5 + 2.5 * torch.rand(n, 1, 1, generator=rng)) / SIDE
-    colours = 1.6 * torch.rand(n, 3, 1, 1, generator=rng) - 0.8
-    return pictures.lerp(colours.expand_as(pictures), torch.exp(-squares / (2 * width**2))[:, None])
-
-
-def augment(pictures: Tensor, positions: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mirrored, shifted by up to two pixels, recoloured and noisy pictures, and where their cubes are now."""
-    n = len(pictures)
-    flip = torch.rand(n, generator=rng) < 0.5
-    x = torch.where(flip[:, None, None, None], pictures.flip(3), pictures)
-    places = torch.where(flip[:, None, None], torch.stack([1 - positions[..., 0], positions[..., 1]], 2), positions)
-    right, down = torch.randint(-2, 3, (2,), generator=rng).tolist()
-    padded = F.pad(x, (2, 2, 2, 2), mode="replicate")
-    x = padded[:, :, 2 - down : 2 - down + SIDE, 2 - right : 2 - right + SIDE]
-    places = places + torch.tensor([right, down]) / SIDE
-    colours = torch.rand(n, 3, generator=rng).argsort(1)[:, :, None, None].expand_as(x)
-    recolour = torch.rand(n, 1, 1, 1, generator=rng) < 0.5
-    x = torch.where(recolour, x.gather(1, colours), x)
-    gain = 0.8 + 0.4 * torch.rand(n, 1, 1, 1, generator=rng) + 0.1 * torch.randn(n, 3, 1, 1, generator=rng)
-    x = x * gain + 0.1 * torch.randn(n, 1, 1, 1, generator=rng)
-    noise = 0.08 * torch.rand(n, 1, 1, 1, generator=rng)
-    return (x + noise * torch.randn(x.shape, generator=rng)).clamp(-1, 1), places
-
-
-def train(images: np.ndarray, positions: np.ndarray, *, epochs: int, batch: int = 64, seed: int = 0) -> Detector:
-    """A detector of scenes ``(n, 3, 32, 32)`` uint8 with cubes at ``(n, 5, 2)``; the last 400 choose its threshold."""
-    rng, began = torch.Generator().manual_seed(seed), time.time()
-    pictures, places = to_range(images[:-HELD]), torch.from_numpy(positions[:-HELD])
-    bare = pictures.median(0).values
-    # no scene is without a cube, but a composed picture may be
-    pictures = torch.cat([pictures, bare.expand(40, -1, -1, -1)])
-    places = torch.cat([places, torch.full((40, 5, 2), torch.nan)])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = HeatMap()
-    steps = epochs * (len(pictures) // batch)
-    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=0.02)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=4e-3, total_steps=steps)
-    for epoch in range(epochs):
-        losses = []
-        for part in torch.randperm(len(pictures), generator=rng)[: len(pictures) // batch * batch].split(batch):
-            loss = loss_of(network, *augment(pictures[part], places[part], rng))
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            scheduler.step()
-            losses.append(loss.item())
-        print(f"epoch {epoch + 1} of {epochs}: loss {np.mean(losses):.4f}, {time.time() - began:.0f} s", flush=True)
-    network = network.half().float().eval()  # as it will be stored
-    held = noisy(to_range(images[-HELD:]), NOISE, seed=seed)
-    threshold, share = best_threshold(network, held, positions[-HELD:])
-    info = {"epochs": epochs, "seed": seed, "loss": f"{np.mean(losses):.4f}", "seconds": f"{time.time() - began:.0f}"}
-    return Detector(network, threshold, {k: str(v) for k, v in info.items()} | {"exact on held scenes": f"{share:.4f}"})
-
-
-def best_threshold(network: nn.Module, pictures: Tensor, positions: np.ndarray) -> tuple[float, float]:
-    """The threshold that finds exactly the true cubes in most pictures (of ties the middle one), and their share."""
-    grid = [round(0.1 + 0.02 * i, 2) for i in range(31)]
-    shares = np.array([exact_share(Detector(network, t, {}).locate(pictures), positions) for t in grid])
-    best = np.flatnonzero(shares == shares.max())
-    return grid[best[len(best) // 2]], float(shares.max())
-
-
-def noisy(pictures: Tensor, noise: float, *, seed: int) -> Tensor:
-    """With Gaussian noise of this standard deviation, in [-1, 1]."""
-    return pictures + noise * torch.randn(pictures.shape, generator=torch.Generator().manual_seed(seed))
-
-
-def exact_share(found: list[np.ndarray], positions: np.ndarray) -> float:
-    """Share of pictures in which exactly the true cubes are found."""
-    return float(np.mean([matched_exactly(f, p) for f, p in zip(found, positions, strict=True)]))
-
-
-def elsewhere(positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """As many places ``(k, 2)`` as there are cubes, where cubes can be but none is within .12."""
-    true = _places(positions, "positions")
-    found: list[np.ndarray] = []
-    while len(found) < len(true):
-        place = rng.uniform(0.12, 0.88, size=2)
-        if np.linalg.norm(true - place, axis=1).min() >= 2 * RADIUS:
-            found.append(place)
-    return np.array(found)
-
-
-def accuracy(found: list[np.ndarray], positions: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
-    """Figures of merit, shares in [0, 1], of centres found in scenes with cubes at ``(n, 5, 2)``."""
-    rng = np.random.default_rng(seed)
-    pairs = list(zip(found, positions, strict=True))
-    counts = np.isfinite(positions[..., 0]).sum(1)
-    errors = [np.linalg.norm(f - q, axis=1).min() for f, ps in pairs for q in _places(ps, "positions") if len(f)]
-    there = sum(matched(f, [p]) for f, ps in pairs for p in _places(ps, "positions")) / counts.sum()
-    not_there = sum(not matched(f, [p]) for f, ps in pairs for p in elsewhere(ps, rng)) / counts.sum()
-    exact = np.array([matched_exactly(f, p) for f, p in pairs])
-    return {
-        "is there a cube": float(there + not_there) / 2,
-        "said yes at a cube": float(there),
-        "said no elsewhere": float(not_there),
-        "distance, 99 %": float(np.quantile(errors, 0.99)),
-        "count right": float(np.mean([len(f) == n for f, n in zip(found, counts, strict=True)])),
-        "all found": float(np.mean([matched(f, p) for f, p in pairs])),
-        "all found, no others": float(exact.mean()),
-        "all found, no others, by number": {str(n): float(exact[counts == n].mean()) for n in np.unique(counts)},
-    }
-
-
-def main() -> None:
-    """Train, and judge on the test scenes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="arrays made by benchmarks.prepare_cubes")
-    parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--judge-only", action="store_true", help="judge the shipped weights, train nothing")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    with np.load(options.data) as data:
-        arrays = {k: data[k] for k in ("detector_images", "detector_positions", "test_images", "test_positions")}
-    if not options.judge_only:
-        store(train(arrays["detector_images"], arrays["detector_positions"], epochs=options.epochs))
-    detector, pictures = load_detector(), to_range(arrays["test_images"])
-    judged = {"clean": pictures} | {f"noise {n}": noisy(pictures, n, seed=1) for n in (NOISE, 0.1, 0.2)}
-    rows = {name: accuracy(detector.locate(x), arrays["test_positions"]) for name, x in judged.items()}
-    bare = to_range(np.median(arrays["detector_images"], axis=0))
-    rows["said yes to faint cubes and to blobs"] = decoys(detector, pictures, arrays["test_positions"], bare)
-    write("detector", {"scenes": len(pictures), "threshold": detector.threshold, "training": detector.info, **rows})
-    print(json.dumps(rows, indent=1))
-
-
-def decoys(detector: Detector, pictures: Tensor, positions: np.ndarray, bare: Tensor) -> dict[str, float]:
-    """Share of cubes that are still found when they are faint, and of blobs on a bare scene taken for cubes."""
-    rows = {}
-    for opacity in (0.1, 0.2, 0.3, 0.5, 0.7):
-        faint = detector.locate(bare + opacity * (pictures - bare))
-        rows[f"cubes of opacity {opacity}"] = accuracy(faint, positions)["said yes at a cube"]
-    rng = torch.Generator().manual_seed(2)
-    centres = 0.12 + 0.76 * torch.rand(len(pictures), 2, generator=rng)
-    blobs = detector.locate(with_blobs(bare.expand_as(pictures), centres, rng))
-    return rows | {"blobs": float(np.mean([len(f) > 0 for f in blobs]))}
-
-
-def store(detector: Detector) -> None:
-    """Write the shipped weights, in half precision, with where they come from."""
-    versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
-    header = {
-        "format": FORMAT,
-        "command": f"python -m benchmarks.detector --data data/cubes32.npz --epochs {detector.info['epochs']}",
-        "threshold": str(detector.threshold),
-        "versions": json.dumps(versions),
-    }
-    tensors = {key: value.half().contiguous() for key, value in detector.network.state_dict().items()}
-    save_file(tensors, WEIGHTS, metadata=header | dict(detector.info))
-
-
-if __name__ == "__main__":
-    main()

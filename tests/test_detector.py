@@ -8,19 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.detector import (
-    RADIUS,
-    Detector,
-    accuracy,
-    elsewhere,
-    load_detector,
-    matched,
-    matched_exactly,
-    served,
-    targets,
-    to_range,
-    with_blobs,
-)
+from benchmarks.detector import RADIUS, Detector, load_detector, matched, matched_exactly, served
+from benchmarks.train_detector import accuracy, elsewhere, targets, to_range, with_blobs
 
 SCENES = Path(__file__).parent / "data" / "cubes32_test.npz"
 """The first two test scenes of each number of cubes, which the detector has not seen."""
