@@ -186,7 +186,7 @@ def load_detector(path: str | Path = WEIGHTS) -> Detector:
         ValueError: the file is missing or is something else.
     """
     if not Path(path).is_file():
-        raise ValueError(f"there is no {path}: make it with python -m benchmarks.train_detector --data data/cubes32.npz")
+        raise ValueError(f"there is no {path}: python -m benchmarks.train_detector --data data/cubes32.npz makes it")
     with safe_open(path, framework="pt") as stored:
         info = stored.metadata() or {}
         tensors = {key: stored.get_tensor(key).float() for key in stored.keys()}  # noqa: SIM118

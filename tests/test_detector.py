@@ -178,7 +178,7 @@ def test_bad_positions_are_refused():
 
 
 def test_weights_that_are_missing_or_something_else_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"benchmarks\.detector --data"):
+    with pytest.raises(ValueError, match=r"benchmarks\.train_detector --data"):
         load_detector(tmp_path / "none.safetensors")
     other = Path(__file__).parent.parent / "ppl_diffusion" / "weights" / "ring.safetensors"
     with pytest.raises(ValueError, match="no cube detector"):
@@ -186,6 +186,6 @@ def test_weights_that_are_missing_or_something_else_are_refused(tmp_path):
 
 
 def test_weights_say_where_they_come_from(detector):
-    assert detector.info["command"].startswith("python -m benchmarks.detector --data")
+    assert detector.info["command"].startswith("python -m benchmarks.train_detector --data")
     assert {"versions", "epochs", "seed", "loss", "exact on held scenes"} <= set(detector.info)
     assert 0 < detector.threshold < 1
