@@ -1,0 +1,149 @@
+"""Claim: on noised data the learned energies of neighbouring levels agree to within what the noise alone spreads, but
+for the cleanest levels; and a few hundred steps of telling levels apart do not mend those.
+
+    python -m benchmarks.levels [--models digits cubes] [--mnist data/mnist.npz] [--cubes data/cubes32.npz]
+
+The shipped models are trained on from their weights: as before (weight 0 of the loss that tells levels apart, the
+control), and with several weights of it. Told for each, and for the shipped model:
+
+* *spread*: standard deviation of the log-weight ``U_s(x) - U_t(x)`` of unseen pictures noised to level ``s``, ``t`` the
+  level below. *noise*: that of its part in the noise alone, ``|z|^2 / 2 (1 - (sigma_s / sigma_t)^2)``, which the exact
+  density of data on a surface of few dimensions has as well: nothing in place can be below it by much. *excess*:
+  of the rest.
+* *walk*: the same along annealed HMC, as ``diagnose`` tells it, by rung.
+* *denoising loss* of unseen pictures, with the same noise for all.
+
+Weights and checkpoints are kept in ``runs/levels``; an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.problems import write
+from bridges.arviz import diagnose
+from bridges.blackjax import HMC
+from ppl_diffusion import Config, EnergyModel, Ladder, SamplingWarning, anneal, load, load_config, save_weights, train
+from ppl_diffusion.objective import denoising_loss
+
+RUNS = Path("runs/levels")
+LEVELS = (80, 50, 20, 5, 1)
+LADDER = Ladder(levels=(*range(99, 9, -3), 8, 6, 4, 3, 2, 1, 0), steps=2)
+FURTHER: dict[str, dict[str, Any]] = {
+    "digits": {"steps": 600},
+    "cubes": {"steps": 250},
+}
+WEIGHTS = {"digits": (0.0, 0.3, 3.0), "cubes": (0.0, 3.0, 30.0)}
+KEYS = {"digits": "x_test", "cubes": "test_images"}
+
+
+def configuration(name: str, weight: float) -> Config:
+    """The shipped configuration, going on from the shipped weights with a weight of the second loss."""
+    further = {"init": name, "batch": 32, "learning_rate": 3e-4, "warm_up": 50, "seed": 1, **FURTHER[name]}
+    return replace(load_config(name), which_level=weight, **further)
+
+
+def trained(name: str, weight: float, data: Path) -> EnergyModel:
+    """The model of a configuration, from its weights if they are there."""
+    path = RUNS / f"{name}-{weight:g}.safetensors"
+    if not path.is_file():
+        RUNS.mkdir(parents=True, exist_ok=True)
+        checkpoint = path.with_suffix(".checkpoint.safetensors")
+        save_weights(train(configuration(name, weight), checkpoint=checkpoint, data=data, every=50), path)
+    return load(path)
+
+
+def unseen(data: Path, key: str, count: int) -> torch.Tensor:
+    """Test pictures in [-1, 1], of the shape of the model's points."""
+    with np.load(data) as arrays:
+        return torch.from_numpy(arrays[key][:count]).float() / 127.5 - 1
+
+
+def spreads(model: EnergyModel, pictures: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Spread of the log-weights of noised pictures, of their part in the noise, and of the rest, by level; nats."""
+    found, schedule = {}, model.schedule
+    noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(2))
+    square = (noise.double() ** 2).flatten(1).sum(1).numpy()
+    for level in LEVELS:
+        x = (schedule.alpha(level) * pictures + schedule.sigma(level) * noise).numpy()
+        with torch.no_grad():
+            above, below = (np.asarray(model.energy(x, level=i)) for i in (level, level - 1))
+        part = 0.5 * square * (1 - (schedule.sigma(level) / schedule.sigma(level - 1)) ** 2)
+        parts = {"spread": above - below, "noise": part, "excess": above - below - part}
+        found[str(level)] = {key: float(value.std()) for key, value in parts.items()}
+    return found
+
+
+def held_out(model: EnergyModel, pictures: torch.Tensor) -> float:
+    """Denoising loss of the unconditional model, the same noise whatever the model."""
+    generator, losses = torch.Generator().manual_seed(3), []
+    for part in pictures.split(64):
+        condition = model.conditions.stack([model.conditions.anything] * len(part), torch.device("cpu"))
+        inputs: dict[str, Any] = {"condition": condition, "reference": model.reference, "generator": generator}
+        losses.append(float(denoising_loss(model.network, model.form, model.schedule, part, **inputs).detach()))
+    return float(np.mean(losses))
+
+
+def walk(model: EnergyModel, *, chains: int = 24) -> dict[str, Any]:
+    """Spread of the log-weights by rung along annealed HMC, the typical and the largest, and the least acceptance."""
+    rungs = diagnose(anneal(model, HMC(), ladder=LADDER, chains=chains, seed=0)).rungs
+    spread = rungs.spread.to_numpy()[1:]
+    by_level = {str(int(level)): float(value) for level, value in zip(rungs.level[1:], spread, strict=True)}
+    figures = {"median": float(np.median(spread)), "largest": float(spread.max())}
+    return {**figures, "least acceptance": float(rungs.acceptance.min()), "by level": by_level}
+
+
+def judged(model: EnergyModel, pictures: torch.Tensor) -> dict[str, Any]:
+    """All that is told of a model."""
+    return {
+        "denoising loss": held_out(model, pictures),
+        "in place": spreads(model, pictures[:128]),
+        "walk": walk(model),
+    }
+
+
+def tell(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """A Markdown table."""
+    columns = [f"level {level}" for level in LEVELS]
+    lines = [f"| {name} | denoising loss | {' | '.join(columns)} | walk, median | walk, largest |", "|---" * 9 + "|"]
+    for key, row in rows.items():
+        cells = [f"{row['in place'][str(level)]['spread']:.3g}" for level in LEVELS]
+        cells += [f"{row['walk'][which]:.3g}" for which in ("median", "largest")]
+        lines.append(f"| {key} | {row['denoising loss']:.5f} | {' | '.join(cells)} |")
+    noise = [f"{figures['noise']:.3g}" for figures in next(iter(rows.values()))["in place"].values()]
+    lines.append(f"| noise alone | | {' | '.join(noise)} | | |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Train what is not there, judge all, print the tables and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=[*WEIGHTS], default=[*WEIGHTS])
+    parser.add_argument("--mnist", type=Path, default=Path("data/mnist.npz"))
+    parser.add_argument("--cubes", type=Path, default=Path("data/cubes32.npz"))
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", SamplingWarning)
+    content: dict[str, Any] = {}
+    for name in options.models:
+        data = {"digits": options.mnist, "cubes": options.cubes}[name]
+        config = configuration(name, 0.0)
+        content[name] = {"steps": config.steps, "batch": config.batch, "learning rate": config.learning_rate}
+        rows = content[name]["rows"] = {}
+        pictures = unseen(data, KEYS[name], 256)
+        for weight in (None, *WEIGHTS[name]):
+            key = "shipped" if weight is None else f"weight {weight:g}"
+            rows[key] = judged(load(name) if weight is None else trained(name, weight, data), pictures)
+            print(f"\n{tell(name, rows)}", flush=True)
+            write("levels", content)
+
+
+if __name__ == "__main__":
+    main()
