@@ -2,14 +2,16 @@
 
     python -m benchmarks.prepare_cubes cubes64_a.npz cubes64_b.npz --side 32 --out data/cubes32.npz
 
-The scene files hold lossless WebP pictures (``webp[offset[i]:offset[i + 1]]``) and the place of every cube (``pos``).
-Out come ``images`` and ``positions`` for the energy model, ``detector_images`` and ``detector_positions`` for the
-detector that judges it, and ``test_images`` and ``test_positions``, which neither has seen.
+The scene files hold pictures, as ``benchmarks.render_cubes`` writes them (``images``) or as lossless WebP
+(``webp[offset[i]:offset[i + 1]]``), and the place of every cube (``pos``). Out come ``images`` and ``positions`` for
+the energy model; of the last 5,000 scenes, in the order of the files, ``detector_images`` and ``detector_positions``
+for the detector that judges it, and ``test_images`` and ``test_positions``, which neither has seen.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -18,39 +20,70 @@ import numpy as np
 import typer
 from PIL import Image
 
+from ppl_diffusion.trace import replacing
+
 TEST, DETECTOR = 1000, 4000
 """Scenes at the end of all that are kept for testing, and before them for the detector."""
 
 
-def prepare(files: list[Path], side: int) -> dict[str, np.ndarray]:
-    """Arrays by name: pictures ``(n, 3, side, side)`` uint8 and positions ``(n, 5, 2)`` float32, split in three."""
-    images, positions = [], []
-    for file in files:
-        with np.load(file) as scenes:
-            packed, offset = scenes["webp"].tobytes(), scenes["offset"]
-            for begin, end in pairwise(offset):
-                with Image.open(io.BytesIO(packed[begin:end])) as picture:
-                    images.append(np.asarray(picture.resize((side, side), Image.Resampling.BOX)).transpose(2, 0, 1))
-            positions.append(scenes["pos"])
-    pictures, places = np.stack(images), np.concatenate(positions)
-    first, second = len(pictures) - TEST - DETECTOR, len(pictures) - TEST
+def prepare(files: list[Path], side: int, *, test: int = TEST, detector: int = DETECTOR) -> dict[str, np.ndarray]:
+    """Arrays by name: pictures ``(n, 3, side, side)`` uint8 and positions ``(n, 5, 2)`` float32, split in three.
+
+    Raises ``ValueError`` for a file that holds no scenes, and where the judge's share leaves none to train on.
+    """
+    read = [_read(file, side) for file in files]
+    pictures, places = (np.concatenate(parts) for parts in zip(*read, strict=True))
+    first, second = len(pictures) - test - detector, len(pictures) - test
     if first < 1:
-        raise ValueError(f"{TEST + DETECTOR} scenes are kept for the judge, and there are only {len(pictures)} in all")
+        raise ValueError(
+            f"{test + detector} scenes are kept for the judge, and there are only {len(pictures)} in all: "
+            "make more, python -m benchmarks.render_cubes --scenes 10000 --seed 1 --out more.npz, and give every file"
+        )
     parts = {"": slice(0, first), "detector_": slice(first, second), "test_": slice(second, None)}
     return {f"{k}images": pictures[v] for k, v in parts.items()} | {
         f"{k}positions": places[v] for k, v in parts.items()
     }
 
 
+def _read(file: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures ``(n, 3, side, side)`` and positions ``(n, 5, 2)`` of one file."""
+    with np.load(file) as stored:
+        scenes = {key: stored[key] for key in ("images", "webp", "offset", "pos") if key in stored}
+    if "pos" not in scenes or not ("images" in scenes or {"webp", "offset"} <= set(scenes)):
+        raise ValueError(f"{file} holds no scenes: it needs pos, and either images or webp and offset")
+    boxes = (picture.resize((side, side), Image.Resampling.BOX) for picture in _pictures(scenes))
+    smaller = [np.asarray(box).transpose(2, 0, 1) for box in boxes]
+    if len(smaller) != len(scenes["pos"]):
+        raise ValueError(f"{file} has {len(smaller)} pictures and positions for {len(scenes['pos'])}: make it again")
+    return np.stack(smaller), scenes["pos"]
+
+
+def _pictures(scenes: Mapping[str, np.ndarray]) -> Iterator[Image.Image]:
+    """The pictures of a file, one after the other."""
+    if "images" in scenes:
+        yield from map(Image.fromarray, scenes["images"])
+        return
+    packed = scenes["webp"].tobytes()
+    for begin, end in pairwise(scenes["offset"]):
+        with Image.open(io.BytesIO(packed[begin:end])) as picture:
+            yield picture.convert("RGB")
+
+
 def main(
     files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)],
     side: Annotated[int, typer.Option(min=16, help="Side of the pictures, in pixels.")] = 32,
-    out: Annotated[Path, typer.Option(help="File to write.")] = Path("data/cubes32.npz"),
+    out: Annotated[Path, typer.Option(dir_okay=False, help="File to write.")] = Path("data/cubes32.npz"),
 ) -> None:
     """Make training data of scene files."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out, allow_pickle=False, **prepare(files, side))
-    print(f"{out}: {side}x{side}")
+    try:
+        arrays = prepare(files, side)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+    except (ValueError, OSError) as error:
+        typer.echo(f"prepare_cubes: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+    typer.echo(f"{out}: {side}x{side}")
 
 
 if __name__ == "__main__":

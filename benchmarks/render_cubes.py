@@ -1,0 +1,453 @@
+"""Scenes of one to five rounded cubes on a grey floor, rendered: what the energy model of cubes is trained on.
+
+    python -m benchmarks.render_cubes --scenes 200 --seed 0 --out data/scenes.npz
+
+Needs ``pip install 'ppl-diffusion[render]'`` (Mitsuba 3, Open Image Denoise) and a recent LLVM library, its path in
+``DRJIT_LIBLLVM_PATH``: version 19 does (Debian's ``libllvm19``), 14 and 15 abort. A picture of 64x64 takes .09 seconds
+of one core, 10,000 about 15 minutes; the file is written when all are done. For more, make several files with
+different seeds: ``benchmarks.prepare_cubes`` takes any number. A seed decides every scene, and with the same versions
+every pixel. Arrays of the file, NaN or -1 where there is no cube:
+
+    images       (n, size, size, 3) uint8
+    count        (n,) int8, cubes in the scene
+    pos          (n, 5, 2) float32, centres in the picture: x right, y down, both in [0, 1]
+    world        (n, 5, 3) float32, centres in the world: z up, the floor at 0, a cube has sides of .96
+    yaw          (n, 5) float32, turn about the vertical in radians
+    visible      (n, 5) float32, share of the cube that no other cube hides
+    color        (n, 5) int8, index into ``color_names`` (8,)
+    metal        (n, 5) int8, 1 for metal, 0 for rubber
+
+Centres are drawn uniformly from [.12, .88] squared, at least .12 apart; in the world they are at least 1.2 apart, so
+only corners can meet, in fewer than one scene of a hundred. Scenes that hide more than half of a cube are drawn again.
+After Johnson et al. 2017, *CLEVR* (https://arxiv.org/abs/1612.06890); cube, lights and materials are made here.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from ppl_diffusion.trace import replacing
+
+COLORS = {
+    "gray": (48, 48, 48),
+    "red": (173, 35, 35),
+    "blue": (42, 75, 215),
+    "green": (29, 105, 20),
+    "brown": (129, 74, 25),
+    "purple": (129, 38, 192),
+    "cyan": (41, 208, 208),
+    "yellow": (255, 238, 51),
+}
+CUBES = 5
+"""Most cubes in a scene."""
+HALF = 0.48
+"""Half a side of a cube, and the height of its centre above the floor."""
+MARGIN, APART, CLEARANCE, VISIBLE = 0.12, 0.12, 1.25, 0.5
+"""What a centre keeps from the edges of the picture, from other centres in it, and in the world, in sides of a cube;
+and the share of each cube that must be seen."""
+ORIGIN, TARGET, FIELD_OF_VIEW = np.array([6.6, -5.8, 7.2]), np.array([0.25, -0.2, 0.3]), 33.0
+ENVIRONMENT, FLOOR, METAL = 0.16, 0.5, 0.5
+"""Radiance from everywhere, reflectance of the floor, share of metal cubes."""
+
+
+@dataclass(frozen=True)
+class Light:
+    """A square lamp outside the picture that faces the middle of the scene; ``half`` is half its side."""
+
+    position: tuple[float, float, float]
+    half: float
+    color: tuple[float, float, float]
+    radiance: float
+
+
+LIGHTS = {
+    "key": Light((8.6, -0.4, 8.2), 0.8, (1.0, 0.93, 0.82), 46.0),
+    "fill": Light((-5.0, -4.5, 4.5), 0.8, (0.78, 0.84, 1.0), 7.0),
+    "back": Light((-1.2, 6.0, 7.0), 0.9, (1.0, 1.0, 1.0), 11.0),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """A pinhole at ``origin`` (3,) that looks at ``target`` (3,), upright."""
+
+    origin: np.ndarray
+    target: np.ndarray
+
+    @cached_property
+    def forward(self) -> np.ndarray:
+        """Unit vector (3,) into the picture."""
+        away = self.target - self.origin
+        return away / np.linalg.norm(away)
+
+    @cached_property
+    def right(self) -> np.ndarray:
+        """Unit vector (3,) to the right of the picture."""
+        right = np.cross(self.forward, [0, 0, 1.0])
+        return right / np.linalg.norm(right)
+
+    @cached_property
+    def up(self) -> np.ndarray:
+        """Unit vector (3,) to the top of the picture."""
+        return np.cross(self.right, self.forward)
+
+    @property
+    def slope(self) -> float:
+        """Half the picture's width at distance one."""
+        return math.tan(math.radians(FIELD_OF_VIEW) / 2)
+
+    def project(self, world: np.ndarray) -> np.ndarray:
+        """Where points ``(..., 3)`` of the world are in the picture, ``(..., 2)``: x right, y down, in [0, 1]."""
+        away = np.asarray(world, float) - self.origin
+        depth = away @ self.forward * self.slope
+        return np.stack([0.5 + 0.5 * (away @ self.right) / depth, 0.5 - 0.5 * (away @ self.up) / depth], -1)
+
+    def rays(self, position: np.ndarray) -> np.ndarray:
+        """Directions ``(..., 3)``, not normalised, to positions ``(..., 2)`` in the picture."""
+        position = np.asarray(position, float)
+        across = (2 * position[..., :1] - 1) * self.slope * self.right
+        return self.forward + across - (2 * position[..., 1:] - 1) * self.slope * self.up
+
+    def unproject(self, position: np.ndarray, height: float) -> np.ndarray:
+        """The points ``(..., 3)`` at a height that are seen at positions ``(..., 2)`` in the picture."""
+        rays = self.rays(position)
+        return self.origin + rays * ((height - self.origin[2]) / rays[..., 2:3])
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """A camera and ``n`` cubes: ``position`` (n, 2) in the picture, ``world`` (n, 3), ``yaw`` and ``visible`` (n,)."""
+
+    camera: Camera
+    position: np.ndarray
+    world: np.ndarray
+    yaw: np.ndarray
+    visible: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A layout, ``color`` and ``metal`` (n,) of its cubes, and the places (3,) of the lights by name."""
+
+    layout: Layout
+    color: np.ndarray
+    metal: np.ndarray
+    lights: Mapping[str, np.ndarray]
+
+    def labels(self) -> dict[str, np.ndarray]:
+        """What is known of each cube, by the names of the file: arrays of length ``n``."""
+        cubes = self.layout
+        places = {"pos": cubes.position, "world": cubes.world, "yaw": cubes.yaw, "visible": cubes.visible}
+        return places | {"color": self.color, "metal": self.metal}
+
+
+def visible_shares(camera: Camera, world: np.ndarray, yaw: np.ndarray, *, size: int = 128) -> np.ndarray:
+    """Share ``(n,)`` of each box with its centre at ``world`` (n, 3) that no other hides, on a grid of ``size`` pixels.
+
+    A box that is outside the picture counts as hidden.
+    """
+    grid = (np.arange(size) + 0.5) / size
+    rays = camera.rays(np.stack(np.meshgrid(grid, grid), -1)).reshape(-1, 3)
+    distances = np.stack([_distances(camera.origin, rays, c, y) for c, y in zip(world, yaw, strict=True)])
+    hit, nearest = np.isfinite(distances), distances.argmin(0)
+    seen = np.array([(hit[i] & (nearest == i)).sum() for i in range(len(world))])
+    return seen / np.maximum(hit.sum(1), 1)
+
+
+def _distances(origin: np.ndarray, rays: np.ndarray, centre: np.ndarray, yaw: float) -> np.ndarray:
+    """Where rays ``(m, 3)`` enter a box, in their own lengths ``(m,)``; infinite where they miss it."""
+    turn = _turn(-yaw)
+    start, ray = turn @ (origin - centre), rays @ turn.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        one, other = (-HALF - start) / ray, (HALF - start) / ray
+    enter, leave = np.minimum(one, other).max(1), np.maximum(one, other).min(1)
+    return np.where((enter < leave) & (enter > 0), enter, np.inf)
+
+
+def _turn(yaw: float) -> np.ndarray:
+    """The rotation (3, 3) by an angle about the vertical."""
+    return np.array([[math.cos(yaw), -math.sin(yaw), 0], [math.sin(yaw), math.cos(yaw), 0], [0, 0, 1]])
+
+
+def sample_layout(rng: np.random.Generator, count: int) -> Layout:
+    """Draw a camera and places for cubes, again and again until none is hidden by more than half.
+
+    Raises ``ValueError`` unless there are 1 to 5 cubes: more do not fit.
+    """
+    if not 1 <= count <= CUBES:
+        raise ValueError(f"a scene has 1 to {CUBES} cubes, not {count}")
+    while True:
+        camera = Camera(ORIGIN + rng.uniform(-0.2, 0.2, 3), TARGET)
+        position, world = _sample_places(rng, camera, count)
+        if len(position) < count:
+            continue
+        yaw = rng.uniform(0, math.pi / 2, count)
+        visible = visible_shares(camera, world, yaw)
+        if visible.min() >= VISIBLE:
+            return Layout(camera, position, world, yaw, visible)
+
+
+def _sample_places(rng: np.random.Generator, camera: Camera, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Up to ``count`` centres in the picture (n, 2) and in the world (n, 3), as many as 200 draws had room for."""
+    position, world = np.empty((0, 2)), np.empty((0, 3))
+    for _ in range(200):
+        place = rng.uniform(MARGIN, 1 - MARGIN, 2)
+        centre = camera.unproject(place, HALF)
+        if len(position):
+            near = np.hypot(*(position - place).T).min() < APART
+            if near or np.hypot(*(world - centre)[:, :2].T).min() < 2 * HALF * CLEARANCE:
+                continue
+        position, world = np.vstack([position, place]), np.vstack([world, centre])
+        if len(position) == count:
+            break
+    return position, world
+
+
+def sample_scene(rng: np.random.Generator) -> Scene:
+    """Draw the number of cubes, their places, colours and materials, and the places of the lights."""
+    count = int(rng.integers(1, CUBES + 1))
+    layout = sample_layout(rng, count)
+    color, metal = rng.integers(0, len(COLORS), count), (rng.random(count) < METAL).astype(int)
+    lights = {name: np.array(light.position) + rng.uniform(-0.7, 0.7, 3) for name, light in LIGHTS.items()}
+    return Scene(layout, color, metal, lights)
+
+
+Paint = Callable[[Scene, int], np.ndarray]
+"""Makes the picture ``(size, size, 3)`` uint8 of a scene, with a seed for its noise."""
+
+
+def make_scenes(
+    paint: Paint, scenes: int, *, seed: int, size: int, progress: Callable[[int], None] | None = None
+) -> dict[str, np.ndarray]:
+    """The arrays of a scene file by name, see the top; ``progress`` is told how many scenes are done."""
+    rng, arrays = np.random.default_rng(seed), _blank(scenes, size)
+    for k in range(scenes):
+        scene = sample_scene(rng)
+        arrays["images"][k] = paint(scene, (seed * 1_000_003 + k) & 0x7FFFFFFF)
+        arrays["count"][k] = len(scene.color)
+        for name, values in scene.labels().items():
+            arrays[name][k, : len(values)] = values
+        if progress is not None:
+            progress(k + 1)
+    return arrays | {"color_names": np.array(list(COLORS))}
+
+
+def _blank(scenes: int, size: int) -> dict[str, np.ndarray]:
+    """Arrays for scenes that have no cubes yet."""
+    reals = {"pos": (2,), "world": (3,), "yaw": (), "visible": ()}
+    return {
+        "images": np.zeros((scenes, size, size, 3), np.uint8),
+        "count": np.zeros(scenes, np.int8),
+        **{name: np.full((scenes, CUBES, *shape), np.nan, np.float32) for name, shape in reals.items()},
+        **{name: np.full((scenes, CUBES), -1, np.int8) for name in ("color", "metal")},
+    }
+
+
+def rounded_cube(radius: float = 0.12, points: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A cube from -1 to 1 with round edges: vertices and normals ``(v, 3)``, faces ``(f, 3)``."""
+    grid = np.linspace(-1, 1, points)
+    grid = np.sign(grid) * (1 - (1 - np.abs(grid)) ** 1.8)  # dense where it is round
+    row, column = np.meshgrid(np.arange(points - 1), np.arange(points - 1), indexing="ij")
+    corner = (row * points + column).ravel()
+    ahead = corner + points
+    triangles = np.concatenate([np.stack([corner, ahead, ahead + 1], 1), np.stack([corner, ahead + 1, corner + 1], 1)])
+    vertices, normals, faces = [], [], []
+    for side in range(6):
+        flat = _side(grid, axis=side // 2, sign=2 * (side % 2) - 1)
+        core = np.clip(flat, -(1 - radius), 1 - radius)
+        normal = (flat - core) / np.linalg.norm(flat - core, axis=1, keepdims=True)
+        vertices.append(core + radius * normal)
+        normals.append(normal)
+        faces.append((triangles if side % 2 else triangles[:, ::-1]) + side * points**2)
+    return np.concatenate(vertices), np.concatenate(normals), np.concatenate(faces)
+
+
+def _side(grid: np.ndarray, *, axis: int, sign: int) -> np.ndarray:
+    """Points ``(len(grid)**2, 3)`` on one side of a cube from -1 to 1."""
+    side = np.full((len(grid), len(grid), 3), float(sign))
+    side[..., (axis + 1) % 3], side[..., (axis + 2) % 3] = np.meshgrid(grid, grid, indexing="ij")
+    return side.reshape(-1, 3)
+
+
+class Renderer:
+    """A path tracer with a denoiser; calling it paints a scene.
+
+    The scene is built once, with five cubes of which those not needed wait below the floor. Only parameters change from
+    picture to picture, and all of them are opaque to the compiler, so it compiles once. Raises ``ImportError`` where
+    Mitsuba, Open Image Denoise or LLVM is missing.
+    """
+
+    def __init__(self, size: int = 64, *, samples: int = 25, threads: int = 1) -> None:
+        self._drjit, self._mitsuba, self._denoise = _libraries()
+        self._mitsuba.set_variant("llvm_ad_rgb")
+        self._drjit.set_thread_count(threads)
+        self._samples = samples
+        self._vertices, self._normals, faces = rounded_cube()
+        with tempfile.TemporaryDirectory() as folder:
+            cube = f"{folder}/cube.ply"
+            self._mesh(faces).write_ply(cube)
+            parts = self._surroundings(size) | {f"cube{i}": _cube(cube) for i in range(CUBES)}
+            self._scene = self._mitsuba.load_dict(parts, optimize=False)  # equal cubes must not become one
+        self._parameters = self._mitsuba.traverse(self._scene)
+        self._names = list(self._parameters.keys())
+
+    def __call__(self, scene: Scene, seed: int) -> np.ndarray:
+        """The picture ``(size, size, 3)`` uint8, sRGB."""
+        camera = scene.layout.camera
+        changes = {"sensor.to_world": self._looking(camera.origin, camera.origin + camera.forward)}
+        changes |= {f"{k}.to_world": self._shining(v, LIGHTS[k].half) for k, v in scene.lights.items()}
+        changes = {key: self._mitsuba.Transform4f(value) for key, value in changes.items()}
+        for slot in range(CUBES):
+            changes |= self._material(slot, scene)
+            self._place(slot, scene.layout)
+        for key, value in changes.items():
+            self._parameters[key] = value
+        self._drjit.make_opaque([self._parameters[key] for key in changes])
+        self._parameters.update()
+        return self._develop(self._trace(seed))
+
+    def _mesh(self, faces: np.ndarray) -> Any:
+        mesh = self._mitsuba.Mesh("cube", len(self._vertices), len(faces), has_vertex_normals=True)
+        parameters = self._mitsuba.traverse(mesh)
+        parameters["vertex_positions"] = self._vertices.astype(np.float32).ravel()
+        parameters["vertex_normals"] = self._normals.astype(np.float32).ravel()
+        parameters["faces"] = faces.astype(np.uint32).ravel()
+        parameters.update()
+        return mesh
+
+    def _surroundings(self, size: int) -> dict[str, Any]:
+        """All of the scene but the cubes, as Mitsuba's dictionary."""
+        film = {"type": "hdrfilm", "width": size, "height": size, "pixel_format": "rgb", "rfilter": {"type": "box"}}
+        sensor = {"type": "perspective", "fov": FIELD_OF_VIEW, "to_world": self._looking(ORIGIN, TARGET), "film": film}
+        wide = self._mitsuba.ScalarTransform4f().scale([60, 60, 1])
+        gray = {"type": "diffuse", "reflectance": _rgb([FLOOR] * 3)}
+        tracer = {"type": "path", "max_depth": 4}
+        return {
+            "type": "scene",
+            "integrator": {"type": "aov", "aovs": "albedo:albedo,normal:sh_normal", "image": tracer},
+            "sensor": sensor | {"sampler": {"type": "multijitter", "sample_count": self._samples}},
+            "floor": {"type": "rectangle", "to_world": wide, "bsdf": gray},
+            "environment": {"type": "constant", "radiance": _rgb(ENVIRONMENT)},
+            **{name: self._lamp(light) for name, light in LIGHTS.items()},
+        }
+
+    def _lamp(self, light: Light) -> dict[str, Any]:
+        emitter = {"type": "area", "radiance": _rgb([light.radiance * c for c in light.color])}
+        return {"type": "rectangle", "to_world": self._shining(light.position, light.half), "emitter": emitter}
+
+    def _looking(self, origin: np.ndarray, target: np.ndarray) -> Any:
+        from_, to = ([float(v) for v in point] for point in (origin, target))
+        return self._mitsuba.ScalarTransform4f().look_at(origin=from_, target=to, up=[0, 0, 1])
+
+    def _shining(self, position: Any, half: float) -> Any:
+        transform, from_ = self._mitsuba.ScalarTransform4f(), [float(v) for v in position]
+        turned = transform.look_at(origin=from_, target=[0, 0, 0], up=[0, 1, 0.01])
+        return turned @ transform.scale([half, half, 1])
+
+    def _key(self, slot: int, suffix: str) -> str:
+        (key,) = (k for k in self._names if k.startswith(f"cube{slot}.") and k.endswith(suffix))
+        return key
+
+    def _material(self, slot: int, scene: Scene) -> dict[str, Any]:
+        there = slot < len(scene.color)
+        metal = float(scene.metal[slot]) if there else 0.0
+        color = np.array(list(COLORS.values())[scene.color[slot]]) / 255.0 if there else np.full(3, 0.5)
+        return {
+            self._key(slot, "base_color.value"): self._mitsuba.Color3f(*[float(c) for c in color]),
+            self._key(slot, "metallic.value"): self._mitsuba.Float(metal),
+            self._key(slot, "roughness.value"): self._mitsuba.Float(0.32 if metal else 0.6),
+        }
+
+    def _place(self, slot: int, layout: Layout) -> None:
+        """Put a cube where it belongs, or out of sight."""
+        there = slot < len(layout.yaw)
+        turn = _turn(layout.yaw[slot] if there else 0.0)
+        if there:
+            vertices = self._vertices @ turn.T * HALF + layout.world[slot]
+        else:
+            vertices = self._vertices * 0.1 + [0, 0, -50 - 3 * slot]
+        for suffix, values in (("vertex_positions", vertices), ("vertex_normals", self._normals @ turn.T)):
+            self._parameters[self._key(slot, suffix)] = self._mitsuba.Float(values.astype(np.float32).ravel())
+
+    def _trace(self, seed: int) -> np.ndarray:
+        """Light, albedo and normals at each pixel, ``(size, size, 9)`` float32."""
+        opaque = self._mitsuba.UInt32(seed)
+        self._drjit.make_opaque(opaque)
+        return np.array(self._mitsuba.render(self._scene, seed=opaque, spp=self._samples), dtype=np.float32)
+
+    def _develop(self, traced: np.ndarray) -> np.ndarray:
+        """The picture ``(size, size, 3)`` uint8, sRGB, of what was traced; sparkles are clipped before denoising."""
+        light, albedo, normal = np.minimum(traced[..., :3], 1.2), np.clip(traced[..., 3:6], 0, 1), traced[..., 6:9]
+        light = self._denoise(*(np.ascontiguousarray(v) for v in (light, albedo, normal)), hdr=True)
+        light = np.clip(light, 0, 1)
+        tone = np.where(light < 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+        return (tone * 255 + 0.5).astype(np.uint8)
+
+
+def _libraries() -> tuple[Any, Any, Any]:
+    """Dr.Jit, Mitsuba, and the function that denoises."""
+    try:
+        import drjit
+        import mitsuba
+        from pyoidn import denoise
+    except ImportError as error:
+        raise ImportError(f"{error}; to render: pip install 'ppl-diffusion[render]'") from error
+    return drjit, mitsuba, denoise
+
+
+def _cube(file: str) -> dict[str, Any]:
+    """A cube of any colour and material, as Mitsuba's dictionary."""
+    shares = {name: {"type": "uniform", "value": 0.5} for name in ("metallic", "roughness")}
+    material = {"type": "principled", "base_color": _rgb([0.5] * 3), "specular": 0.5, **shares}
+    return {"type": "ply", "filename": file, "bsdf": material}
+
+
+def _rgb(value: Any) -> dict[str, Any]:
+    return {"type": "rgb", "value": value}
+
+
+def _teller(scenes: int) -> Callable[[int], None]:
+    """Says on the error stream how far it is, twenty times in all."""
+    begun = time.monotonic()
+
+    def tell(done: int) -> None:
+        if 20 * done // scenes > 20 * (done - 1) // scenes:
+            left = (time.monotonic() - begun) * (scenes - done) / done
+            typer.echo(f"{done} of {scenes} scenes, {left / 60:.1f} minutes left", err=True)
+
+    return tell
+
+
+def main(
+    scenes: Annotated[int, typer.Option(min=1, help="How many.")] = 200,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="File to write.")] = Path("data/scenes.npz"),
+    size: Annotated[int, typer.Option(min=16, help="Side of the pictures, in pixels.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Paths for each pixel.")] = 25,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Render scenes of cubes."""
+    try:
+        paint = Renderer(size, samples=samples, threads=threads)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as partial, partial.open("wb") as file:
+            arrays = make_scenes(paint, scenes, seed=seed, size=size, progress=_teller(scenes))
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+    except (ImportError, OSError) as error:
+        typer.echo(f"render_cubes: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+    typer.echo(f"{out}: {scenes} scenes, {size}x{size}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
