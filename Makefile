@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MNIST ?= data/mnist.npz
+CUBES ?= data/cubes32.npz
 
 .PHONY: demo test lint results clean
 
@@ -24,6 +25,10 @@ results: $(VENV)/.ready  ## every benchmark, into benchmarks/results/ and the RE
 	$(BIN)/python -m benchmarks.models --mnist $(MNIST)
 	$(BIN)/python -m benchmarks.inverse --mnist $(MNIST)
 	$(BIN)/python -m benchmarks.cubes
+	$(BIN)/python -m benchmarks.tapestries
+	$(BIN)/python -m benchmarks.mixing
+	$(BIN)/python -m benchmarks.levels --mnist $(MNIST) --cubes $(CUBES)
+	$(BIN)/python -m benchmarks.forms --cubes $(CUBES)
 	$(BIN)/python -m benchmarks.demo --mnist $(MNIST) --record
 	$(BIN)/python -m benchmarks.report
 
