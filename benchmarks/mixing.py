@@ -1,6 +1,6 @@
 """Claim: how a kernel mixes on pictures depends on the noise level first, and the trace says where it does not.
 
-    python -m benchmarks.mixing [--model cubes] [--chains 8] [--draws 200]
+    python -m benchmarks.mixing [--model cubes] [--chains 4] [--draws 200]
 
 An annealed walk stops at five levels; from there every kernel adapts its step and records draws at that level.
 Acceptance, effective draws for a thousand gradients, and R-hat, the worst of energy, mean and random projections, by
@@ -27,7 +27,6 @@ KERNELS: dict[str, Any] = {
     "MALA": MALA(),
     "UHMC": UHMC(),
     "HMC": HMC(),
-    "HMC, 10 leapfrogs": HMC(leapfrogs=10),
     "NUTS": NUTS(max_doublings=4),
 }
 MODELS = {"cubes": lambda: load("cubes").given(x=0.5, y=0.5), "digits": lambda: load("digits").given(3)}
@@ -83,7 +82,7 @@ def main() -> None:
     """Every kernel at every level."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="cubes")
-    parser.add_argument("--chains", type=int, default=8)
+    parser.add_argument("--chains", type=int, default=4)
     parser.add_argument("--draws", type=int, default=200)
     options = parser.parse_args()
     warnings.simplefilter("ignore", SamplingWarning)
