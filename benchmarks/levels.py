@@ -1,7 +1,7 @@
 """Claim: on noised data the learned energies of neighbouring levels agree to within what the noise alone spreads, but
 for the cleanest levels; and a few hundred steps of telling levels apart do not mend those.
 
-    python -m benchmarks.levels [--models digits cubes] [--mnist data/mnist.npz] [--cubes data/cubes32.npz]
+    python -m benchmarks.levels [--models digits cubes] [--shipped-only] [--mnist data/mnist.npz] [--cubes data/cubes32.npz]
 
 The shipped models are trained on from their weights: as before (weight 0 of the loss that tells levels apart, the
 control), and with several weights of it. Told for each, and for the shipped model:
@@ -19,6 +19,7 @@ Weights and checkpoints are kept in ``runs/levels``; an interrupted run goes on.
 from __future__ import annotations
 
 import argparse
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.problems import write
+from benchmarks.problems import RESULTS, write
 from bridges.arviz import diagnose
 from bridges.blackjax import HMC
 from ppl_diffusion import Config, EnergyModel, Ladder, SamplingWarning, anneal, load, load_config, save_weights, train
@@ -129,16 +130,18 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=[*WEIGHTS], default=[*WEIGHTS])
     parser.add_argument("--mnist", type=Path, default=Path("data/mnist.npz"))
     parser.add_argument("--cubes", type=Path, default=Path("data/cubes32.npz"))
+    parser.add_argument("--shipped-only", action="store_true", help="train nothing")
     options = parser.parse_args()
     warnings.simplefilter("ignore", SamplingWarning)
-    content: dict[str, Any] = {}
+    kept = RESULTS / "levels.json"
+    content: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     for name in options.models:
         data = {"digits": options.mnist, "cubes": options.cubes}[name]
         config = configuration(name, 0.0)
         content[name] = {"steps": config.steps, "batch": config.batch, "learning rate": config.learning_rate}
         rows = content[name]["rows"] = {}
         pictures = unseen(data, KEYS[name], 256)
-        for weight in (None, *WEIGHTS[name]):
+        for weight in (None, *(() if options.shipped_only else WEIGHTS[name])):
             key = "shipped" if weight is None else f"weight {weight:g}"
             rows[key] = judged(load(name) if weight is None else trained(name, weight, data), pictures)
             print(f"\n{tell(name, rows)}", flush=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.levels import tell
 from benchmarks.problems import RESULTS, cell
 
 README = Path(__file__).parent.parent / "README.md"
@@ -171,6 +172,25 @@ def mixing(content: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def levels(content: Mapping[str, Any]) -> str:
+    """Spread of the log-weights by level, shipped and trained on."""
+    return "\n\n".join(tell(name, part["rows"]) for name, part in content.items())
+
+
+def forms(content: Mapping[str, Any]) -> str:
+    """Loss and pictures by form of the energy."""
+    lines = ["| form | steps | held-out loss | cubes a picture | one to five | spread at level 20 |", "|---" * 6 + "|"]
+    for name, row in content["rows"].items():
+        kind = "imitation" if "distilled" in name else "energy"
+        values = [f"{row['denoising loss']:.4f}", f"{row['cubes found']:.2f}", f"{row['one to five']:.0%}"]
+        lines.append(
+            f"| {name} | {content['steps'][kind]} | {' | '.join(values)} | {row['in place']['20']['spread']:.2g} |"
+        )
+    real = content["real pictures"]
+    lines.append(f"| real pictures | | | {real['cubes found']:.2f} | {real['one to five']:.0%} | |")
+    return "\n".join(lines)
+
+
 def calibration(content: Mapping[str, Any]) -> str:
     """p-values of uniform ranks."""
     lines = [
@@ -184,7 +204,7 @@ def calibration(content: Mapping[str, Any]) -> str:
 
 def render(text: str) -> str:
     """The README with every marked part made anew from the results."""
-    for make in (oracle, composition, overhead, digits, models, inverse, calibration, cubes, mixing):
+    for make in (oracle, composition, overhead, digits, models, inverse, calibration, cubes, mixing, levels, forms):
         text = _fill(text, make)
     return text
 

@@ -140,9 +140,7 @@ def tapestry(
         raise ValueError(f"weights of windows must be positive numbers, got {shares}: leave out windows of weight zero")
     covered = np.zeros(canvas[-2:], dtype=bool)
     for corner in corners:
-        if len(corner) != 2 or any(
-            c < 0 or c + s > n for c, s, n in zip(corner, shape[-2:], canvas[-2:], strict=True)
-        ):
+        if len(corner) != 2 or any(c < 0 or c + s > n for c, s, n in zip(corner, shape[-2:], canvas[-2:], strict=True)):
             raise ValueError(
                 f"the window at {corner} of size {shape[-2:]} leaves the canvas of {canvas[-2:]}: "
                 f"corners run from (0, 0) to {tuple(n - s for n, s in zip(canvas[-2:], shape[-2:], strict=True))}"
