@@ -1,7 +1,7 @@
 """Claim: on noised data the learned energies of neighbouring levels agree to within what the noise alone spreads, but
 for the cleanest levels; and a few hundred steps of telling levels apart do not mend those.
 
-    python -m benchmarks.levels [--models digits cubes] [--shipped-only] [--mnist data/mnist.npz] [--cubes data/cubes32.npz]
+    python -m benchmarks.levels [--models digits cubes] [--shipped-only] [--mnist FILE.npz] [--cubes FILE.npz]
 
 The shipped models are trained on from their weights: as before (weight 0 of the loss that tells levels apart, the
 control), and with several weights of it. Told for each, and for the shipped model:

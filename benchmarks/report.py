@@ -211,6 +211,8 @@ def render(text: str) -> str:
 
 def _fill(text: str, make: Callable[[Mapping[str, Any]], str]) -> str:
     name = make.__name__
+    if f"<!-- {name} -->" not in text:
+        return text
     content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     pattern = rf"<!-- {name} -->\n(.*?<!-- end -->\n)?"
     made = f"<!-- {name} -->\n{make(content)}\n<!-- end -->\n"
