@@ -68,6 +68,8 @@ LADDERS = {
     },
 }
 """By setting and leapfrogs of a step."""
+LATER = 10_000
+"""Added to the seed of a second walk, which would have the noise of the first one otherwise."""
 WEIGHED = (97, 20)
 """Levels between which weights are used, where they are."""
 KERNELS: dict[str, Any] = {"ULA": ULA(), "MALA": MALA(), "UHMC": UHMC(), "HMC": HMC(), "weighted HMC": HMC()}
@@ -96,11 +98,19 @@ def sample(potential: Potential, sampler: str, setting: str, *, chains: int, see
     kernel: Kernel = KERNELS[sampler]
     ladder = LADDERS[setting][kernel.leapfrogs]  # type: ignore[attr-defined]
     if not sampler.startswith("weighted"):
-        return [anneal(potential, kernel, ladder=ladder, chains=chains, seed=seed, reverse_step=True)]
-    upper, lower = part(ladder, *WEIGHED), part(ladder, WEIGHED[1] - 1, 0)
+        if ladder.steps_per_rung[-1]:
+            return [anneal(potential, kernel, ladder=ladder, chains=chains, seed=seed, reverse_step=True)]
+        # No move at the clean end, where the step has not been adapted: an unadjusted one would spoil the picture.
+        first = anneal(
+            potential, kernel, ladder=part(ladder, LEVELS - 1, HALF), chains=chains, seed=seed, reverse_step=True
+        )
+        begun, rest = first.positions[:, -1], part(ladder, HALF, 0)
+        return [first, reverse_diffusion(potential, ladder=rest, chains=chains, seed=seed + LATER, init=begun)]
+    upper, lower = part(ladder, *WEIGHED), part(ladder, WEIGHED[1], 0)  # the second begins where the first ended
     first = anneal(potential, kernel, ladder=upper, chains=chains, seed=seed, reverse_step=True, resample=0.5)
     begun = first.positions[:, -1]
-    return [first, anneal(potential, kernel, ladder=lower, chains=chains, seed=seed, reverse_step=True, init=begun)]
+    settings: dict[str, Any] = {"chains": chains, "seed": seed + LATER, "reverse_step": True, "init": begun}
+    return [first, anneal(potential, kernel, ladder=lower, **settings)]
 
 
 def part(ladder: Ladder, top: int, bottom: int) -> Ladder:
@@ -171,7 +181,7 @@ def judge(cell: Cell, *, keep: Path, layouts: int, detector: Detector) -> dict[s
         with np.load(file) as stored:
             kept = dict(stored)
         wanted = LAYOUTS[layout][: cell[3]]
-        found = detector.locate(kept["pictures"].astype(np.float32).clip(-1, 1))
+        found = located(detector, kept["pictures"].astype(np.float32))
         accurate.append(float(np.mean([matched(centres, wanted) for centres in found])))
         exactly.append(float(np.mean([matched_exactly(centres, wanted) for centres in found])))
         walks.append(kept)
@@ -185,6 +195,13 @@ def judge(cell: Cell, *, keep: Path, layouts: int, detector: Detector) -> dict[s
         "acceptance": float(np.nanmean([kept["acceptance"] for kept in walks])) if cell[2] != "reverse" else None,
         "by level": _by_level(walks, [] if cell[2] == "reverse" else ["acceptance"]),
     }
+
+
+def located(detector: Detector, pictures: np.ndarray) -> list[np.ndarray]:
+    """Centres of cubes by picture; none in a picture that is not finite."""
+    finite = np.isfinite(pictures).all((1, 2, 3))
+    found = iter(detector.locate(pictures[finite].clip(-1, 1)) if finite.any() else [])
+    return [next(found) if sound else np.zeros((0, 2)) for sound in finite]
 
 
 def _by_level(walks: Sequence[Mapping[str, np.ndarray]], further: Sequence[str]) -> dict[str, dict[str, float]]:

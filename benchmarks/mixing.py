@@ -52,8 +52,9 @@ def figures(trace: Trace) -> dict[str, Any]:
     calls = int(trace.sample_stats.attrs["gradient_calls"])
     worst = float(found.draws.r_hat.max())
     least = float(found.draws.ess_bulk.min())
+    rates = trace.sample_stats.acceptance_rate.to_numpy()
     return {
-        "acceptance": float(np.nanmean(trace.sample_stats.acceptance_rate)),
+        "acceptance": None if np.isnan(rates).all() else float(rates.mean()),
         "step": float(trace.sample_stats.step_size[0, -1]),
         "R-hat": worst,
         "ESS": least,
@@ -70,7 +71,9 @@ def picture(rows: dict[str, dict[str, dict[str, Any]]]) -> Figure:
     panels = {"acceptance": "linear", "ESS for 1000 gradients": "log", "R-hat": "log"}
     for axes, (key, scale) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for name, row in rows.items():
-            axes.plot([str(level) for level in LEVELS], [row[str(level)][key] for level in LEVELS], ".-", label=name)
+            axes.plot(
+                [str(level) for level in LEVELS], [row[str(level)][key] or np.nan for level in LEVELS], ".-", label=name
+            )
         axes.set(title=key, xlabel="noise level", yscale=scale)
         axes.spines[["top", "right"]].set_visible(False)
     axes.axhline(MIXED, color="grey", lw=0.8, ls=":")

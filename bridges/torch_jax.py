@@ -82,19 +82,28 @@ class TorchInJax(Potential):
         return _energy_of(self, x, jnp.asarray(level))
 
     def _energy_like(self, x: Array) -> jax.ShapeDtypeStruct:
-        chains = x.shape[: x.ndim - len(self.event_shape)]
-        return jax.ShapeDtypeStruct(chains, jax.dtypes.canonicalize_dtype(jnp.float64))
+        return jax.ShapeDtypeStruct(self._chains(x), jax.dtypes.canonicalize_dtype(jnp.float64))
 
     def _write_both(self, context: Any, out: Any, x: Any, level: Any) -> None:
         with _callback(context, x):
             points, where = self._receive(x, level)
-            for buffer, value in zip(out, self.potential.value_and_grad(points, level=where), strict=True):
-                torch.from_dlpack(buffer).copy_(value.detach())
+            values = self.potential.value_and_grad(points, level=where)
+            for buffer, value, shape in zip(out, values, (self._chains(points), points.shape), strict=True):
+                torch.from_dlpack(buffer).copy_(self._of_shape(value.detach(), shape))
 
     def _write_energy(self, context: Any, out: Any, x: Any, level: Any) -> None:
         with _callback(context, x), torch.no_grad():
             points, where = self._receive(x, level)
-            torch.from_dlpack(out).copy_(self.potential.energy(points, level=where))
+            energy = self.potential.energy(points, level=where)
+            torch.from_dlpack(out).copy_(self._of_shape(energy, self._chains(points)))
+
+    def _chains(self, x: Any) -> Any:
+        return x.shape[: x.ndim - len(self.event_shape)]
+
+    def _of_shape(self, value: torch.Tensor, shape: Any) -> torch.Tensor:
+        if tuple(value.shape) != tuple(shape):  # copied, one chain's value would be repeated for all of them
+            raise ValueError(f"{self.name} returned shape {tuple(value.shape)} where {tuple(shape)} is due")
+        return value
 
     def _receive(self, x: Any, level: Any) -> tuple[torch.Tensor, int]:
         self.calls += 1

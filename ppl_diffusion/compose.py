@@ -22,6 +22,7 @@ import numpy as np
 from .arrays import Array, Backend, as_backend, check_backend, double
 from .potential import Mixture, Potential, Product
 from .schedule import NoiseSchedule
+from .tapestry import Tapestry
 
 FAR = (1.0, 2.0, 4.0, 8.0)
 """Distances at which tails are probed, in units of three root-mean-square radii of noised unit data: from each
@@ -156,6 +157,9 @@ def check_quotient(
         # A sum is normalisable where every component is; its chains belong to one component each.
         each = [check_quotient(component, levels=levels) for component in potential.components]
         return list(dict.fromkeys(note for notes in each for note in notes))
+    if isinstance(potential, Tapestry):
+        each = [check_quotient(window, levels=levels) for window in dict.fromkeys(potential.potentials)]
+        return list(dict.fromkeys(note for notes in each for note in notes))
     if isinstance(potential, Product) and len(potential.factors) == 1 and potential.exponents[0] > 0:
         return check_quotient(potential.factors[0], levels=levels)
     if not isinstance(potential, Product) or all(a >= 0 for a in potential.exponents):
@@ -171,7 +175,7 @@ def check_quotient(
         radius = 3 * np.hypot(potential.schedule.alpha(where), potential.schedule.sigma(where))
         x = np.concatenate([rays * radius * distance for distance in FAR])
         with jax.enable_x64(True):
-            energy = np.asarray(potential.value_and_grad(x, level=where)[0]).reshape(len(FAR), -1)
+            energy = _evaluated(potential, x, where)[0].reshape(len(FAR), -1)
         if not np.all(np.diff(energy, axis=0) > 0):
             open_levels.append(where)
     if open_levels:
@@ -185,6 +189,17 @@ def check_quotient(
     return notes
 
 
+def _evaluated(potential: Potential, x: np.ndarray, level: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Energies and gradients at points in numpy, wherever the potential computes."""
+    if potential.backend == "jax":
+        energy, gradient = potential.value_and_grad(x, level=level)
+        return np.asarray(energy), np.asarray(gradient)
+    devices = (leaf.device for leaf in potential.leaves() if hasattr(leaf, "device"))
+    points = as_backend(x, "torch").to(next(devices, "cpu"))
+    energy, gradient = (value.detach().cpu().numpy() for value in potential.value_and_grad(points, level=level))
+    return energy, gradient
+
+
 def _outside(potential: Product, x: np.ndarray, level: Any) -> list[str]:
     try:
         total = float(np.min(potential.exponent))
@@ -195,8 +210,7 @@ def _outside(potential: Product, x: np.ndarray, level: Any) -> list[str]:
     for factor, a in zip(potential.factors, potential.exponents, strict=True):
         if a <= 0:
             continue
-        _, gradient = factor.value_and_grad(x, level=level)
-        noise = potential.schedule.sigma(level) * np.asarray(gradient).reshape(len(x), -1)
+        noise = potential.schedule.sigma(level) * _evaluated(factor, x, level)[1].reshape(len(x), -1)
         strength = np.mean(noise**2, axis=1)
         outside = float(np.mean(~(strength <= bound)))
         if outside > TOLERATED:

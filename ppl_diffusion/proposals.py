@@ -38,7 +38,7 @@ FAR = 10.0
 def odd_start(potential: Potential, level: int, positions: np.ndarray) -> list[str]:
     """What is odd about positions that were given to start from, in words; nothing where the data are not known."""
     mean, variance = potential.reference
-    if np.ndim(variance) == 0 and (mean, variance) == (0.0, 1.0):
+    if np.ndim(mean) == np.ndim(variance) == 0 and (mean, variance) == (0.0, 1.0):
         return []
     alpha, sigma = potential.schedule.alpha(level), potential.schedule.sigma(level)
     spread = np.sqrt(alpha**2 * np.asarray(variance) + sigma**2)

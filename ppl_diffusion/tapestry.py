@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
+from operator import index
 from typing import Any
 
 import jax.numpy as jnp
@@ -49,6 +50,12 @@ class Tapestry(Potential):
         self.event_shape, self.name = tuple(canvas_shape), name
 
     @property
+    def device(self) -> torch.device:
+        """Where the networks of the windows are, and points must be."""
+        leaves = (leaf for potential in self.potentials for leaf in potential.leaves())
+        return next((leaf.device for leaf in leaves if hasattr(leaf, "device")), torch.device("cpu"))
+
+    @property
     def exponent(self) -> Any:
         total = np.zeros(self.event_shape)
         for potential, window, weight in zip(self.potentials, self.windows, self.weights, strict=True):
@@ -57,7 +64,9 @@ class Tapestry(Potential):
 
     @property
     def reference(self) -> tuple[Any, Any]:
-        return common_reference([leaf for potential in self.potentials for leaf in potential.leaves()])
+        found = common_reference([leaf for potential in self.potentials for leaf in potential.leaves()])
+        # What is known of single pixels of a window is not known of those of the canvas.
+        return found if all(np.shape(value)[-2:] in ((), (1, 1)) for value in found) else (0.0, 1.0)
 
     def _where(self, window: tuple[int, int]) -> tuple[Any, ...]:
         (top, left), (height, width) = window, self.window_shape[-2:]
@@ -122,9 +131,15 @@ def tapestry(
             no window covers, weights that are not positive, or potentials that are not over pictures.
         TypeError: something else than potentials, or potentials of different backends.
     """
-    canvas = tuple(int(size) for size in canvas_shape)
-    corners = [tuple(int(place) for place in window) for window in windows]
-    shares = [1.0] * len(potentials) if weights is None else list(weights)
+    try:
+        canvas = tuple(index(size) for size in canvas_shape)
+        corners = [tuple(index(place) for place in window) for window in windows]
+        shares = [1.0] * len(potentials) if weights is None else list(weights)
+    except TypeError as error:
+        raise TypeError(
+            f"a tapestry takes lists, and whole numbers for canvas and windows ({error}): "
+            "tapestry([p, q], (28, 48), [(0, 0), (0, 20)], [1.0, 1.0])"
+        ) from error
     _, _, shape = common_ground(potentials)
     if not len(potentials) == len(corners) == len(shares):
         raise ValueError(

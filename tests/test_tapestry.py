@@ -8,7 +8,17 @@ import torch
 from torch import nn
 
 from bridges.blackjax import HMC
-from ppl_diffusion import EnergyFunction, EnergyModel, Ladder, NoiseSchedule, anneal, load, mixture, tapestry
+from ppl_diffusion import (
+    EnergyFunction,
+    EnergyModel,
+    Ladder,
+    NoiseSchedule,
+    anneal,
+    check_quotient,
+    load,
+    mixture,
+    tapestry,
+)
 from ppl_diffusion.condition import Classes
 from ppl_diffusion.networks import build_network
 
@@ -118,9 +128,10 @@ def test_all_windows_and_conditions_are_one_call():
 
 
 def test_chains_start_narrower_where_windows_overlap():
-    target = tapestry([gaussian(0.0, 1.0, "torch")] * 2, (3, 4), [(0, 0), (0, 1)])
+    p = gaussian(0.0, 1.0, "torch")
+    target = tapestry([p, p**3], (3, 4), [(0, 0), (0, 1)], [1.0, 2.0])
     x, log_density = target.start(19, chains=4_000, rng=np.random.default_rng(0))
-    expected = np.broadcast_to([1.0, 0.5, 0.5, 1.0], (3, 4))
+    expected = np.broadcast_to([1.0, 1 / 7, 1 / 7, 1 / 6], (3, 4))
     np.testing.assert_allclose(x.var(0), expected, rtol=4 * np.sqrt(2 / 4_000))
     assert log_density.shape == (4_000,)
 
@@ -142,3 +153,17 @@ def test_refused(arguments, words):
         tapestry([], (3, 4), [])
     with pytest.raises(ValueError, match="do not tile"):
         tapestry([load("ring")], (3, 4), [(0, 0)])
+
+
+def test_a_quotient_in_a_window_is_looked_at():
+    wide, narrow = gaussian(0.0, 1.0, "torch"), gaussian(0.0, 4.0, "torch")
+    target = tapestry([wide, wide / narrow], (3, 4), [(0, 0), (0, 1)])
+    assert any("not normalisable" in note for note in check_quotient(target, levels=(19, 0)))
+    assert not check_quotient(tapestry([narrow, narrow / wide], (3, 4), [(0, 0), (0, 1)]), levels=(19, 0))
+
+
+def test_whole_numbers_are_asked_for():
+    p = gaussian(0.0, 1.0, "torch")
+    with pytest.raises(TypeError, match="whole numbers for canvas and windows"):
+        tapestry([p, p], (3.7, 4.2), [(0, 0), (0, 1)])
+    assert tapestry([p, p], np.array([3, 4]), np.array([[0, 0], [0, 1]])).event_shape == (3, 4)

@@ -10,7 +10,7 @@ import torch
 
 from bridges.blackjax import HMC
 from bridges.torch_jax import to_jax, to_torch
-from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, anneal
+from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, Potential, anneal
 
 SCHEDULE = NoiseSchedule.cosine(30)
 
@@ -123,3 +123,20 @@ def test_one_level_for_all_chains():
         jax.vmap(lambda x, level: crossed.energy(x, level=level))(
             jnp.asarray(points()), jnp.arange(9)
         ).block_until_ready()
+
+
+class Summed(Potential):
+    """A potential that breaks the law of shape: one energy for all chains."""
+
+    backend, schedule, event_shape, name = "torch", NoiseSchedule.cosine(10), (2,), "summed"
+
+    def _evaluate(self, x, level):
+        return 0.5 * (x**2).sum(), x
+
+    def _evaluate_energy(self, x, level):
+        return 0.5 * (x**2).sum()
+
+
+def test_one_energy_for_all_chains_is_refused():
+    with pytest.raises(Exception, match=r"summed returned shape \(\) where \(5,\) is due"):
+        np.asarray(to_jax(Summed()).value_and_grad(np.ones((5, 2), dtype=np.float32), level=3)[0])
