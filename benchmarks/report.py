@@ -45,7 +45,7 @@ def overhead(content: Mapping[str, Any]) -> str:
             "walk / plain loop",
         ),
         ("to the same loop in float32", "oracle", "walk / plain loop, float32"),
-        ("annealed HMC on five positions of `cubes` at once, 32 chains, to the bare gradient calls", "cubes", "walk /"),
+        ("annealed HMC on five positions of `cubes` at once, 16 chains, to the bare gradient calls", "cubes", "walk /"),
         ("the paper's evaluation pattern, per step of all chains, to it", "cubes", "paper's pattern"),
         ("256 chains of it evaluated all at once, to the fastest chunks", "cubes", "all at once"),
     ]
