@@ -115,9 +115,8 @@ def figures(problem: str, truth: np.ndarray, drawn: np.ndarray) -> dict[str, flo
     where = HIDDEN.get(problem, (slice(None), slice(None)))
     truth, drawn = truth[where], drawn[:, *where]
     squares = np.mean((drawn.mean(0) - truth) ** 2)
-    edge = (len(drawn) + 1) // 20  # the k-th least and greatest of n draws, k / (n + 1) = 1 / 20
-    ordered = np.sort(drawn, axis=0)
-    low, high = ordered[edge - 1], ordered[-edge]
+    # The k-th smallest of n exchangeable draws is a quantile of k / (n + 1): of 19 the least and the greatest.
+    low, high = np.quantile(drawn, [0.05, 0.95], axis=0, method="weibull")
     ink = truth > -0.9
     inside = (truth >= low) & (truth <= high)
     return {
