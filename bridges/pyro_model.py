@@ -22,6 +22,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ppl_diffusion.density import common_device
 from ppl_diffusion.potential import Potential
 
 from .pyro_path import Likelihood, on_the_path, stand_in
@@ -64,6 +65,11 @@ class JointPotential(Potential):
         self.schedule = priors[0].schedule
         self.event_shape = (self.sites[-1].stop,)
         self.views = sum(value.size for value in self.observed.values()) / int(self.diffused.sum())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks of the priors are, and points must be."""
+        return common_device(self.priors)
 
     @property
     def diffused(self) -> np.ndarray:

@@ -108,8 +108,7 @@ class TorchInJax(Potential):
     def _receive(self, x: Any, level: Any) -> tuple[torch.Tensor, int]:
         self.calls += 1
         # A copy: the buffer belongs to XLA and is used again when the callback has returned.
-        devices = (leaf.device for leaf in self.potential.leaves() if hasattr(leaf, "device"))
-        points = torch.from_dlpack(x).to(next(devices, "cpu"), copy=True)
+        points = torch.from_dlpack(x).to(self.potential.device, copy=True)
         levels = set(torch.from_dlpack(level).flatten().tolist())
         if len(levels) > 1:
             raise ValueError(f"{self.name} takes one level for all chains, got {levels}: call it once a level")
@@ -158,15 +157,19 @@ class JaxInTorch(Potential):
 
     Attributes:
         potential: the JAX potential.
-        device: where tensors come back.
     """
 
     backend = "torch"
 
     def __init__(self, potential: Potential, *, device: str = "cpu") -> None:
-        self.potential, self.device = potential, torch.device(device)
+        self.potential, self._device = potential, torch.device(device)
         self.schedule, self.event_shape, self.name = potential.schedule, potential.event_shape, potential.name
         self._compiled = jax.jit(lambda x, level: potential.value_and_grad(x, level=level))
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors come back, and points must be."""
+        return self._device
 
     @property
     def exponent(self) -> Any:

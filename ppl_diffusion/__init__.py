@@ -10,8 +10,8 @@ from .potential import Mixture, Potential, Product, mixture, product
 from .schedule import Ladder, NoiseSchedule
 from .tapestry import tapestry
 from .trace import Trace
-from .training import Config, load_config, save_weights, train
-from .zoo import load
+from .training import Config, load_config, train
+from .zoo import load, save_weights
 
 __all__ = [
     "Adaptive",

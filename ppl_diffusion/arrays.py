@@ -15,8 +15,8 @@ Array = Any
 Backend = Literal["torch", "jax"]
 
 
-def as_backend(x: Any, backend: Backend, name: str = "this potential") -> Array:
-    """``x`` as an array of ``backend``; numpy arrays and nested lists are converted.
+def as_backend(x: Any, backend: Backend, name: str = "this potential", *, device: Any = "cpu") -> Array:
+    """``x`` as an array of ``backend``; numpy arrays and nested lists are converted, in torch on ``device``.
 
     Raises:
         TypeError: an array of the other backend, or one that is not floating.
@@ -31,11 +31,16 @@ def as_backend(x: Any, backend: Backend, name: str = "this potential") -> Array:
             raise TypeError(f"{name} computes with torch and got a JAX array: pass np.asarray(x)")
         if not isinstance(x, torch.Tensor):
             x = _native(x)
-            x = torch.from_numpy(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy())
+            x = torch.from_numpy(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy()).to(device)
         floating = x.dtype.is_floating_point
     if not floating:
         raise TypeError(f"{name} takes floating points, got {x.dtype}: pass x.astype('float64')")
     return x
+
+
+def as_numpy(x: Array) -> np.ndarray:
+    """An array of either library, wherever it is, as a numpy array."""
+    return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
 
 
 def _native(x: Any) -> np.ndarray:

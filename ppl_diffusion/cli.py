@@ -157,7 +157,7 @@ def train(
 ) -> None:
     """Train an energy model, or go on with one."""
     with _one_line_errors():
-        from . import training
+        from . import training, zoo
 
         settings = training.load_config(config)
         weights = out or Path(f"{settings.name}.safetensors")
@@ -166,7 +166,7 @@ def train(
         kept = checkpoint or Path(f"{settings.name}.checkpoint.safetensors")
         with _bar(settings.name, quiet) as tell:
             model = training.train(settings, checkpoint=kept, data=data, device=device, progress=tell)
-        training.save_weights(model, weights)
+        zoo.save_weights(model, weights)
         if not quiet:
             typer.echo(f"{weights}: load it with load({str(weights)!r})")
 

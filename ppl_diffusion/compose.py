@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .arrays import Array, Backend, as_backend, check_backend, double
+from .arrays import Array, Backend, as_backend, as_numpy, check_backend, double
 from .potential import Mixture, Potential, Product
 from .schedule import NoiseSchedule
 from .tapestry import Tapestry
@@ -175,7 +175,7 @@ def check_quotient(
         radius = 3 * np.hypot(potential.schedule.alpha(where), potential.schedule.sigma(where))
         x = np.concatenate([rays * radius * distance for distance in FAR])
         with jax.enable_x64(True):
-            energy = _evaluated(potential, x, where)[0].reshape(len(FAR), -1)
+            energy = as_numpy(potential.value_and_grad(x, level=where)[0]).reshape(len(FAR), -1)
         if not np.all(np.diff(energy, axis=0) > 0):
             open_levels.append(where)
     if open_levels:
@@ -189,17 +189,6 @@ def check_quotient(
     return notes
 
 
-def _evaluated(potential: Potential, x: np.ndarray, level: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Energies and gradients at points in numpy, wherever the potential computes."""
-    if potential.backend == "jax":
-        energy, gradient = potential.value_and_grad(x, level=level)
-        return np.asarray(energy), np.asarray(gradient)
-    devices = (leaf.device for leaf in potential.leaves() if hasattr(leaf, "device"))
-    points = as_backend(x, "torch").to(next(devices, "cpu"))
-    energy, gradient = (value.detach().cpu().numpy() for value in potential.value_and_grad(points, level=level))
-    return energy, gradient
-
-
 def _outside(potential: Product, x: np.ndarray, level: Any) -> list[str]:
     try:
         total = float(np.min(potential.exponent))
@@ -210,7 +199,8 @@ def _outside(potential: Product, x: np.ndarray, level: Any) -> list[str]:
     for factor, a in zip(potential.factors, potential.exponents, strict=True):
         if a <= 0:
             continue
-        noise = potential.schedule.sigma(level) * _evaluated(factor, x, level)[1].reshape(len(x), -1)
+        gradient = as_numpy(factor.value_and_grad(x, level=level)[1])
+        noise = potential.schedule.sigma(level) * gradient.reshape(len(x), -1)
         strength = np.mean(noise**2, axis=1)
         outside = float(np.mean(~(strength <= bound)))
         if outside > TOLERATED:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from .arrays import Array
 from .chunks import Chunks
 from .condition import Classes, Conditions, Token
+from .density import Density
 from .potential import Potential
 from .schedule import NoiseSchedule
 
@@ -133,7 +134,7 @@ class EnergyModel(Potential):
         return self.network
 
     def evaluate_group(
-        self, members: Sequence[Potential], points: Sequence[Array], level: Any
+        self, members: Sequence[Density], points: Sequence[Array], level: Any
     ) -> list[tuple[Array, Array]]:
         """Energies and gradients under every condition, by one call of the network on the stacked points."""
         flat = [x.detach().reshape(-1, *self.event_shape) for x in points]
@@ -188,7 +189,10 @@ class EnergyModel(Potential):
     def _stack(self, tokens: Sequence[Token], sizes: Sequence[int]) -> Tensor:
         """Conditions as the network takes them: one for all points, or one for each."""
         condition = self.conditions.stack(tokens, self.device)
-        return condition if len(tokens) == 1 else condition.repeat_interleave(condition.new_tensor(sizes).long(), dim=0)
+        if len(tokens) == 1:
+            return condition
+        repeats = torch.tensor(sizes, device=condition.device)
+        return condition.repeat_interleave(repeats, dim=0, output_size=sum(sizes))
 
     def _network_energy(self, x: Tensor, level: Any, condition: Tensor) -> Tensor:
         """Energies ``(batch,)`` of points ``(batch, *event_shape)``, under stacked conditions."""

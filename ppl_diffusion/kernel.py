@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from .arrays import Array
+from .arrays import Array, as_numpy
 from .potential import Potential
 
 
@@ -291,7 +291,7 @@ class _StillWalker:
     def arrive(self, positions: Array, level: int, previous: State | None, *, seed: int) -> State:
         positions = np.asarray(positions)
         with jax.enable_x64(True):
-            energy, gradient = (np.asarray(v) for v in self.potential.value_and_grad(positions, level=level))
+            energy, gradient = (as_numpy(v) for v in self.potential.value_and_grad(positions, level=level))
         return State(level, positions, energy.astype(np.float64), gradient, _centred(np.nan))
 
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:

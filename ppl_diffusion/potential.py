@@ -1,7 +1,6 @@
-"""Potentials: unnormalised densities at every noise level, and their algebra.
+"""Potentials: densities at every noise level, and their algebra.
 
-A potential gives the energy ``U(x, level) = -log p_level(x) + constant`` and its gradient. Densities
-are combined level by level:
+They are combined level by level:
 
     product      (p q)(x)     U = U_p + U_q                       p * q
     power        p(x)^a       U = a U_p                           p ** a
@@ -19,172 +18,27 @@ Source: Reduce, Reuse, Recycle: Compositional Generation with Energy-Based Diffu
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 
-from .arrays import Array, Backend, as_backend, cast_like, logsumexp, per_point
-from .schedule import NoiseSchedule
+from .arrays import Array, logsumexp
+from .density import Density, common_ground, common_reference
 
 
-class Potential(ABC):
-    """An unnormalised density at every noise level of a schedule.
+class Potential(Density):
+    """A density that can be multiplied, divided, raised to powers and added: what users compose.
 
-    Subclasses are leaves: they say how to evaluate themselves in :meth:`_evaluate` and
-    :meth:`_evaluate_energy`. Everything else, composition included, is built here.
-
-    Attributes:
-        backend: "torch" or "jax": the arrays that it computes with.
-        schedule: the noise levels that it is defined on.
-        event_shape: shape of one point ``x``.
-        name: what it is called in expressions and reports.
+    Subclasses are leaves, see :class:`~ppl_diffusion.density.Density`, or the composites of this module.
     """
-
-    backend: Backend
-    schedule: NoiseSchedule
-    event_shape: tuple[int, ...]
-    name: str
-    __array_ufunc__ = None  # numpy scalars leave arithmetic with a potential to the potential
-
-    def energy(self, x: Any, *, level: Any) -> Array:
-        """Energy of each point.
-
-        Args:
-            x: points, shape ``(*chains, *event_shape)``, floating; numpy arrays are converted.
-            level: noise level, an integer; under a JAX transformation it may be traced.
-
-        Returns:
-            Energies in nats, shape ``(*chains,)``: float64, except in JAX without 64-bit mode.
-
-        Raises:
-            ValueError: wrong shape, level out of range, or tensor on another device.
-            TypeError: an array of the other backend or one that is not floating.
-        """
-        x = self._accept(x, level)
-        energies = evaluate_energy(self.leaves(), x, level)
-        return self._combine(energies)[0]
-
-    def value_and_grad(self, x: Any, *, level: Any) -> tuple[Array, Array]:
-        """Energy of each point and its gradient, by one evaluation of every network involved.
-
-        Args:
-            x: points, shape ``(*chains, *event_shape)``, floating; numpy arrays are converted.
-            level: noise level, an integer; under a JAX transformation it may be traced.
-
-        Returns:
-            Energies, shape ``(*chains,)`` as in :meth:`energy`, and gradients of the shape and
-            dtype of ``x``. ``-gradient`` is the score of the density at this level.
-
-        Raises:
-            ValueError, TypeError: as :meth:`energy`.
-        """
-        x = self._accept(x, level)
-        values = evaluate(self.leaves(), x, level)
-        energy, weights = self._combine({leaf: value for leaf, (value, _) in values.items()})
-        gradient = 0.0
-        for leaf, weight in weights.items():
-            gradient = gradient + per_point(weight, x, self.event_shape) * values[leaf][1]
-        return energy, cast_like(gradient, x)
-
-    @property
-    def exponent(self) -> Any:
-        """Sum ``s`` of the exponents of the expression, a number or an array of ``event_shape``.
-
-        At the noisiest level a model is standard normal, hence the composed density
-        ``N(0, I / s)``: where annealed chains start.
-
-        Raises:
-            ValueError: the components of a mixture do not agree on it.
-        """
-        return 1.0
-
-    @property
-    def reference(self) -> tuple[Any, Any]:
-        """Mean and variance of the data, as far as they are known: numbers, or arrays that broadcast to the event."""
-        return (0.0, 1.0)
-
-    @property
-    def diffused(self) -> Any:
-        """Which coordinates noise is added to: all, or booleans of ``event_shape``."""
-        return True
-
-    def start(self, level: int, *, chains: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Draws from ``N(0, I / s)``, ``s`` the :attr:`exponent`, times sigma where the schedule explodes.
-
-        Args:
-            level: the noisiest level of a ladder.
-            chains: number of draws.
-            rng: source of randomness.
-
-        Returns:
-            Positions ``(chains, *event_shape)`` and their log-density ``(chains,)``.
-
-        Raises:
-            ValueError: exponents whose sum is not positive.
-        """
-        total = np.broadcast_to(np.asarray(self.exponent, dtype=np.float64), self.event_shape)
-        if np.any(total <= 0):
-            raise ValueError(
-                f"the exponents of {self} sum to {total.min():.3g}, so it has no density at the noisiest level to "
-                "start from: make the sum positive, or pass init="
-            )
-        scale = max(1.0, self.schedule.sigma(level)) / np.sqrt(total)
-        noise = rng.standard_normal((chains, *self.event_shape))
-        constant = np.sum(np.log(scale)) + 0.5 * scale.size * np.log(2 * np.pi)
-        return noise * scale, -0.5 * np.sum(noise.reshape(chains, -1) ** 2, axis=1) - constant
 
     def leaves(self) -> tuple[Potential, ...]:
         """The distinct potentials that an expression is made of."""
         return (self,)
-
-    def memo(self, key: Hashable, build: Callable[[], Any]) -> Any:
-        """What ``build()`` returned for ``key`` the first time: compiled code that lives as long as the potential."""
-        cache = self.__dict__.setdefault("_memo", {})
-        if key not in cache:
-            cache[key] = build()
-        return cache[key]
-
-    def evaluate_group(
-        self, members: Sequence[Potential], points: Sequence[Array], level: Any
-    ) -> list[tuple[Array, Array]]:
-        """Evaluate leaves that share one network, ``self`` among them, each at its own points, by as few calls as
-        possible."""
-        return [member._evaluate(x, level) for member, x in zip(members, points, strict=True)]
-
-    @property
-    def group(self) -> Any:
-        """Leaves of equal group are evaluated together: the network that they share, or themselves."""
-        return self
-
-    def _combine(self, energies: Mapping[Potential, Array]) -> tuple[Array, dict[Potential, Any]]:
-        """The energy from those of the leaves, and its derivative with respect to each of them."""
-        return energies[self], {self: 1.0}
-
-    @abstractmethod
-    def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
-        """Energies ``(*chains,)`` and gradients ``(*chains, *event_shape)`` at accepted points."""
-
-    @abstractmethod
-    def _evaluate_energy(self, x: Array, level: Any) -> Array:
-        """Energies ``(*chains,)`` at accepted points, differentiable with the backend's own tools."""
-
-    def _accept(self, x: Any, level: Any) -> Array:
-        if not isinstance(level, jax.core.Tracer):
-            self.schedule.check_level(level.item() if isinstance(level, jax.Array) and level.ndim == 0 else level)
-        x = as_backend(x, self.backend, self.name)
-        rank = len(self.event_shape)
-        if x.ndim < rank or tuple(x.shape[x.ndim - rank :]) != self.event_shape:
-            raise ValueError(
-                f"{self.name} takes points of shape (*chains, {', '.join(map(str, self.event_shape))}), "
-                f"got {tuple(x.shape)}"
-            )
-        return x
 
     def __mul__(self, other: Any) -> Potential:
         if isinstance(other, Potential):
@@ -208,9 +62,6 @@ class Potential(ABC):
         if not isinstance(other, Potential):
             raise TypeError(f"only a density can be added to a density, not {other!r}: try 0.5 * p + 0.5 * q")
         return mixture([self, other], log_weights=[0.0, 0.0])
-
-    def __repr__(self) -> str:
-        return self.name
 
 
 class Product(Potential):
@@ -257,9 +108,9 @@ class Product(Potential):
     def reference(self) -> tuple[Any, Any]:
         return common_reference(self.leaves())
 
-    def _combine(self, energies: Mapping[Potential, Array]) -> tuple[Array, dict[Potential, Any]]:
+    def _combine(self, energies: Mapping[Density, Array]) -> tuple[Array, dict[Density, Any]]:
         energy: Any = -self.log_scale
-        weights: dict[Potential, Any] = {}
+        weights: dict[Density, Any] = {}
         for factor, a in zip(self.factors, self.exponents, strict=True):
             inner, slopes = factor._combine(energies)
             energy = energy + a * inner
@@ -308,12 +159,12 @@ class Mixture(Potential):
     def reference(self) -> tuple[Any, Any]:
         return common_reference(self.leaves())
 
-    def _combine(self, energies: Mapping[Potential, Array]) -> tuple[Array, dict[Potential, Any]]:
+    def _combine(self, energies: Mapping[Density, Array]) -> tuple[Array, dict[Density, Any]]:
         pairs = [component._combine(energies) for component in self.components]
         terms = [log_weight - inner for log_weight, (inner, _) in zip(self.log_weights, pairs, strict=True)]
         xp: Any = jnp if self.backend == "jax" else torch
         total = logsumexp(xp.stack(terms), axis=0)
-        weights: dict[Potential, Any] = {}
+        weights: dict[Density, Any] = {}
         for term, (_, slopes) in zip(terms, pairs, strict=True):
             share = xp.exp(term - total)
             for leaf, slope in slopes.items():
@@ -371,69 +222,9 @@ def mixture(potentials: Sequence[Potential], *, log_weights: Sequence[float] | N
     return Mixture(components, weights)
 
 
-def evaluate(leaves: Sequence[Potential], x: Array, level: Any) -> dict[Potential, tuple[Array, Array]]:
-    """Energy and gradient of every leaf at the same points; leaves that share a network go together."""
-    return dict(zip(leaves, evaluate_each(leaves, [x] * len(leaves), level), strict=True))
-
-
-def evaluate_each(leaves: Sequence[Potential], points: Sequence[Array], level: Any) -> list[tuple[Array, Array]]:
-    """Energy and gradient of every leaf at its own points; leaves that share a network go together."""
-    groups: dict[Any, list[int]] = {}
-    for index, leaf in enumerate(leaves):
-        groups.setdefault(leaf.group, []).append(index)
-    values: dict[int, tuple[Array, Array]] = {}
-    for indices in groups.values():
-        members = [leaves[i] for i in indices]
-        found = members[0].evaluate_group(members, [points[i] for i in indices], level)
-        values.update(zip(indices, found, strict=True))
-    return [values[index] for index in range(len(leaves))]
-
-
-def evaluate_energy(leaves: Sequence[Potential], x: Array, level: Any) -> dict[Potential, Array]:
-    """Energy of every leaf at the same points, differentiable with the backend's own tools."""
-    return {leaf: leaf._evaluate_energy(x, level) for leaf in leaves}
-
-
 def _share(composite: Potential, potentials: Sequence[Potential]) -> None:
     """Give a composite the backend, schedule and event shape that its parts must have in common."""
     composite.backend, composite.schedule, composite.event_shape = common_ground(potentials)
-
-
-def common_ground(potentials: Sequence[Potential]) -> tuple[Backend, NoiseSchedule, tuple[int, ...]]:
-    """Backend, schedule and event shape of potentials that are composed.
-
-    Raises:
-        ValueError, TypeError: no potentials, or potentials that do not have these in common.
-    """
-    if not potentials:
-        raise ValueError("a composition needs at least one potential")
-    for potential in potentials:
-        if not isinstance(potential, Potential):
-            raise TypeError(f"only potentials can be composed, got {potential!r}: wrap a function in EnergyFunction")
-    first = potentials[0]
-    for other in potentials[1:]:
-        if other.backend != first.backend:
-            raise TypeError(
-                f"{first} computes with {first.backend} and {other} with {other.backend}: convert one, "
-                "bridges.torch_jax.to_jax(p) or bridges.torch_jax.to_torch(p)"
-            )
-        if other.event_shape != first.event_shape:
-            raise ValueError(
-                f"{first} has points of shape {first.event_shape} and {other} of {other.event_shape}: "
-                "only potentials over the same space can be composed"
-            )
-        if other.schedule != first.schedule:
-            raise ValueError(
-                f"{first} and {other} have different noise schedules ({first.schedule} and {other.schedule}): "
-                "composition is level by level, give both the same schedule="
-            )
-    return first.backend, first.schedule, first.event_shape
-
-
-def common_reference(leaves: Sequence[Potential]) -> tuple[Any, Any]:
-    """Mean and variance of the data of potentials that share them; those of unit data otherwise."""
-    first = leaves[0].reference
-    return first if all(leaf.reference is first or leaf.group is leaves[0].group for leaf in leaves) else (0.0, 1.0)
 
 
 def _distinct(potentials: Sequence[Potential]) -> tuple[Potential, ...]:

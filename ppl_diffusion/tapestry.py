@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .arrays import Array, cast_like, per_point
-from .potential import Potential, common_ground, common_reference, evaluate_each
+from .arrays import Array
+from .density import Density, common_device, common_ground, common_reference, evaluate_each
+from .potential import Potential
 
 
 class Tapestry(Potential):
@@ -52,8 +53,7 @@ class Tapestry(Potential):
     @property
     def device(self) -> torch.device:
         """Where the networks of the windows are, and points must be."""
-        leaves = (leaf for potential in self.potentials for leaf in potential.leaves())
-        return next((leaf.device for leaf in leaves if hasattr(leaf, "device")), torch.device("cpu"))
+        return common_device(self.potentials)
 
     @property
     def exponent(self) -> Any:
@@ -74,20 +74,15 @@ class Tapestry(Potential):
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
         crops = [x[self._where(window)] for window in self.windows]
-        leaves = [potential.leaves() for potential in self.potentials]
-        points = [crop for crop, these in zip(crops, leaves, strict=True) for _ in these]
-        found = iter(evaluate_each([leaf for these in leaves for leaf in these], points, level))
-        total: Any = 0.0
-        canvas: Any = 0.0
-        for potential, these, window, weight in zip(self.potentials, leaves, self.windows, self.weights, strict=True):
-            values = {leaf: next(found) for leaf in these}
-            energy, slopes = potential._combine({leaf: value for leaf, (value, _) in values.items()})
-            total = total + weight * energy
-            gradient: Any = 0.0
-            for leaf, slope in slopes.items():
-                gradient = gradient + per_point(slope, x, self.event_shape) * values[leaf][1]
-            canvas = canvas + weight * self._hung(gradient, window)
-        return total, cast_like(canvas, x)
+        pairs = [(leaf, crop) for p, crop in zip(self.potentials, crops, strict=True) for leaf in p.leaves()]
+        found = iter(evaluate_each([leaf for leaf, _ in pairs], [crop for _, crop in pairs], level))
+        energy: Any = 0.0
+        gradient: Any = 0.0
+        for potential, crop, window, weight in zip(self.potentials, crops, self.windows, self.weights, strict=True):
+            values: dict[Density, Any] = {leaf: next(found) for leaf in potential.leaves()}
+            part, slope = potential._combine_with_gradient(values, crop)
+            energy, gradient = energy + weight * part, gradient + weight * self._hung(slope, window)
+        return energy, gradient
 
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
         total: Any = 0.0

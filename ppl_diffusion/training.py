@@ -10,29 +10,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .condition import Conditions, dump
+from .condition import Conditions
 from .config import Config, load_config
 from .data import Data, image_data, planar_data
 from .energy import EnergyModel
 from .networks import build_network
 from .objective import Levels, denoising_loss
 from .schedule import NoiseSchedule
-from .trace import replacing, versions
+from .trace import versions
+from .zoo import FORMAT, load, write
 
-__all__ = ["Config", "TrainingProgress", "load_config", "save_weights", "train"]
-
-FORMAT = "ppl-diffusion weights 1"
+__all__ = ["Config", "TrainingProgress", "load_config", "train"]
 
 CONSTANTS_RATE = 0.05
 """Peak of AdamW's rate for the constants of levels, in nats a step."""
@@ -108,23 +105,6 @@ def train(
     return _model(config, run, schedule, source)
 
 
-def save_weights(model: EnergyModel, path: str | Path) -> Path:
-    """Write a model to a safetensors file with its schedule, network and provenance in the header.
-
-    The file appears only when it is complete.
-    """
-    header = {
-        "format": FORMAT,
-        "form": model.form,
-        "schedule": json.dumps({"alphas": model.schedule.alphas, "sigmas": model.schedule.sigmas}),
-        "event_shape": json.dumps(model.event_shape),
-        "conditions": dump(model.conditions),
-        "reference": json.dumps(model.reference),
-    }
-    header |= {key: value for key, value in model.info.items() if key not in header}
-    return _write(model.network.state_dict(), header, Path(path))
-
-
 def _model(config: Config, run: _Run, schedule: NoiseSchedule, source: Data) -> EnergyModel:
     network = _network(config, source.conditions)
     network.load_state_dict(run.average)
@@ -186,12 +166,9 @@ def _begin(config: Config, source: Data, schedule: NoiseSchedule, device: torch.
 def _start(run: _Run, config: Config, source: Data) -> None:
     """What a fresh run begins with: given weights, and constants that suit them."""
     if config.init:
-        shipped: Any = files("ppl_diffusion") / "weights" / f"{config.init}.safetensors"
-        path: Any = Path(config.init) if config.init.endswith(".safetensors") else shipped
         try:
-            with safe_open(path, framework="pt") as stored:
-                run.network.load_state_dict({key: stored.get_tensor(key) for key in stored.keys()})  # noqa: SIM118
-        except (SafetensorError, OSError, RuntimeError) as error:
+            run.network.load_state_dict(load(config.init).network.state_dict())
+        except (ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0].rstrip(":")
             raise ValueError(
                 f"init = {config.init!r} cannot be started from ({reason}): give a model or weights of this network"
@@ -265,7 +242,7 @@ def _save(run: _Run, path: Path, config: Config) -> None:
         tensors["levels"] = run.levels.steps.detach()
     header = {"format": FORMAT, "step": str(run.step), "loss": repr(float(run.loss))}
     header["config"] = json.dumps(asdict(config))
-    _write(tensors, header, path)
+    write(tensors, header, path)
 
 
 def _resume(run: _Run, path: Path, config: Config) -> None:
@@ -294,9 +271,3 @@ def _resume(run: _Run, path: Path, config: Config) -> None:
     described = run.optimiser.state_dict()
     run.optimiser.load_state_dict({"state": states, "param_groups": described["param_groups"]})
     run.step, run.loss = int(header["step"]), torch.full_like(run.loss, float(header["loss"]))
-
-
-def _write(tensors: Mapping[str, Tensor], header: Mapping[str, str], path: Path) -> Path:
-    with replacing(path) as partial:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata=dict(header))
-    return path

@@ -1,4 +1,4 @@
-"""Shipped models: ``load("ring")``. Weights are safetensors files that carry their own description.
+"""Models by name or file: ``load("ring")``. Weights are safetensors files that carry their own description.
 
 A weight file holds the parameters of the network, and in its header the noise schedule, the kind of
 network, the form of the energy, and where it comes from: data, loss, versions, and the command that
@@ -8,17 +8,22 @@ reproduces it. Nothing is unpickled.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-from .condition import Conditions, parse
+from .condition import Conditions, dump, parse
 from .energy import EnergyModel
 from .networks import build_network
 from .schedule import NoiseSchedule
-from .training import FORMAT
+from .trace import replacing
+
+FORMAT = "ppl-diffusion weights 1"
 
 
 class ModelCard(NamedTuple):
@@ -77,6 +82,27 @@ def load(name: str | Path) -> EnergyModel:
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not describe its model ({_first_line(error)}): get the file again") from error
+
+
+def save_weights(model: EnergyModel, path: str | Path) -> Path:
+    """Write a model to a safetensors file with its schedule, network and provenance in the header."""
+    header = {
+        "format": FORMAT,
+        "form": model.form,
+        "schedule": json.dumps({"alphas": model.schedule.alphas, "sigmas": model.schedule.sigmas}),
+        "event_shape": json.dumps(model.event_shape),
+        "conditions": dump(model.conditions),
+        "reference": json.dumps(model.reference),
+    }
+    header |= {key: value for key, value in model.info.items() if key not in header}
+    return write(model.network.state_dict(), header, Path(path))
+
+
+def write(tensors: Mapping[str, Tensor], header: Mapping[str, str], path: Path) -> Path:
+    """A safetensors file, which appears only when it is complete."""
+    with replacing(path) as partial:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata=dict(header))
+    return path
 
 
 def _conditions(header: dict[str, str]) -> Conditions:

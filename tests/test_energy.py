@@ -11,7 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bridges.blackjax import HMC
-from ppl_diffusion import EnergyModel, Ladder, NoiseSchedule, anneal, conjunction, load, save_weights
+from ppl_diffusion import (
+    EnergyModel,
+    Ladder,
+    NoiseSchedule,
+    anneal,
+    conjunction,
+    load,
+    mixture,
+    save_weights,
+    tapestry,
+)
 from ppl_diffusion.condition import Classes, ConditionWarning, Positions
 from ppl_diffusion.energy import Form, noise_potential
 from ppl_diffusion.networks import EnergyMLP, EnergyUNet, build_network
@@ -339,3 +349,15 @@ def test_energies_are_float64_under_jax_too():
     with jax.enable_x64(True):
         value, _ = to_jax(load("digits")).value_and_grad(np.zeros((2, 28, 28)), level=50)
     assert value.dtype == np.float64
+
+
+def test_numpy_points_go_where_the_networks_are():
+    """The device "meta" holds no numbers, and tells where things are as an accelerator would."""
+    model = pictures().to("meta")
+    window = tapestry([model, model.given(x=0.25, y=0.75)], (3, 8, 12), [(0, 0), (0, 4)])
+    for target in (model, conjunction([model.given(x=0.25, y=0.75)] * 2, model), mixture([model, model]), window):
+        assert target.device.type == "meta"
+        x = np.zeros((2, *target.event_shape))
+        assert all(value.device.type == "meta" for value in target.value_and_grad(x, level=3))
+        with pytest.raises(ValueError, match=r"pass x\.to\('meta'\)"):
+            target.value_and_grad(torch.zeros(2, *target.event_shape), level=3)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "schedule",
     "arrays",
+    "density",
     "potential",
     "function",
     "analytic",
@@ -28,8 +29,8 @@ ORDER = [
     "data",
     "weights",
     "trace",
-    "training",
     "zoo",
+    "training",
     "kernel",
     "proposals",
     "anneal",
