@@ -12,19 +12,10 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from benchmarks import prepare_cubes, render_cubes
+from benchmarks import prepare_cubes, render_cubes, scenes
 from benchmarks.prepare_cubes import prepare
-from benchmarks.render_cubes import (
-    HALF,
-    ORIGIN,
-    TARGET,
-    Camera,
-    make_scenes,
-    rounded_cube,
-    sample_layout,
-    sample_scene,
-    visible_shares,
-)
+from benchmarks.render_cubes import make_scenes, rounded_cube
+from benchmarks.scenes import HALF, ORIGIN, TARGET, Camera, sample_layout, sample_scene, visible_shares
 
 CAMERA = Camera(ORIGIN, TARGET)
 SIZE = 24
@@ -95,19 +86,19 @@ def test_wrong_twin_a_hidden_box_is_found_hidden():
 def test_hidden_cubes_are_drawn_again(monkeypatch):
     least = {}
     for share in (0.0, 0.9):
-        monkeypatch.setattr(render_cubes, "VISIBLE", share)
+        monkeypatch.setattr(scenes, "VISIBLE", share)
         least[share] = [sample_layout(np.random.default_rng(seed), 5).visible.min() for seed in range(4)]
     assert min(least[0.9]) >= 0.9
     assert min(least[0.0]) < 0.9, "nothing was hidden, so this shows nothing"
 
 
 def test_rays_enter_a_turned_box_where_it_was_put():
-    centre, turn = CAMERA.unproject(np.array([0.4, 0.6]), HALF), render_cubes._turn(0.4)
+    centre, turn = CAMERA.unproject(np.array([0.4, 0.6]), HALF), scenes.turned(0.4)
     top = centre + np.array([[x, y, HALF] for x in (-0.47, 0.47) for y in (-0.47, 0.47)]) @ turn.T
     rays = CAMERA.rays(CAMERA.project(top))
-    entered = render_cubes._distances(CAMERA.origin, rays, centre, 0.4)
+    entered = scenes.hit_distances(CAMERA.origin, rays, centre, 0.4)
     np.testing.assert_allclose(CAMERA.origin + rays * entered[:, None], top, atol=1e-12)
-    wrong = render_cubes._distances(CAMERA.origin, rays, centre, -0.4)
+    wrong = scenes.hit_distances(CAMERA.origin, rays, centre, -0.4)
     assert np.abs(wrong - entered).min() > 0.01
 
 
