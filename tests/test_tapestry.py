@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from checks import ACCEPTANCE_WINDOW, ALPHA, invariance
 from torch import nn
+from torch.nn import functional as F
 
-from bridges.blackjax import HMC
+from bridges.blackjax import HMC, MALA
 from ppl_diffusion import (
     EnergyFunction,
     EnergyModel,
@@ -21,6 +23,7 @@ from ppl_diffusion import (
 )
 from ppl_diffusion.condition import Classes
 from ppl_diffusion.networks import build_network
+from ppl_diffusion.tapestry import Tapestry
 
 SCHEDULE = NoiseSchedule.cosine(20)
 WINDOWS = ((0, 0), (0, 2), (1, 1))
@@ -94,6 +97,45 @@ def test_energy_is_the_weighted_sum_and_the_gradient_its_derivative(backend):
     np.testing.assert_allclose((up - down) / (2 * step), slope, rtol=2e-2, atol=2e-2)
     scaled = gradient / np.sqrt((gradient**2).mean((1, 2), keepdims=True))  # the released code's score
     assert not np.allclose((up - down) / (2 * step), (scaled * towards).sum((1, 2)), rtol=2e-2, atol=2e-2)
+
+
+def strip(backend, weights=(1.0, 2.0)):
+    """Two windows of 3x3 that share two columns, of different means and precisions."""
+    windows = [gaussian(0.5, 2.0, backend), gaussian(-1.0, 1.0, backend)]
+    return tapestry(windows, (3, 4), [(0, 0), (0, 1)], weights)
+
+
+def exact_strip(draws, seed):
+    precision = np.array([2.0, 2.0 + 2.0, 2.0 + 2.0, 2.0])
+    mean = np.array([2.0 * 0.5, 2.0 * 0.5 - 2.0, 2.0 * 0.5 - 2.0, -2.0]) / precision
+    return mean + np.random.default_rng(seed).standard_normal((draws, 3, 4)) / np.sqrt(precision)
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("kernel", [HMC(step=0.55), MALA(step=0.5)], ids=["HMC", "MALA"])
+def test_kernels_leave_a_tapestry_invariant(kernel, backend):
+    found = invariance(kernel, strip(backend), exact_strip, level=3)
+    assert ACCEPTANCE_WINDOW[0] <= found.acceptance_rate <= ACCEPTANCE_WINDOW[1]
+    assert found.moved > 0.99
+    assert found.smallest > ALPHA, found
+
+
+class OverlapOnce(Tapestry):
+    """The wrong twin: what windows share belongs to the last of them only."""
+
+    def _evaluate(self, x, level):
+        energy, gradient = super()._evaluate(x, level)
+        shared = 2.0 * (x[..., 1:3] - 0.5)
+        return energy - 0.5 * 2.0 * ((x[..., 1:3] - 0.5) ** 2).sum((-1, -2)), gradient - F.pad(shared, (1, 1))
+
+
+def test_wrong_twins_of_a_tapestry_are_rejected():
+    right = strip("torch")
+    once = OverlapOnce(right.potentials, right.event_shape, right.windows, right.weights, "once")
+    for wrong, step in ((once, 0.75), (strip("torch", (1.0, 1.0)), 0.8)):
+        found = invariance(HMC(step=step), wrong, exact_strip, level=3)
+        assert ACCEPTANCE_WINDOW[0] <= found.acceptance_rate <= ACCEPTANCE_WINDOW[1]
+        assert found.smallest < ALPHA, found
 
 
 class Counting(nn.Module):

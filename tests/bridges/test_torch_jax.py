@@ -140,3 +140,18 @@ class Summed(Potential):
 def test_one_energy_for_all_chains_is_refused():
     with pytest.raises(Exception, match=r"summed returned shape \(\) where \(5,\) is due"):
         np.asarray(to_jax(Summed()).value_and_grad(np.ones((5, 2), dtype=np.float32), level=3)[0])
+
+
+def test_a_potential_may_keep_its_points():
+    """XLA uses its buffers again when a call has returned."""
+    kept, told = [], []
+
+    def energy(x, level):
+        kept.append(x)
+        told.append(x.detach().clone())
+        return 0.5 * (x**2).sum(-1)
+
+    target = EnergyFunction(energy, schedule=SCHEDULE, event_shape=(2,), backend="torch")
+    anneal(target, HMC(), ladder=Ladder(levels=(29, 10, 0), steps=5), chains=64, seed=0)
+    assert len(kept) > 40
+    assert all(torch.equal(x.detach(), then) for x, then in zip(kept, told, strict=True))
