@@ -1,7 +1,8 @@
 """A BlackJAX kernel bound to a potential: three compiled functions, for arriving, moving and recording.
 
-Chains are batched by ``vmap`` in 64-bit mode. The energy and the gradient of a position come from one
-evaluation; what is not finite is a log-density of minus infinity before any kernel sees it.
+Chains are batched by ``vmap`` in 64-bit mode. A kernel sees coordinates divided by their scales
+(``ppl_diffusion.kernel.block_scales``), so that it needs no masses of its own. The energy and the gradient of a
+position come from one evaluation; what is not finite is a log-density of minus infinity before any kernel sees it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_diffusion.arrays import Array
-from ppl_diffusion.kernel import State, StepState, as_policy, rescaling
+from ppl_diffusion.kernel import State, StepState, as_policy, block_scales, rescaling
 from ppl_diffusion.potential import Potential
 
 if TYPE_CHECKING:
@@ -40,99 +41,109 @@ class BlackJAXWalker:
     def __init__(self, kernel: BlackJAXKernel, potential: Potential) -> None:
         self.kernel, self.potential = kernel, potential
         self.policy = as_policy(kernel.step)
+        self.diffused = np.broadcast_to(potential.diffused, potential.event_shape).ravel()
         self._arrive_compiled = jax.jit(self._arrive)
         self._move_compiled = jax.jit(self._move)
         self._record_compiled = jax.jit(self._record, static_argnames="draws")
 
     def arrive(self, positions: Array, level: int, previous: State | None, *, seed: int) -> State:
         size = int(np.prod(self.potential.event_shape))
+        before = None if previous is None else np.asarray(previous.gradient, dtype=float).reshape(-1, size)
+        scales = np.ones(size) if previous is None else block_scales(previous.scales, before, self.diffused)
         with jax.enable_x64(True):
             flat = jnp.asarray(positions, dtype=jnp.float64).reshape(-1, size)
             momentum = getattr(previous.carried, "momentum", None) if previous is not None else None
-            chains = self._arrive_compiled(flat, momentum, level, seed)
+            chains = self._arrive_compiled(flat / scales, momentum, level, seed, scales)
         sigma = self.potential.schedule.sigma(level)
         guess = max(1.0, sigma) * size**-0.25
         if previous is None:
-            return self._state(level, chains, self.policy.enter(None, sigma=sigma, guess=guess))
-        rescale = rescaling(previous.gradient, -np.asarray(getattr(chains, "logdensity_grad", np.full((1, 1), np.nan))))
-        step = self.policy.enter(previous.step, sigma=sigma, guess=guess, rescale=rescale)
-        return self._state(level, chains, step)
+            return self._state(level, chains, self.policy.enter(None, sigma=sigma, guess=guess), scales)
+        after = np.asarray(getattr(chains, "logdensity_grad", np.full((1, 1), np.nan)))
+        step = self.policy.enter(
+            previous.step, sigma=sigma, guess=guess, rescale=rescaling(before * previous.scales, after)
+        )
+        return self._state(level, chains, step, scales)
 
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
         with jax.enable_x64(True):
-            chains, step, totals = self._move_compiled(state.carried, _floats(state.step), state.level, steps, seed)
+            chains, step, totals = self._move_compiled(
+                state.carried, _floats(state.step), state.level, steps, seed, state.scales
+            )
         totals = {name: np.asarray(value) for name, value in totals.items()}
         mean = dict.fromkeys(("acceptance_rate", "jump_distance"), max(steps, 1))
         stats = {name: value / mean.get(name, 1) for name, value in totals.items()}
         if steps == 0:
             stats["acceptance_rate"] = np.full(len(stats["acceptance_rate"]), np.nan)
         stats["step_size"] = np.full(len(stats["acceptance_rate"]), np.exp(float(step.log_step)))
-        return self._state(state.level, chains, step), stats
+        return self._state(state.level, chains, step, state.scales), stats
 
     def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
         with jax.enable_x64(True):
             step = jnp.exp(jnp.asarray(float(state.step.log_step)))
-            chains, (flat, log_density, info) = self._record_compiled(state.carried, step, state.level, seed, draws)
-        positions = np.asarray(flat).reshape(*flat.shape[:2], *self.potential.event_shape)
+            chains, (flat, log_density, info) = self._record_compiled(
+                state.carried, step, state.level, seed, state.scales, draws=draws
+            )
+        positions = (np.asarray(flat) * state.scales).reshape(*flat.shape[:2], *self.potential.event_shape)
         stats = {name: np.asarray(value) for name, value in info._asdict().items() if name != "adaptation"}
         calls = int(stats["n_steps"].max(axis=0).sum())
         stats |= {"lp": np.asarray(log_density), "step_size": np.full(log_density.shape, float(step))}
-        return self._state(state.level, chains, state.step), positions, {**stats, "gradient_calls": np.array(calls)}
+        return (
+            self._state(state.level, chains, state.step, state.scales),
+            positions,
+            {**stats, "gradient_calls": np.array(calls)},
+        )
 
     def select(self, state: State, ancestors: np.ndarray) -> State:
         with jax.enable_x64(True):
             chains = jax.tree.map(lambda array: array[ancestors], state.carried)
-        return self._state(state.level, chains, state.step)
+        return self._state(state.level, chains, state.step, state.scales)
 
     def freeze(self, state: State) -> State:
         return state._replace(step=self.policy.freeze(state.step))
 
-    def _state(self, level: int, chains: Any, step: StepState) -> State:
+    def _state(self, level: int, chains: Any, step: StepState, scales: np.ndarray) -> State:
         shape = (chains.position.shape[0], *self.potential.event_shape)
         gradient = getattr(chains, "logdensity_grad", None)
-        gradient = np.full(shape, np.nan) if gradient is None else -np.asarray(gradient).reshape(shape)
-        positions = np.asarray(chains.position).reshape(shape)
-        return State(level, positions, -np.asarray(chains.logdensity), gradient, step, chains)
+        gradient = np.full(shape, np.nan) if gradient is None else (-np.asarray(gradient) / scales).reshape(shape)
+        positions = (np.asarray(chains.position) * scales).reshape(shape)
+        return State(level, positions, -np.asarray(chains.logdensity), gradient, step, chains, scales)
 
-    def _log_density(self, level: Array) -> LogDensity:
-        """The log-density of a flat position at ``level``; its gradient comes from the same evaluation."""
+    def _log_density(self, level: Array, scales: Any = 1.0) -> LogDensity:
+        """The log-density of a flat scaled position at ``level``; its gradient comes from the same evaluation."""
         event_shape, potential = self.potential.event_shape, self.potential
 
-        def guarded(x: Array, level: Array) -> tuple[Array, Array]:
-            energy, gradient = potential.value_and_grad(x.reshape(event_shape), level=level)
+        def guarded(z: Array, level: Array, scales: Array) -> tuple[Array, Array]:
+            energy, gradient = potential.value_and_grad((z * scales).reshape(event_shape), level=level)
             finite = jnp.isfinite(energy) & jnp.all(jnp.isfinite(gradient))
-            return jnp.where(finite, -energy, -jnp.inf), -gradient.reshape(x.shape)
+            return jnp.where(finite, -energy, -jnp.inf), -gradient.reshape(z.shape) * scales
 
         @jax.custom_vjp
-        def log_density(x: Array, level: Array) -> Array:
-            energy = potential.energy(x.reshape(event_shape), level=level)
+        def log_density(z: Array, level: Array, scales: Array) -> Array:
+            energy = potential.energy((z * scales).reshape(event_shape), level=level)
             return jnp.where(jnp.isfinite(energy), -energy, -jnp.inf)
 
-        def forward(x: Array, level: Array) -> tuple[Array, Array]:
-            return guarded(x, level)
+        def backward(gradient: Array, cotangent: Array) -> tuple[Array, None, None]:
+            return cotangent * gradient, None, None
 
-        def backward(gradient: Array, cotangent: Array) -> tuple[Array, None]:
-            return cotangent * gradient, None
+        log_density.defvjp(guarded, backward)
+        return lambda z: log_density(z, level, scales)
 
-        log_density.defvjp(forward, backward)
-        return lambda x: log_density(x, level)
-
-    def _arrive(self, flat: Array, momentum: Array | None, level: Array, seed: Array) -> Any:
+    def _arrive(self, flat: Array, momentum: Array | None, level: Array, seed: Array, scales: Array) -> Any:
         keys = jax.random.split(jax.random.key(seed), flat.shape[0])
-        init = partial(self.kernel.init_chain, log_density=self._log_density(level))
+        init = partial(self.kernel.init_chain, log_density=self._log_density(level, scales))
         return jax.vmap(init, in_axes=(0, 0, None if momentum is None else 0))(keys, flat, momentum)
 
-    def _step(self, key: Array, chains: Any, level: Array, step: Array) -> tuple[Any, Info]:
+    def _step(self, key: Array, chains: Any, level: Array, step: Array, scales: Any = 1.0) -> tuple[Any, Info]:
         key_chains, key_steps = jax.random.split(key)
         keys = jax.random.split(key_chains, chains.position.shape[0])
         uniform = jax.random.uniform(key_steps, keys.shape, dtype=jnp.float64)
         steps = jnp.broadcast_to(self.policy.jittered(step, uniform), uniform.shape)
-        log_density = self._log_density(level)
+        log_density = self._log_density(level, scales)
         return jax.vmap(lambda key, chain, step: self.kernel.step_chain(key, chain, log_density, step))(
             keys, chains, steps
         )
 
-    def _move(self, chains: Any, step: StepState, level: Array, steps: Array, seed: Array) -> Any:
+    def _move(self, chains: Any, step: StepState, level: Array, steps: Array, seed: Array, scales: Array) -> Any:
         key, count = jax.random.key(seed), chains.position.shape[0]
         names = ("acceptance_rate", "diverging", "nonfinite", "jump_distance")
         totals = {name: jnp.zeros(count) for name in names}
@@ -140,8 +151,8 @@ class BlackJAXWalker:
 
         def body(i: Array, carry: Any) -> Any:
             chains, step, totals = carry
-            moved, info = self._step(jax.random.fold_in(key, i), chains, level, jnp.exp(step.log_step))
-            jump = jnp.linalg.norm(moved.position - chains.position, axis=1)
+            moved, info = self._step(jax.random.fold_in(key, i), chains, level, jnp.exp(step.log_step), scales)
+            jump = jnp.linalg.norm((moved.position - chains.position) * scales, axis=1)
             totals = {
                 "acceptance_rate": totals["acceptance_rate"] + info.acceptance_rate,
                 "diverging": totals["diverging"] + info.diverging,
@@ -154,9 +165,9 @@ class BlackJAXWalker:
 
         return jax.lax.fori_loop(0, steps, body, (chains, step, totals))
 
-    def _record(self, chains: Any, step: Array, level: Array, seed: Array, draws: int) -> Any:
+    def _record(self, chains: Any, step: Array, level: Array, seed: Array, scales: Array, draws: int) -> Any:
         def body(chains: Any, key: Array) -> Any:
-            chains, info = self._step(key, chains, level, step)
+            chains, info = self._step(key, chains, level, step, scales)
             return chains, (chains.position, chains.logdensity, info)
 
         chains, drawn = jax.lax.scan(body, chains, jax.random.split(jax.random.key(seed), draws))

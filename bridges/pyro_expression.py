@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.poutine as poutine
 import torch
@@ -13,10 +14,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_diffusion.arrays import double
+from ppl_diffusion.energy import Reference
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.schedule import NoiseSchedule
 
-from .pyro_path import on_the_path, stand_in
+from .pyro_path import Seen, on_the_path, seen, stand_in
 
 
 class ModelPotential(Potential):
@@ -31,8 +33,10 @@ class ModelPotential(Potential):
         kwargs: Mapping[str, Any],
         site: str,
         schedule: NoiseSchedule,
+        reference: Reference,
     ) -> None:
         self.model, self.args, self.kwargs, self.site, self.schedule = model, args, dict(kwargs), site, schedule
+        self._reference = reference
         self.name = getattr(model, "__name__", "model")
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             nodes: Any = poutine.trace(_Zero(site)(model)).get_trace(*args, **kwargs).nodes
@@ -43,6 +47,16 @@ class ModelPotential(Potential):
                 "others, pyro.condition(model, {...}), or sample them all with anneal_model"
             )
         self.event_shape = tuple(nodes[site]["value"].shape)
+        names = [name for name, node in nodes.items() if node["type"] == "sample" and name != site]
+        mean, variance = (np.broadcast_to(value, self.event_shape) for value in reference)
+        centre = torch.from_numpy(mean.flatten()).to(torch.get_default_dtype())
+        spread = float(np.mean(variance)) ** 0.5
+        self.seen = seen(lambda x: self._nodes(x.reshape(self.event_shape)), names, at=centre, spread=spread)
+
+    @property
+    def reference(self) -> Reference:
+        """Mean and variance of the data, as :func:`from_model` was told."""
+        return self._reference
 
     @property
     def exponent(self) -> float:
@@ -58,23 +72,25 @@ class ModelPotential(Potential):
 
     def _evaluate_energy(self, x: Tensor, level: Any) -> Tensor:
         level = int(level)
-        seen = stand_in(x, self, level, "widened")
-        flat = seen.to(torch.get_default_dtype()).reshape(-1, *self.event_shape)
+        clean = stand_in(x, self, level, "widened")
+        flat = clean.to(torch.get_default_dtype()).reshape(-1, *self.event_shape)
         with pyro.validation_enabled(False):
             energy = torch.func.vmap(lambda value: self._one(value, level))(flat)
         return energy.reshape(x.shape[: x.ndim - len(self.event_shape)])
 
     def _one(self, value: Tensor, level: int) -> Tensor:
-        conditioned = poutine.condition(self.model, {self.site: value})
-        trace: Any = poutine.trace(conditioned).get_trace(*self.args, **self.kwargs)
         total: Any = 0.0
-        nodes = [node for node in trace.nodes.values() if node["type"] == "sample"]
-        seen = sum(node["value"].numel() for node in nodes if node["name"] != self.site)
-        for node in nodes:
-            fn, power = on_the_path(node["fn"], [self], level, "widened", views=seen / value.numel())
+        for node in self._nodes(value).values():
+            if node["type"] != "sample":
+                continue
+            fn, power = on_the_path(node["fn"], [self], level, "widened", sees=self.seen.get(node["name"], Seen()))
             log_p = scale_and_mask(fn.log_prob(node["value"]), node["scale"], node["mask"])
             total = total - power * double(log_p).sum()
         return total
+
+    def _nodes(self, value: Tensor) -> Any:
+        conditioned = poutine.condition(self.model, {self.site: value})
+        return poutine.trace(conditioned).get_trace(*self.args, **self.kwargs).nodes
 
 
 class _Zero(Messenger):
@@ -96,6 +112,7 @@ def from_model(
     *,
     site: str = "x",
     schedule: NoiseSchedule,
+    reference: Reference = (0.0, 1.0),
 ) -> ModelPotential:
     """A Pyro model's joint density as a potential, to multiply others with.
 
@@ -108,8 +125,9 @@ def from_model(
         args, kwargs: of the model.
         site: name of the latent site.
         schedule: the noise levels, those of the potentials that it is composed with.
+        reference: mean and variance of the data of these potentials, such as ``load("digits").reference``.
 
     Raises:
         ValueError: other latent sites.
     """
-    return ModelPotential(model, tuple(args), kwargs or {}, site, schedule)
+    return ModelPotential(model, tuple(args), kwargs or {}, site, schedule, reference)

@@ -25,9 +25,15 @@ from torch.distributions import biject_to
 from ppl_diffusion.density import common_device
 from ppl_diffusion.potential import Potential
 
-from .pyro_path import Likelihood, on_the_path, stand_in
+from .pyro_path import Likelihood, Seen, on_the_path, seen, stand_in
 from .pyro_prior import prior_of
 from .pyro_sites import Given, Site, dims_of, native, unconstrained
+
+REFRESHMENTS = 8
+"""Metropolis steps of other latent sites on arrival at a level."""
+
+REFRESHMENT_SIZES = (-2.0, 0.5)
+"""Least and greatest standard deviation of such a step, as powers of ten, in unconstrained coordinates."""
 
 
 class JointPotential(Potential):
@@ -64,7 +70,7 @@ class JointPotential(Potential):
             )
         self.schedule = priors[0].schedule
         self.event_shape = (self.sites[-1].stop,)
-        self.views = sum(value.size for value in self.observed.values()) / int(self.diffused.sum())
+        self.seen = self._seen() if likelihood == "widened" else {}
 
     @property
     def device(self) -> torch.device:
@@ -101,6 +107,28 @@ class JointPotential(Potential):
                         values[chain, site.start : site.stop] = u.numpy().ravel()
                         log_density[chain] += float(log_p)
         return values, log_density
+
+    def refresh(self, positions: Any, level: int, *, rng: np.random.Generator) -> tuple[Any, Any]:
+        """Metropolis steps of one other latent coordinate at a time, of random sizes: they ask no network.
+
+        An unknown scale that a noisy level says nothing of can wander far off; a leapfrog that suits ``x`` would take
+        long to bring it back.
+        """
+        free = np.flatnonzero(~self.diffused)
+        if not len(free) or (self.likelihood == "tweedie" and level > 0):
+            return positions, 0.0
+        x = torch.from_numpy(np.array(positions, dtype=np.float64))
+        rows, clean = torch.arange(len(x)), self._clean(x, level)
+        with torch.no_grad():
+            begun = energy = self._rest(x, clean, level).nan_to_num(nan=torch.inf)
+            for _ in range(REFRESHMENTS):
+                sizes = 10 ** rng.uniform(*REFRESHMENT_SIZES, len(x))
+                proposed = x.clone()
+                proposed[rows, rng.choice(free, len(x))] += torch.from_numpy(sizes * rng.standard_normal(len(x)))
+                there = self._rest(proposed, clean, level)
+                accepted = there + torch.from_numpy(np.log(rng.random(len(x)))) < energy
+                x, energy = torch.where(accepted[:, None], proposed, x), torch.where(accepted, there, energy)
+        return x.numpy(), torch.where(energy == begun, 0.0, energy - begun).numpy()
 
     def report(self, flat: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
         """What draws ``flat (chains, draws, size)`` mean for the model.
@@ -161,6 +189,22 @@ class JointPotential(Potential):
             sites.append(Site(name, start, stop, shape, prior, **extra))
             start = stop
         return tuple(sites)
+
+    def _seen(self) -> dict[str, Seen]:
+        """Measured at the mean of the priors, other latent sites at the mean of draws from theirs."""
+        drawn, _ = self.start(len(self.schedule) - 1, chains=64, rng=np.random.default_rng(0))
+        centre = torch.from_numpy(drawn.mean(0))
+        for site in self._priors():
+            mean = np.broadcast_to(site.prior.potential.reference[0], site.prior.event_shape)  # type: ignore[union-attr]
+            centre[site.start : site.stop] = torch.from_numpy(np.broadcast_to(mean, site.shape).flatten())
+        diffused = torch.from_numpy(np.flatnonzero(self.diffused))
+
+        def run(x: Tensor) -> Any:
+            point = centre.index_copy(0, diffused, x)
+            return self._nodes(point, {site.name: site.of(point) for site in self._priors()})
+
+        spread = max(float(np.mean(prior.reference[1])) for prior in self.priors) ** 0.5
+        return seen(run, self.observed, at=centre[diffused], spread=spread)
 
     def _free(self, point: Tensor) -> dict[str, Tensor]:
         return {site.name: site.of(point) for site in self.sites if site.prior is None}
@@ -250,7 +294,7 @@ class JointPotential(Potential):
             if node["type"] != "sample" or name in seen or type(node["fn"]).__name__ == "_Subsample":
                 continue
             fn, exponent = (
-                on_the_path(node["fn"], self.priors, level, self.likelihood, views=self.views)
+                on_the_path(node["fn"], self.priors, level, self.likelihood, sees=self.seen.get(name, Seen()))
                 if node["is_observed"]
                 else (node["fn"], 1.0)
             )

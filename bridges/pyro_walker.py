@@ -8,7 +8,8 @@ and left as it was: the trace does not depend on how chains are spread.
 
 A rung of ``MASS_STEPS`` steps or more adapts a diagonal mass matrix, from the positions of all chains over the first
 half of the rung. It is scaled so that the stiffest coordinate keeps unit mass: the leapfrog step keeps its meaning,
-and its adaptation goes on. Every rung starts from unit mass.
+and its adaptation goes on. Every rung starts from unit mass, and from ``ppl_diffusion.kernel.block_scales`` for latent
+sites that no noise level belongs to.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from pyro.ops.welford import WelfordCovariance
 from torch import Tensor
 
-from ppl_diffusion.kernel import State, as_policy, rescaling
+from ppl_diffusion.kernel import State, as_policy, block_scales, rescaling
 from ppl_diffusion.potential import Potential
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class PyroWalker:
         self.spread = spread or self.step_chains
         self.level, self.calls, self.nonfinite = 0, 0, 0
         self.sampler = self._build()
+        self.diffused = np.broadcast_to(potential.diffused, potential.event_shape).ravel()
 
     def arrive(self, positions: Any, level: int, previous: State | None, *, seed: int) -> State:
         x = np.asarray(positions, dtype=np.float64)
@@ -76,9 +78,15 @@ class PyroWalker:
         finite = np.isfinite(energy) & np.isfinite(gradient.reshape(len(x), -1)).all(1)
         sigma = self.potential.schedule.sigma(level)
         guess = max(1.0, sigma) * x[0].size ** -0.25
-        rescale = 1.0 if previous is None else rescaling(previous.gradient, gradient)
+        size, scales, rescale = x[0].size, np.ones(x[0].size), 1.0
+        if previous is not None:
+            before, after = (g.reshape(-1, size) for g in (previous.gradient, gradient))
+            scales = block_scales(previous.scales, before, self.diffused)
+            rescale = rescaling(before * previous.scales, after * scales)
         step = self.policy.enter(None if previous is None else previous.step, sigma=sigma, guess=guess, rescale=rescale)
-        return State(level, x, np.where(finite, energy, np.inf), gradient, step, np.ones((len(x), x[0].size)))
+        return State(
+            level, x, np.where(finite, energy, np.inf), gradient, step, np.tile(scales**2, (len(x), 1)), scales
+        )
 
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
         chains = len(state.energy)
@@ -121,7 +129,7 @@ class PyroWalker:
 
     def select(self, state: State, ancestors: np.ndarray) -> State:
         arrays = (state.positions[ancestors], state.energy[ancestors], state.gradient[ancestors])
-        return State(state.level, *arrays, state.step, state.carried[ancestors])
+        return State(state.level, *arrays, state.step, state.carried[ancestors], state.scales)
 
     def freeze(self, state: State) -> State:
         return state._replace(step=self.policy.freeze(state.step))

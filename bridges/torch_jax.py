@@ -74,6 +74,10 @@ class TorchInJax(Potential):
     def exponent(self) -> Any:
         return self.potential.exponent
 
+    @property
+    def diffused(self) -> Any:
+        return self.potential.diffused
+
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
         shapes = self._energy_like(x), jax.ShapeDtypeStruct(x.shape, x.dtype)
         return _cross(self._write_both, shapes)(x, jnp.asarray(level))

@@ -62,8 +62,16 @@ class GaussianMixture(Potential):
         if weights.shape != (components,) or not np.all(np.isfinite(weights)) or np.any(weights <= 0):
             raise ValueError(f"weights must be {components} positive numbers, one per component, got {weights}")
         self.weights = weights / weights.sum()
+        mean = self.weights @ self.means
+        spread = np.diagonal(self.covariances, axis1=1, axis2=2) + (self.means - mean) ** 2
+        self._reference = mean, self.weights @ spread
         self.schedule, self.backend, self.name = schedule, check_backend(backend), name
         self.event_shape = (dimensions,)
+
+    @property
+    def reference(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of every coordinate, each of shape ``(D,)``."""
+        return self._reference
 
     @property
     def covariances(self) -> np.ndarray:
@@ -140,6 +148,12 @@ class UniformBox(Potential):
             raise ValueError(f"low must be below high in every coordinate, got {self.low} and {self.high}")
         self.schedule, self.backend, self.name = schedule, check_backend(backend), name
         self.event_shape = self.low.shape
+        self._reference = (self.low + self.high) / 2, (self.high - self.low) ** 2 / 12
+
+    @property
+    def reference(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of every coordinate, each of shape ``(D,)``."""
+        return self._reference
 
     def sample(self, draws: int, *, level: int = 0, seed: int) -> np.ndarray:
         """Exact, independent draws at ``level``, shape ``(draws, D)``, float64."""

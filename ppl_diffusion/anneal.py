@@ -205,8 +205,9 @@ def _arrive(
     correction: Any = 0.0
     if reverse_step and previous is not None:
         positions, correction = proposals.reverse_step(potential, previous, level, rng=rng)
+    positions, change = potential.refresh(positions, level, rng=rng)
     state = walker.arrive(positions, level, previous, seed=seed)
-    energy = np.asarray(state.energy)
+    energy = np.asarray(state.energy) - change  # where the chains came from, which is what is weighed
     if previous is None:
         return _Arrival(state, np.zeros(len(energy)), energy)
     with np.errstate(invalid="ignore"):

@@ -100,6 +100,14 @@ class Density(ABC):
         """Which coordinates noise is added to: all, or booleans of ``event_shape``."""
         return True
 
+    def refresh(self, positions: Any, level: int, *, rng: np.random.Generator) -> tuple[Any, Any]:
+        """Moves that leave the density of ``level`` invariant and cost next to nothing, made on arrival there.
+
+        Returns:
+            Positions, and by how much the energy of each has changed, ``(chains,)``; here none, and 0.
+        """
+        return positions, 0.0
+
     def start(self, level: int, *, chains: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Draws from ``N(0, I / s)``, ``s`` the :attr:`exponent`, times sigma where the schedule explodes.
 

@@ -163,6 +163,14 @@ def as_policy(step: StepPolicy | float) -> StepPolicy:
     raise TypeError(f"step must be a number, SigmaScaled(0.5) or Adaptive(target_acceptance=0.7), got {step!r}")
 
 
+LOG_NORMAL_SIZE = 0.635
+"""Minus the mean of ``log |z|`` of a standard normal ``z``: ``(log 2 + Euler's constant) / 2``."""
+
+
+WIDEST = 30.0
+"""Ratio of scales at most: a chain that is far from where it belongs has gradients that tell its distance."""
+
+
 def rescaling(before: Array, after: Array) -> float:
     """The change of length scale between two densities, from their gradients at the same positions.
 
@@ -183,6 +191,31 @@ def rescaling(before: Array, after: Array) -> float:
     return float(np.clip(factor, 0.25, 4.0))
 
 
+def block_scales(previous: Array, gradient: Array, diffused: Array) -> np.ndarray:
+    """Length scales of coordinates, relative to those that a noise level belongs to, whose own are 1.
+
+    At a noisy level ``x`` may go a long way, while another latent site, such as the scale of the noise, is known
+    closely: one step for both would hold ``x`` up. Draws of a Gaussian of standard deviation ``v`` have gradients of
+    standard deviation ``1 / v``: their size tells the scales, on the logarithm, averaged over chains and rungs.
+
+    Args:
+        previous: scales of the rung that is left, shape ``(size,)``.
+        gradient: of the energy there, shape ``(chains, size)``.
+        diffused: which coordinates a noise level belongs to, bool ``(size,)``.
+    """
+    finite = gradient[np.all(np.isfinite(gradient), axis=1)]
+    if diffused.all() or not diffused.any() or not len(finite):
+        return previous
+    tiny = np.finfo(float).tiny
+    typical = 0.5 * np.log(np.maximum(np.mean(finite[:, diffused] ** 2, axis=1), tiny))
+    others = np.log(np.maximum(np.abs(finite[:, ~diffused]), tiny))
+    found = np.clip(typical.mean() - others.mean(0) - LOG_NORMAL_SIZE, -np.log(WIDEST), np.log(WIDEST))
+    share = len(finite) / (len(finite) + 8)
+    scales = previous.copy()
+    scales[~diffused] = np.exp((1 - share) * np.log(previous[~diffused]) + share * found)
+    return scales
+
+
 class State(NamedTuple):
     """Where chains stand: built by a walker from an evaluation at this very level, never by hand.
 
@@ -193,6 +226,7 @@ class State(NamedTuple):
         gradient: of the energy, shape ``(chains, *event_shape)``.
         step: state of the step policy.
         carried: what else the walker needs from step to step, every array led by the chains.
+        scales: of coordinates, by which the walker's own are multiplied, shape ``(size,)``; see :func:`block_scales`.
     """
 
     level: int
@@ -201,6 +235,7 @@ class State(NamedTuple):
     gradient: Array
     step: StepState
     carried: Any = None
+    scales: Any = 1.0
 
 
 class Walker(Protocol):

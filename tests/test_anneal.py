@@ -28,6 +28,7 @@ from ppl_diffusion import (
     observation,
     reverse_diffusion,
 )
+from ppl_diffusion.kernel import block_scales
 from ppl_diffusion.planar import SCHEDULE, exact
 
 SHORT = Ladder.spaced(SCHEDULE, rungs=12, steps=2)
@@ -338,3 +339,17 @@ def test_what_is_recorded_on_the_way_does_not_grow_with_the_picture():
         target = EnergyFunction(square, schedule=NoiseSchedule.cosine(20), event_shape=(side, side), backend="torch")
         sizes[side] = anneal(target, HMC(), ladder=Ladder.full(target.schedule, steps=1), chains=4, seed=0).stats.nbytes
     assert sizes[2] == sizes[16]
+
+
+def test_scales_of_coordinates_are_told_by_their_gradients():
+    """Of Gaussians: their standard deviations, relative to those that a level belongs to."""
+    deviations, diffused = np.array([0.5, 0.5, 0.05, 5.0, 1e-6]), np.array([True, True, False, False, False])
+    rng, scales = np.random.default_rng(0), np.ones(5)
+    for _ in range(200):
+        scales = block_scales(scales, rng.standard_normal((4, 5)) / deviations, diffused)
+    np.testing.assert_allclose(scales, [1, 1, 0.1, 10, 1 / 30], rtol=0.35)
+    several = block_scales(np.ones(5), rng.standard_normal((5000, 5)) / deviations, diffused)
+    np.testing.assert_allclose(several, [1, 1, 0.1, 10, 1 / 30], rtol=0.05)
+    lost = np.array([[np.nan] * 5, [np.inf] * 5])
+    np.testing.assert_array_equal(block_scales(scales, lost, diffused), scales)
+    np.testing.assert_array_equal(block_scales(np.ones(5), np.ones((3, 5)), np.ones(5, bool)), np.ones(5))

@@ -147,22 +147,22 @@ class _Mutant(HMC):
 class _StaleEnergy(BlackJAXWalker):
     """The energy that the chain arrived with belongs to the level before, at every step."""
 
-    def _step(self, key, chains, level, step):
+    def _step(self, key, chains, level, step, scales):
         stale = jax.vmap(self._log_density(level + 1))(chains.position)
-        return super()._step(key, chains._replace(logdensity=stale), level, step)
+        return super()._step(key, chains._replace(logdensity=stale), level, step, scales)
 
 
 class _OneLevelOff(BlackJAXWalker):
     """The kernel runs at the level after the one that the chains are at."""
 
-    def _step(self, key, chains, level, step):
-        return super()._step(key, chains, level - 1, step)
+    def _step(self, key, chains, level, step, scales):
+        return super()._step(key, chains, level - 1, step, scales)
 
 
 class _JointAccept(BlackJAXWalker):
     """One accept decision, on the mean energy difference, for the whole batch."""
 
-    def _step(self, key, chains, level, step):
+    def _step(self, key, chains, level, step, scales):
         log_density = self._log_density(level)
         kinetic = jax.vmap(_unit_mass(chains.position[0]).kinetic_energy)
         integrate = trajectory.static_integration(
@@ -181,10 +181,25 @@ class _JointAccept(BlackJAXWalker):
 class _StepOfTheState(BlackJAXWalker):
     """The factor of the step depends on where the chain is."""
 
-    def _step(self, key, chains, level, step):
+    def _step(self, key, chains, level, step, scales):
         keys, log_density = jax.random.split(key, len(chains.position)), self._log_density(level)
         steps = step * jnp.where(chains.position[:, 0] > 0, 1.0, 0.3)
         return jax.vmap(lambda key, one, step: self.kernel.step_chain(key, one, log_density, step))(keys, chains, steps)
+
+
+class Scaled(BlackJAXWalker):
+    """Coordinates have scales, as those that no noise level belongs to have after the first rung."""
+
+    def arrive(self, positions, level, previous, *, seed):
+        state = super().arrive(positions, level, previous, seed=seed)
+        return super().arrive(positions, level, state._replace(scales=np.array([1.0, 0.5])), seed=seed)
+
+
+class _ScaledOnArrival(Scaled):
+    """What comes back is not in the coordinates that went in."""
+
+    def _state(self, level, chains, step, scales):
+        return super()._state(level, chains, step, np.ones(2))
 
 
 def mutant(walker, step):
@@ -200,6 +215,13 @@ WRONG = {
     "one decision for the batch": mutant(_JointAccept, 0.78),
     "a step that depends on the state": mutant(_StepOfTheState, 0.9),
 }
+
+
+@pytest.mark.parametrize("walker", [Scaled, _ScaledOnArrival])
+def test_scales_of_coordinates_leave_the_density_invariant(walker):
+    found = check(mutant(walker, 1.0), MODES)
+    assert ACCEPTANCE_WINDOW[0] <= found.acceptance_rate <= ACCEPTANCE_WINDOW[1]
+    assert (found.smallest > ALPHA) == (walker is Scaled), found
 
 
 @pytest.mark.parametrize("name", WRONG)
