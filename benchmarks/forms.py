@@ -4,10 +4,10 @@ is made into an energy afterwards learns faster still.
     python -m benchmarks.forms [--cubes data/cubes32.npz]
 
 Energies of cubes with one small network, trained for as many passes through it: the three forms from scratch, and
-imitations of a teacher from the teacher's weights, of the inner product and of the form that did best. The teacher is a denoiser without an energy, whose estimate is
-that of the reference Gaussian plus ``2 s``: that of ``<x, s>`` where ``s`` is linear and symmetric in ``x``.
-Counted in forward passes, a backward pass being two (one if it ends at ``x``): a step of the denoiser costs 3,
-of an energy 6, of an imitation 7.
+imitations of a teacher from the teacher's weights, of the inner product and of the form that did best. The teacher
+is a denoiser without an energy, whose estimate is that of the reference Gaussian plus ``2 s``: that of ``<x, s>``
+where ``s`` is linear and symmetric in ``x``. Counted in forward passes, a backward pass being two (one if it ends
+at ``x``): a step of the denoiser costs 3, of an energy 6, of an imitation 7.
 
 Source: Composition and Control with Distilled Energy Diffusion Models and Sequential Monte Carlo (Thornton et
 al., 2025), https://arxiv.org/abs/2502.12786

@@ -23,8 +23,8 @@ COORDINATES = 200_000
 SMALLEST = 8
 """Points in the smallest chunk that is worth trying."""
 
-Call = Callable[[slice], tuple[Tensor, Tensor]]
-"""Energies ``(chunk,)`` and gradients ``(chunk, *event)`` of some of the points."""
+Call = Callable[[slice], tuple[Tensor, ...]]
+"""Energies ``(chunk,)`` of some of the points, and whatever else is led by them, such as gradients."""
 
 
 class MemoryWarning(UserWarning):
@@ -42,7 +42,7 @@ class Chunks:
         self.device = device
         self.size = max(SMALLEST, COORDINATES // coordinates) if device.type == "cpu" else None
 
-    def evaluate(self, call: Call, points: int) -> tuple[Tensor, Tensor]:
+    def evaluate(self, call: Call, points: int) -> tuple[Tensor, ...]:
         """``call`` on all points, ``0`` to ``points - 1``, some at a time.
 
         Raises:
@@ -93,11 +93,10 @@ class Chunks:
         )
 
 
-def _in_chunks(call: Call, points: int, size: int) -> tuple[Tensor, Tensor]:
+def _in_chunks(call: Call, points: int, size: int) -> tuple[Tensor, ...]:
     count = max(1, -(-points // max(size, 1)))
     edges = [points * i // count for i in range(count + 1)]
     parts = [call(slice(a, b)) for a, b in pairwise(edges)]
     if count == 1:
         return parts[0]
-    energies, gradients = zip(*parts, strict=True)
-    return torch.cat(energies), torch.cat(gradients)
+    return tuple(torch.cat(values) for values in zip(*parts, strict=True))

@@ -151,6 +151,10 @@ class Density(ABC):
         possible."""
         return [member._evaluate(x, level) for member, x in zip(members, points, strict=True)]
 
+    def energy_group(self, members: Sequence[Density], points: Sequence[Array], level: Any) -> list[Array]:
+        """As :meth:`evaluate_group`, energies only, differentiable with the backend's own tools."""
+        return [member._evaluate_energy(x, level) for member, x in zip(members, points, strict=True)]
+
     @property
     def group(self) -> Any:
         """Leaves of equal group are evaluated together: the network that they share, or themselves."""
@@ -199,20 +203,30 @@ def evaluate(leaves: Sequence[Density], x: Array, level: Any) -> dict[Density, t
 
 def evaluate_each(leaves: Sequence[Density], points: Sequence[Array], level: Any) -> list[tuple[Array, Array]]:
     """Energy and gradient of every leaf at its own points; leaves that share a network go together."""
-    groups: dict[Any, list[int]] = {}
-    for index, leaf in enumerate(leaves):
-        groups.setdefault(leaf.group, []).append(index)
-    values: dict[int, tuple[Array, Array]] = {}
-    for indices in groups.values():
-        members = [leaves[i] for i in indices]
-        found = members[0].evaluate_group(members, [points[i] for i in indices], level)
-        values.update(zip(indices, found, strict=True))
-    return [values[index] for index in range(len(leaves))]
+    return _by_group(leaves, points, lambda first, *group: first.evaluate_group(*group, level))
 
 
 def evaluate_energy(leaves: Sequence[Density], x: Array, level: Any) -> dict[Density, Array]:
     """Energy of every leaf at the same points, differentiable with the backend's own tools."""
-    return {leaf: leaf._evaluate_energy(x, level) for leaf in leaves}
+    return dict(zip(leaves, energy_of_each(leaves, [x] * len(leaves), level), strict=True))
+
+
+def energy_of_each(leaves: Sequence[Density], points: Sequence[Array], level: Any) -> list[Array]:
+    """Energy of every leaf at its own points, differentiable; leaves that share a network go together."""
+    return _by_group(leaves, points, lambda first, *group: first.energy_group(*group, level))
+
+
+def _by_group(leaves: Sequence[Density], points: Sequence[Array], evaluate: Callable[..., list[Any]]) -> list[Any]:
+    """What ``evaluate`` makes of the leaves of each group and their points, in the order of the leaves."""
+    groups: dict[Any, list[int]] = {}
+    for index, leaf in enumerate(leaves):
+        groups.setdefault(leaf.group, []).append(index)
+    values: dict[int, Any] = {}
+    for indices in groups.values():
+        members = [leaves[i] for i in indices]
+        found = evaluate(members[0], members, [points[i] for i in indices])
+        values.update(zip(indices, found, strict=True))
+    return [values[index] for index in range(len(leaves))]
 
 
 def common_ground(potentials: Sequence[Density]) -> tuple[Backend, NoiseSchedule, tuple[int, ...]]:

@@ -137,10 +137,7 @@ class EnergyModel(Potential):
         self, members: Sequence[Density], points: Sequence[Array], level: Any
     ) -> list[tuple[Array, Array]]:
         """Energies and gradients under every condition, by one call of the network on the stacked points."""
-        flat = [x.detach().reshape(-1, *self.event_shape) for x in points]
-        sizes = [len(x) for x in flat]
-        stacked = torch.cat(flat)
-        condition = self._stack([member.token for member in members], sizes)  # type: ignore[attr-defined]
+        stacked, sizes, condition = self._together(members, [x.detach() for x in points])
 
         def some(part: slice) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
@@ -149,11 +146,29 @@ class EnergyModel(Potential):
                 return energy.detach(), torch.autograd.grad(energy.sum(), x)[0]
 
         energies, gradients = (values.split(sizes) for values in self.chunks.evaluate(some, len(stacked)))
-        chains = [x.shape[: x.ndim - len(self.event_shape)] for x in points]
         return [
-            (u.reshape(shape), g.reshape(x.shape))
-            for u, g, shape, x in zip(energies, gradients, chains, points, strict=True)
+            (u.reshape(self._chains(x)), g.reshape(x.shape))
+            for u, g, x in zip(energies, gradients, points, strict=True)
         ]
+
+    def energy_group(self, members: Sequence[Density], points: Sequence[Array], level: Any) -> list[Array]:
+        """Energies under every condition, by one call of the network on the stacked points."""
+        stacked, sizes, condition = self._together(members, points)
+
+        def some(part: slice) -> tuple[Tensor]:
+            return (self._network_energy(stacked[part], level, condition if len(condition) == 1 else condition[part]),)
+
+        (energies,) = self.chunks.evaluate(some, len(stacked))
+        return [u.reshape(self._chains(x)) for u, x in zip(energies.split(sizes), points, strict=True)]
+
+    def _together(self, members: Sequence[Density], points: Sequence[Array]) -> tuple[Tensor, list[int], Tensor]:
+        """All points, how many each member has, and their conditions as the network takes them."""
+        flat = [x.reshape(-1, *self.event_shape) for x in points]
+        sizes = [len(x) for x in flat]
+        return torch.cat(flat), sizes, self._stack([member.token for member in members], sizes)  # type: ignore[attr-defined]
+
+    def _chains(self, x: Array) -> Any:
+        return x.shape[: x.ndim - len(self.event_shape)]
 
     def tune(self, points: int, *, level: int | None = None) -> dict[int, float]:
         """Find out in how many points at once the network is evaluated fastest on its device, and keep to it.
@@ -183,8 +198,7 @@ class EnergyModel(Potential):
         return self.evaluate_group([self], [x], level)[0]
 
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
-        chains, flat = x.shape[: x.ndim - len(self.event_shape)], x.reshape(-1, *self.event_shape)
-        return self._network_energy(flat, level, self._stack([self.token], [len(flat)])).reshape(chains)
+        return self.energy_group([self], [x], level)[0]
 
     def _stack(self, tokens: Sequence[Token], sizes: Sequence[int]) -> Tensor:
         """Conditions as the network takes them: one for all points, or one for each."""

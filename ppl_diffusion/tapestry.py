@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional as F
 
 from .arrays import Array
-from .density import Density, common_device, common_ground, common_reference, evaluate_each
+from .density import Density, common_device, common_ground, common_reference, energy_of_each, evaluate_each
 from .potential import Potential
 
 
@@ -73,22 +73,33 @@ class Tapestry(Potential):
         return (..., slice(top, top + height), slice(left, left + width))
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
-        crops = [x[self._where(window)] for window in self.windows]
-        pairs = [(leaf, crop) for p, crop in zip(self.potentials, crops, strict=True) for leaf in p.leaves()]
-        found = iter(evaluate_each([leaf for leaf, _ in pairs], [crop for _, crop in pairs], level))
+        leaves, crops = self._windows(x)
+        found = iter(evaluate_each(leaves, crops, level))
         energy: Any = 0.0
         gradient: Any = 0.0
-        for potential, crop, window, weight in zip(self.potentials, crops, self.windows, self.weights, strict=True):
+        for potential, window, weight in zip(self.potentials, self.windows, self.weights, strict=True):
             values: dict[Density, Any] = {leaf: next(found) for leaf in potential.leaves()}
-            part, slope = potential._combine_with_gradient(values, crop)
+            part, slope = potential._combine_with_gradient(values, x[self._where(window)])
             energy, gradient = energy + weight * part, gradient + weight * self._hung(slope, window)
         return energy, gradient
 
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
+        leaves, crops = self._windows(x)
+        found = iter(energy_of_each(leaves, crops, level))
         total: Any = 0.0
-        for potential, window, weight in zip(self.potentials, self.windows, self.weights, strict=True):
-            total = total + weight * potential.energy(x[self._where(window)], level=level)
+        for potential, weight in zip(self.potentials, self.weights, strict=True):
+            part, _ = potential._combine({leaf: next(found) for leaf in potential.leaves()})
+            total = total + weight * part
         return total
+
+    def _windows(self, x: Array) -> tuple[list[Density], list[Array]]:
+        """The leaves of every window, and the crop of the canvas that each is asked about."""
+        pairs = [
+            (leaf, x[self._where(window)])
+            for potential, window in zip(self.potentials, self.windows, strict=True)
+            for leaf in potential.leaves()
+        ]
+        return [leaf for leaf, _ in pairs], [crop for _, crop in pairs]
 
     def _hung(self, gradient: Array, window: tuple[int, int]) -> Array:
         """The gradient of a window on the canvas, zero elsewhere."""

@@ -54,6 +54,10 @@ def test_chunks_change_nothing(size):
     split.chunks.size = size
     expected = two_cubes(whole).value_and_grad(points(9), level=3)
     found = two_cubes(split).value_and_grad(points(9), level=3)
+    alone = split.network.sizes.copy()
+    torch.testing.assert_close(two_cubes(split).energy(points(9), level=3), found[0])
+    assert split.network.sizes == 2 * alone, "energies without gradients are split and grouped likewise"
+    split.network.sizes = alone
     assert whole.network.sizes == [27]
     assert sum(split.network.sizes) == 27
     assert max(split.network.sizes) <= size

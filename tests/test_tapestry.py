@@ -165,6 +165,7 @@ def test_all_windows_and_conditions_are_one_call():
     assert network.sizes == [2 * 5], "two for the guided window, one, and two for the mixture"
     leaf = x.clone().requires_grad_()
     total = target.energy(leaf, level=5)
+    assert network.sizes == [2 * 5] * 2, "without a gradient too"
     torch.testing.assert_close(total.detach(), energy, rtol=1e-6, atol=1e-4)
     torch.testing.assert_close(torch.autograd.grad(total.sum(), leaf)[0], gradient, rtol=1e-3, atol=1e-3)
 
