@@ -9,7 +9,7 @@ becomes one call for all chains, and energies stay float64 wherever 64-bit mode 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -21,6 +21,7 @@ from jax.experimental.buffer_callback import buffer_callback
 
 from ppl_diffusion.arrays import Array, double
 from ppl_diffusion.potential import Mixture, Potential, Product
+from ppl_diffusion.tapestry import Tapestry
 
 _thread = threading.local()
 
@@ -31,10 +32,7 @@ def to_jax(potential: Potential) -> Potential:
         return potential.potential
     if potential.backend == "jax":
         return potential
-    leaves = potential.leaves()
-    if any(isinstance(leaf, JaxInTorch) for leaf in leaves):
-        return _rebuilt(potential, {leaf: to_jax(leaf) for leaf in leaves})
-    return TorchInJax(potential)
+    return _rebuilt(potential, {}) if _holds_jax(potential) else TorchInJax(potential)
 
 
 def to_torch(potential: Potential, *, device: str = "cpu") -> Potential:
@@ -45,14 +43,25 @@ def to_torch(potential: Potential, *, device: str = "cpu") -> Potential:
     return potential if potential.backend == "torch" else JaxInTorch(potential, device=device)
 
 
-def _rebuilt(potential: Potential, leaves: Mapping[Potential, Potential]) -> Potential:
-    """The same expression of other leaves: JAX leaves inside a torch expression do not cross twice."""
+def _holds_jax(potential: Potential) -> bool:
+    if isinstance(potential, Tapestry):
+        return any(_holds_jax(window) for window in potential.potentials)
+    return any(
+        isinstance(leaf, JaxInTorch) or (leaf is not potential and _holds_jax(leaf)) for leaf in potential.leaves()
+    )
+
+
+def _rebuilt(potential: Potential, crossed: dict[Potential, Potential]) -> Potential:
+    """The same expression of JAX leaves, each of which crosses once, and those that are JAX inside not at all."""
     if isinstance(potential, Product):
-        factors = [_rebuilt(factor, leaves) for factor in potential.factors]
+        factors = [_rebuilt(factor, crossed) for factor in potential.factors]
         return Product(factors, potential.exponents, log_scale=potential.log_scale)
     if isinstance(potential, Mixture):
-        return Mixture([_rebuilt(component, leaves) for component in potential.components], potential.log_weights)
-    return leaves[potential]
+        return Mixture([_rebuilt(component, crossed) for component in potential.components], potential.log_weights)
+    if isinstance(potential, Tapestry) and _holds_jax(potential):
+        windows = [_rebuilt(window, crossed) for window in potential.potentials]
+        return Tapestry(windows, potential.event_shape, potential.windows, potential.weights, potential.name)
+    return crossed.setdefault(potential, to_jax(potential))
 
 
 class TorchInJax(Potential):

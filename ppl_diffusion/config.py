@@ -6,10 +6,24 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib.resources import files
+from math import inf
 from pathlib import Path
 from typing import Any, get_args
 
 from .energy import Form
+
+RANGES = {
+    "levels": ("whole number", 1, inf),
+    "batch": ("whole number", 1, inf),
+    "steps": ("whole number", 1, inf),
+    "warm_up": ("whole number", 1, inf),
+    "seed": ("whole number", 0, inf),
+    "learning_rate": ("number", 0, inf),
+    "ema": ("number", 0, 1),
+    "label_dropout": ("number", 0, 1),
+    "which_level": ("number", 0, inf),
+}
+"""What numbers of a configuration may be."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +71,20 @@ class Config:
     def __post_init__(self) -> None:
         if self.form not in get_args(Form):
             raise ValueError(f"unknown form {self.form!r} in the configuration: use one of {', '.join(get_args(Form))}")
-        for name in ("levels", "batch", "steps", "warm_up"):
+        for name, (kind, least, most) in RANGES.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} in the configuration must be a whole number >= 1, got {value!r}")
-        if not self.which_level >= 0:
-            raise ValueError(f"which_level in the configuration must be a number >= 0, got {self.which_level!r}")
+            fits = isinstance(value, (int, float) if kind == "number" else int) and not isinstance(value, bool)
+            if not fits or not least <= value <= most:
+                limits = f">= {least}" if most == inf else f"from {least} to {most}"
+                raise ValueError(f"{name} in the configuration must be a {kind} {limits}, got {value!r}")
+        if not isinstance(self.network, Mapping) or "kind" not in self.network:
+            raise ValueError(
+                f"network in the configuration must be a table with a kind, got {self.network!r}: write [network] and "
+                'kind = "unet" under it'
+            )
+        for name in ("name", "data", "description", "images", "labels", "init"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} in the configuration must be text, got {getattr(self, name)!r}")
 
 
 def load_config(source: str | Path) -> Config:

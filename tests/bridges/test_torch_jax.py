@@ -10,7 +10,7 @@ import torch
 
 from bridges.blackjax import HMC
 from bridges.torch_jax import to_jax, to_torch
-from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, Potential, anneal
+from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, Potential, anneal, tapestry
 
 SCHEDULE = NoiseSchedule.cosine(30)
 
@@ -93,6 +93,19 @@ def test_a_composition_of_jax_potentials_in_torch_does_not_cross_twice():
     trace = anneal(both, HMC(), ladder=Ladder(levels=(29, 0), steps=2), chains=5, seed=0)
     direct = anneal(p * q, HMC(), ladder=Ladder(levels=(29, 0), steps=2), chains=5, seed=0)
     np.testing.assert_allclose(trace.positions, direct.positions, rtol=1e-10)
+
+
+def test_windows_of_a_tapestry_do_not_cross_twice():
+    square = EnergyFunction(
+        lambda x, level: (x**2).sum((-1, -2)), schedule=SCHEDULE, event_shape=(2, 2), backend="jax", name="square"
+    )
+    inside = to_torch(square)
+    canvas = tapestry([inside, inside**2], (2, 3), windows=[(0, 0), (0, 1)])
+    home = to_jax(canvas * canvas)
+    assert {leaf.potentials[0] for leaf in home.leaves()} == {square}
+    x = np.random.default_rng(0).standard_normal((4, 2, 3))
+    np.testing.assert_allclose(home.energy(x, level=3), (canvas * canvas).energy(x, level=3), rtol=1e-6)
+    anneal(canvas, HMC(), ladder=Ladder(levels=(29, 0), steps=1), chains=3, seed=0)
 
 
 def test_a_callback_that_would_call_jax_says_so_instead_of_waiting_for_ever():
