@@ -158,6 +158,10 @@ def run(cells: Sequence[Cell], *, keep: Path, layouts: int, chains: int) -> None
             setting, kind, sampler, count = cell
             file = path(keep, cell, layout)
             if file.is_file():
+                with np.load(file) as stored:
+                    there = len(stored["pictures"])
+                if there != chains:
+                    raise SystemExit(f"{file} has {there} pictures, not {chains}: delete it, or give another --keep")
                 continue
             positions = LAYOUTS[layout][:count]
             potential, before = made.get((kind, count)) or (target(positions, kind), positions)

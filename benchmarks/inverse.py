@@ -138,28 +138,36 @@ def compare(problem: str, pictures: np.ndarray, *, beside: int, likelihood: Any,
     rows: list[dict[str, Any]] = json.loads(keep.read_text()) if keep.is_file() else []
     operator = OPERATORS[problem]
     joint = JointPotential(model, (measure(problem, pictures[0], 0), operator), likelihood=likelihood)
-    for index in range(len(rows), len(pictures)):
-        truth, y = pictures[index], measure(problem, pictures[index], index)
-        begun = time.perf_counter()
-        found = posterior(joint, y, index)
-        row = {
-            "ours": figures(problem, truth, found["x"]) | {"noise": float(found["noise"].mean())},
-            "acceptance": found["acceptance"],
-            "calls": found["calls"],
-            "seconds": time.perf_counter() - begun,
-        }
+    for index, truth in enumerate(pictures):
+        y = measure(problem, truth, index)
+        if index == len(rows):
+            begun = time.perf_counter()
+            found = posterior(joint, y, index)
+            rows.append(
+                {
+                    "ours": figures(problem, truth, found["x"]),
+                    "noise": np.sort(found["noise"]).tolist(),
+                    "acceptance": found["acceptance"],
+                    "calls": found["calls"],
+                    "seconds": time.perf_counter() - begun,
+                }
+            )
+        elif index >= beside or "DPS" in rows[index]:
+            continue
         if index < beside:
             begun = time.perf_counter()
             drawn = guided(operator, y, draws=GUIDED * DRAWS, strength=STRENGTHS[problem], seed=index)
-            row |= {"DPS": figures(problem, truth, drawn), "DPS seconds": time.perf_counter() - begun}
-        rows.append(row)
+            rows[index] |= {"DPS": figures(problem, truth, drawn), "DPS seconds": time.perf_counter() - begun}
         with replacing(keep) as partial:
             partial.write_text(json.dumps(rows), encoding="utf-8")
         if (index + 1) % 10 == 0:
             print(f"{problem}: {index + 1} digits, PSNR {np.mean([r['ours']['PSNR'] for r in rows]):.2f}", flush=True)
     pairs = [row for row in rows if "DPS" in row]
+    noise = np.array([row["noise"] for row in rows])
     found_figures = {
         "ours": summarise([row["ours"] for row in rows]),
+        "noise": float(np.median(noise)),
+        "chains with noise off by half or more": float(np.mean(np.abs(np.log(noise / NOISE)) > np.log(1.5))),
         "digits": len(rows),
         "calls": float(np.mean([row["calls"] for row in rows])),
         "acceptance by rung": np.mean([row["acceptance"] for row in rows], axis=0).round(3).tolist(),

@@ -343,13 +343,16 @@ def test_what_is_recorded_on_the_way_does_not_grow_with_the_picture():
 
 def test_scales_of_coordinates_are_told_by_their_gradients():
     """Of Gaussians: their standard deviations, relative to those that a level belongs to."""
-    deviations, diffused = np.array([0.5, 0.5, 0.05, 5.0, 1e-6]), np.array([True, True, False, False, False])
-    rng, scales = np.random.default_rng(0), np.ones(5)
-    for _ in range(200):
-        scales = block_scales(scales, rng.standard_normal((4, 5)) / deviations, diffused)
-    np.testing.assert_allclose(scales, [1, 1, 0.1, 10, 1 / 30], rtol=0.35)
-    several = block_scales(np.ones(5), rng.standard_normal((5000, 5)) / deviations, diffused)
-    np.testing.assert_allclose(several, [1, 1, 0.1, 10, 1 / 30], rtol=0.05)
-    lost = np.array([[np.nan] * 5, [np.inf] * 5])
+    deviations, diffused = np.array([0.5] * 50 + [0.05, 5.0, 1e-6]), np.array([True] * 50 + [False] * 3)
+    expected = [*[1.0] * 50, 0.1, 10, 1 / 30]
+    rng, scales, rungs = np.random.default_rng(0), np.ones(53), []
+    for _ in range(400):
+        scales = block_scales(scales, rng.standard_normal((4, 53)) / deviations, diffused)
+        rungs.append(np.log(scales))
+    np.testing.assert_allclose(np.exp(np.mean(rungs[50:], axis=0)), expected, rtol=0.1)
+    assert np.std(rungs[50:], axis=0).max() < 0.5, "few chains do not throw the scales about"
+    several = block_scales(np.ones(53), rng.standard_normal((50_000, 53)) / deviations, diffused)
+    np.testing.assert_allclose(several, expected, rtol=0.02)
+    lost = np.array([[np.nan] * 53, [np.inf] * 53])
     np.testing.assert_array_equal(block_scales(scales, lost, diffused), scales)
     np.testing.assert_array_equal(block_scales(np.ones(5), np.ones((3, 5)), np.ones(5, bool)), np.ones(5))

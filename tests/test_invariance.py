@@ -199,7 +199,7 @@ class _ScaledOnArrival(Scaled):
     """What comes back is not in the coordinates that went in."""
 
     def _state(self, level, chains, step, scales):
-        return super()._state(level, chains, step, np.ones(2))
+        return super()._state(level, chains, step, scales)._replace(positions=np.asarray(chains.position))
 
 
 def mutant(walker, step):
