@@ -30,8 +30,9 @@ import jax.numpy as jnp
 from blackjax.mcmc import hmc, integrators, metrics, nuts, trajectory
 
 from ppl_diffusion.arrays import Array
-from ppl_diffusion.kernel import Adaptive, SteppedKernel, StepPolicy, check_count
+from ppl_diffusion.kernel import SteppedKernel, check_count
 from ppl_diffusion.potential import Potential
+from ppl_diffusion.step import Adaptive, StepPolicy
 
 from .blackjax_walker import BlackJAXWalker, Info, LogDensity
 from .torch_jax import to_jax

@@ -1,7 +1,7 @@
 """A BlackJAX kernel bound to a potential: three compiled functions, for arriving, moving and recording.
 
 Chains are batched by ``vmap`` in 64-bit mode. A kernel sees coordinates divided by their scales
-(``ppl_diffusion.kernel.block_scales``), so that it needs no masses of its own. The energy and the gradient of a
+(``ppl_diffusion.step.block_scales``), so that it needs no masses of its own. The energy and the gradient of a
 position come from one evaluation; what is not finite is a log-density of minus infinity before any kernel sees it.
 """
 
@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_diffusion.arrays import Array
-from ppl_diffusion.kernel import State, StepState, as_policy, block_scales, rescaling
+from ppl_diffusion.kernel import State
 from ppl_diffusion.potential import Potential
+from ppl_diffusion.step import StepState, as_policy, block_scales, rescaling
 
 if TYPE_CHECKING:
     from .blackjax import BlackJAXKernel

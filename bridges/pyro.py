@@ -25,9 +25,10 @@ from pyro.infer.mcmc import HMC as _HMC
 from pyro.infer.mcmc import NUTS as _NUTS
 
 from ppl_diffusion.anneal import Progress, anneal
-from ppl_diffusion.kernel import Adaptive, Kernel, SteppedKernel, StepPolicy, check_count
+from ppl_diffusion.kernel import Kernel, SteppedKernel, check_count
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.schedule import Ladder
+from ppl_diffusion.step import Adaptive, StepPolicy
 from ppl_diffusion.trace import Trace
 
 from .pyro_expression import from_model

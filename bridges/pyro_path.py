@@ -95,7 +95,12 @@ def seen(
         }
         views = max(1.0, sum(counts.values()) / len(at))
         found = {name: Seen(views) for name in counts}
-        whole = {name for name, n in counts.items() if n * len(at) <= LARGEST and _of_one_scale(nodes[name])}
+        displaced = run(at + spread * torch.randn(len(at), dtype=at.dtype))
+        whole = {
+            name
+            for name, count in counts.items()
+            if count * len(at) <= LARGEST and _of_one_scale(nodes[name]) and _of_one_scale(displaced[name])
+        }
         if not whole:
             return found
 

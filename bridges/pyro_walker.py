@@ -8,7 +8,7 @@ and left as it was: the trace does not depend on how chains are spread.
 
 A rung of ``MASS_STEPS`` steps or more adapts a diagonal mass matrix, from the positions of all chains over the first
 half of the rung. It is scaled so that the stiffest coordinate keeps unit mass: the leapfrog step keeps its meaning,
-and its adaptation goes on. Every rung starts from unit mass, and from ``ppl_diffusion.kernel.block_scales`` for latent
+and its adaptation goes on. Every rung starts from unit mass, and from ``ppl_diffusion.step.block_scales`` for latent
 sites that no noise level belongs to.
 """
 
@@ -22,8 +22,9 @@ import torch
 from pyro.ops.welford import WelfordCovariance
 from torch import Tensor
 
-from ppl_diffusion.kernel import State, as_policy, block_scales, rescaling
+from ppl_diffusion.kernel import State
 from ppl_diffusion.potential import Potential
+from ppl_diffusion.step import as_policy, block_scales, rescaling
 
 if TYPE_CHECKING:
     from .pyro import PyroKernel

@@ -5,9 +5,10 @@ from .anneal import Progress, SamplingWarning, anneal, reverse_diffusion
 from .compose import check_quotient, conjunction, guidance, observation
 from .energy import EnergyModel
 from .function import EnergyFunction
-from .kernel import Adaptive, Fixed, Kernel, SigmaScaled
+from .kernel import Kernel
 from .potential import Mixture, Potential, Product, mixture, product
 from .schedule import Ladder, NoiseSchedule
+from .step import Adaptive, Fixed, SigmaScaled
 from .tapestry import tapestry
 from .trace import Trace
 from .training import Config, load_config, train

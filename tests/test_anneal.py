@@ -28,8 +28,8 @@ from ppl_diffusion import (
     observation,
     reverse_diffusion,
 )
-from ppl_diffusion.kernel import block_scales
 from ppl_diffusion.planar import SCHEDULE, exact
+from ppl_diffusion.step import block_scales
 
 SHORT = Ladder.spaced(SCHEDULE, rungs=12, steps=2)
 MODES = GaussianMixture([[-1.0, 0.0], [1.0, 0.3]], [0.2, 0.3], weights=[0.3, 0.7], schedule=SCHEDULE, backend="jax")

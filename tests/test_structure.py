@@ -31,6 +31,7 @@ ORDER = [
     "trace",
     "zoo",
     "training",
+    "step",
     "kernel",
     "proposals",
     "anneal",

@@ -248,15 +248,16 @@ def test_sites_are_widened_by_what_they_see():
         for view in range(views):
             pyro.sample(f"y{view}", dist.Normal(2 * x, noise).to_event(1), obs=torch.zeros(3))
         pyro.sample("apart", dist.Normal(noise, 1.0), obs=torch.tensor(1.0))
+        pyro.sample("loud", dist.Normal(x[:1], 0.1 + x[:1].abs()), obs=torch.zeros(1))
         pyro.sample("some", dist.Normal(x, noise).mask(torch.tensor([True, False, True])), obs=torch.zeros(3))
 
     before = torch.get_rng_state()
     once, twice = (JointPotential(model, (views,), likelihood="widened").seen for views in (1, 2))
     assert torch.equal(before, torch.get_rng_state())
-    for found, values in ((once, 7), (twice, 10)):
+    for found, values in ((once, 8), (twice, 11)):
         assert found["y0"].gains == pytest.approx(4 * values / 3)
         assert found["apart"].gains == 0
-        assert found["some"] == Seen(values / 3)
+        assert found["some"] == found["loud"] == Seen(values / 3), "masked, and of a scale that depends on x"
     assert JointPotential(model, likelihood="tempered").seen == {}
 
 
