@@ -132,7 +132,8 @@ def inverse(content: Mapping[str, Any]) -> str:
         for key, (name, count) in names.items():
             row = found[key]
             cells = [cell(row[column]) for column in ("PSNR", "covered", "covered ink", "width")]
-            cells.append(f"{found['chains with noise off by half or more']:.1%}" if key == "ours" else "")
+            share = found.get("chains with noise off by half or more") if key == "ours" else None
+            cells.append("" if share is None else f"{share:.1%}")
             lines.append(f"| {problem} | {name} | {found[count]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
