@@ -59,6 +59,9 @@ class BlackJAXKernel(SteppedKernel):
 class HMC(BlackJAXKernel):
     """Hamiltonian Monte Carlo with unit mass, built on BlackJAX's HMC proposal.
 
+    Latent sites of a Pyro model that no noise level belongs to are moved in units of their own
+    (``ppl_diffusion.step.block_scales``); everything else in its own coordinates.
+
     Args:
         step: leapfrog step: a number, ``SigmaScaled(0.5)`` or ``Adaptive(...)``.
         leapfrogs: leapfrogs of a trajectory, each one evaluation.

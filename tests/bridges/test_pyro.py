@@ -391,6 +391,30 @@ def test_the_check_rejects_a_pyro_kernel_that_walks_at_another_level():
     assert invariant(Wrong(step=0.8)).smallest < ALPHA
 
 
+class Scaled(PyroWalker):
+    """Coordinates have scales, as those that no noise level belongs to have after the first rung."""
+
+    def arrive(self, positions, level, previous, *, seed):
+        state = super().arrive(positions, level, previous, seed=seed)
+        return super().arrive(positions, level, state._replace(scales=np.array([1.0, 0.6])), seed=seed)
+
+
+class ScaledByTheState(Scaled):
+    """The wrong twin: the scale of a coordinate depends on where the chain is."""
+
+    def _step(self, state, seeds):
+        near = 1.0 / (1.0 + 4.0 * (state.positions[:, 1:] > 0))
+        return super()._step(state._replace(carried=state.carried * np.hstack([np.ones_like(near), near])), seeds)
+
+
+@pytest.mark.parametrize("walker", [Scaled, ScaledByTheState])
+def test_scales_leave_the_density_invariant(walker):
+    kernel = type("Kernel", (HMC,), {"bind": lambda self, potential: walker(self, potential)})(step=0.8)
+    found = invariant(kernel)
+    assert ACCEPTANCE_WINDOW[0] <= found.acceptance_rate <= ACCEPTANCE_WINDOW[1], found
+    assert (found.smallest > ALPHA) == (walker is Scaled), found
+
+
 def test_no_energy_is_stale_when_the_level_or_the_position_changes():
     """Trap: Pyro ignores the position while its cache is warm and keeps the energy of the density before."""
 
