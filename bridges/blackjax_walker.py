@@ -52,7 +52,7 @@ class BlackJAXWalker:
         before = None if previous is None else np.asarray(previous.gradient, dtype=float).reshape(-1, size)
         scales = np.ones(size) if previous is None else block_scales(previous.scales, before, self.diffused)
         with jax.enable_x64(True):
-            flat = jnp.asarray(positions, dtype=jnp.float64).reshape(-1, size)
+            flat = np.asarray(positions, dtype=np.float64).reshape(-1, size)
             momentum = getattr(previous.carried, "momentum", None) if previous is not None else None
             chains = self._arrive_compiled(flat / scales, momentum, level, seed, scales)
         sigma = self.potential.schedule.sigma(level)
@@ -80,7 +80,7 @@ class BlackJAXWalker:
 
     def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
         with jax.enable_x64(True):
-            step = jnp.exp(jnp.asarray(float(state.step.log_step)))
+            step = np.exp(np.float64(state.step.log_step))
             chains, (flat, log_density, info) = self._record_compiled(
                 state.carried, step, state.level, seed, state.scales, draws=draws
             )
@@ -176,4 +176,4 @@ class BlackJAXWalker:
 
 
 def _floats(step: StepState) -> StepState:
-    return StepState(*(jnp.asarray(value, dtype=jnp.float64) for value in step))
+    return StepState(*(np.float64(value) for value in step))

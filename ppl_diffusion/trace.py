@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -144,10 +145,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def versions() -> dict[str, str]:
     """Versions of this package and of the libraries that decide what is drawn."""
-    found = {}
-    for package in ("ppl-diffusion", "torch", "jax", "blackjax", "pyro-ppl", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    packages = ("ppl-diffusion", "torch", "jax", "blackjax", "pyro-ppl", "numpy")
+    return {package: found for package in packages if (found := _version(package)) is not None}
+
+
+@cache
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
