@@ -10,9 +10,10 @@ every position has a cube within .06 of the picture. Two settings:
     equal   every level, one HMC step of three leapfrogs, or three Langevin steps: 400 evaluations
     paper   the noisier half of the levels, 10 HMC steps of three leapfrogs, or 20 Langevin steps
 
-Every walk takes the reverse step first. Steps adapt; reverse diffusion is 100 evaluations. Weights are used where the
+Every walk takes the reverse step first. Steps adapt; reverse diffusion is an evaluation a level. Weights are used where the
 energies of this network agree from level to level, from 97 (the first betas of the schedule are clipped) to 20, and the
-walk goes on without them. What was drawn is kept, and a run that was interrupted goes on where it was. Standard errors
+walk goes on without them. Walks of a product, whose exponents do not sum to one, begin at level 90: the first steps
+would throw them far out. What was drawn is kept, and a run that was interrupted goes on where it was. Standard errors
 are over layouts, whose pictures share their positions.
 """
 
@@ -72,6 +73,8 @@ LATER = 10_000
 """Added to the seed of a second walk, which would have the noise of the first one otherwise."""
 WEIGHED = (97, 20)
 """Levels between which weights are used, where they are."""
+SOUND = 90
+"""The noisiest level of walks of a product."""
 KERNELS: dict[str, Any] = {"ULA": ULA(), "MALA": MALA(), "UHMC": UHMC(), "HMC": HMC(), "weighted HMC": HMC()}
 TARGETS = ("conjunction", "product")
 
@@ -93,17 +96,17 @@ def move(potential: Potential, before: Sequence[tuple[float, float]], after: Seq
 
 def sample(potential: Potential, sampler: str, setting: str, *, chains: int, seed: int) -> list[Trace]:
     """Pictures by one of the samplers, in one walk or in two that follow each other."""
+    top = LEVELS - 1 if np.isclose(potential.exponent, 1) else SOUND
     if sampler == "reverse":
-        return [reverse_diffusion(potential, chains=chains, seed=seed)]
+        levels = part(Ladder.full(CUBES.schedule), top, 0)
+        return [reverse_diffusion(potential, ladder=levels, chains=chains, seed=seed)]
     kernel: Kernel = KERNELS[sampler]
-    ladder = LADDERS[setting][kernel.leapfrogs]  # type: ignore[attr-defined]
+    ladder = part(LADDERS[setting][kernel.leapfrogs], top, 0)  # type: ignore[attr-defined]
     if not sampler.startswith("weighted"):
         if ladder.steps_per_rung[-1]:
             return [anneal(potential, kernel, ladder=ladder, chains=chains, seed=seed, reverse_step=True)]
         # No move at the clean end, where the step has not been adapted: an unadjusted one would spoil the picture.
-        first = anneal(
-            potential, kernel, ladder=part(ladder, LEVELS - 1, HALF), chains=chains, seed=seed, reverse_step=True
-        )
+        first = anneal(potential, kernel, ladder=part(ladder, top, HALF), chains=chains, seed=seed, reverse_step=True)
         begun, rest = first.positions[:, -1], part(ladder, HALF, 0)
         return [first, reverse_diffusion(potential, ladder=rest, chains=chains, seed=seed + LATER, init=begun)]
     upper, lower = part(ladder, *WEIGHED), part(ladder, WEIGHED[1], 0)  # the second begins where the first ended
