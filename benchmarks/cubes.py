@@ -10,9 +10,9 @@ every position has a cube within .06 of the picture. Two settings:
     equal   every level, one HMC step of three leapfrogs, or three Langevin steps: 400 evaluations
     paper   the noisier half of the levels, 10 HMC steps of three leapfrogs, or 20 Langevin steps
 
-Every walk takes the reverse step first. Steps adapt; reverse diffusion is an evaluation a level. Weights are used where the
-energies of this network agree from level to level, from 97 (the first betas of the schedule are clipped) to 20, and the
-walk goes on without them. Walks of a product, whose exponents do not sum to one, begin at level 90: the first steps
+Every walk takes the reverse step first. Steps adapt; reverse diffusion is an evaluation a level. Weights are used where
+the energies of this network agree from level to level, from 97 (the first betas of the schedule are clipped) to 20, and
+the walk goes on without them. Walks of a product, whose exponents do not sum to one, begin at level 90: the first steps
 would throw them far out. What was drawn is kept, and a run that was interrupted goes on where it was. Standard errors
 are over layouts, whose pictures share their positions.
 """
