@@ -39,8 +39,8 @@ SCALE = 0.6
 KERNELS: dict[str, tuple[Kernel, int, int, float | None]] = {
     "BlackJAX HMC": (batched.HMC(), 1500, 1, None),
     "BlackJAX HMC, weighted": (batched.HMC(), 1500, 1, 0.5),
-    "Pyro HMC": (in_turn.HMC(), 60, 20, None),
-    "Pyro NUTS": (in_turn.NUTS(max_doublings=3), 60, 20, None),
+    "Pyro HMC": (in_turn.HMC(), 100, 10, None),
+    "Pyro NUTS": (in_turn.NUTS(max_doublings=3), 100, 10, None),
 }
 """Kernels with chains, draws and the threshold of resampling."""
 DIGITS = load("digits")
@@ -112,7 +112,7 @@ def linear(seeds: int = 3) -> dict[str, Any]:
         modes = exact(prior, design.numpy(), y.numpy())
         for name, (kernel, chains, draws, resample) in KERNELS.items():
             begun, all_errors, rates = time.perf_counter(), [], []
-            ladder = Ladder.spaced(SCHEDULE, rungs=25 if chains > 1000 else 10, steps=6 if chains > 1000 else 3)
+            ladder = Ladder.spaced(SCHEDULE, rungs=25, steps=6)
             for seed in range(seeds):
                 options: dict[str, Any] = {"kernel": kernel, "ladder": ladder, "chains": chains, "draws": draws}
                 trace = anneal_model(linear_model, (y, design, prior), seed=seed, resample=resample, **options)

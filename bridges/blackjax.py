@@ -19,7 +19,6 @@ A Generalized Guided Monte Carlo Algorithm (Horowitz, 1991), https://doi.org/10.
 from __future__ import annotations
 
 import inspect
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,29 +29,10 @@ import jax.numpy as jnp
 from blackjax.mcmc import hmc, integrators, metrics, nuts, trajectory
 
 from ppl_diffusion.arrays import Array
-from ppl_diffusion.kernel import SteppedKernel, check_count
-from ppl_diffusion.potential import Potential
+from ppl_diffusion.kernel import check_count
 from ppl_diffusion.step import Adaptive, StepPolicy
 
-from .blackjax_walker import BlackJAXWalker, Info, LogDensity
-from .torch_jax import to_jax
-
-
-@dataclass(frozen=True)
-class BlackJAXKernel(SteppedKernel):
-    """One chain's kernel; subclasses say how a chain is started and takes a step."""
-
-    @abstractmethod
-    def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
-        """The BlackJAX state of a chain at a flat ``position``: one evaluation."""
-
-    @abstractmethod
-    def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
-        """One step of one chain."""
-
-    def bind(self, potential: Potential) -> BlackJAXWalker:
-        """Compile for ``potential``; what was compiled before for the same kernel is used again."""
-        return potential.memo(self, lambda: BlackJAXWalker(self, to_jax(potential)))
+from .blackjax_walker import BlackJAXKernel, Info, LogDensity
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,22 @@ position come from one evaluation; what is not finite is a log-density of minus 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ppl_diffusion.arrays import Array
-from ppl_diffusion.kernel import State
+from ppl_diffusion.kernel import State, SteppedKernel
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.step import StepState, as_policy, block_scales, rescaling
 
-if TYPE_CHECKING:
-    from .blackjax import BlackJAXKernel
+from .torch_jax import to_jax
 
 LogDensity = Callable[[Array], Array]
 
@@ -34,6 +35,23 @@ class Info(NamedTuple):
     diverging: Array
     nonfinite: Array
     n_steps: Array
+
+
+@dataclass(frozen=True)
+class BlackJAXKernel(SteppedKernel):
+    """One chain's kernel; subclasses say how a chain is started and takes a step."""
+
+    @abstractmethod
+    def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
+        """The BlackJAX state of a chain at a flat ``position``: one evaluation."""
+
+    @abstractmethod
+    def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
+        """One step of one chain."""
+
+    def bind(self, potential: Potential) -> BlackJAXWalker:
+        """Compile for ``potential``; what was compiled before for the same kernel is used again."""
+        return potential.memo(self, lambda: BlackJAXWalker(self, to_jax(potential)))
 
 
 class BlackJAXWalker:

@@ -15,18 +15,16 @@ constrained in ``trace.sites``.
 from __future__ import annotations
 
 import dataclasses
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pyro.infer.mcmc import HMC as _HMC
 from pyro.infer.mcmc import NUTS as _NUTS
 
 from ppl_diffusion.anneal import Progress, anneal
-from ppl_diffusion.kernel import Kernel, SteppedKernel, check_count
-from ppl_diffusion.potential import Potential
+from ppl_diffusion.kernel import Kernel, check_count
 from ppl_diffusion.schedule import Ladder
 from ppl_diffusion.step import Adaptive, StepPolicy
 from ppl_diffusion.trace import Trace
@@ -35,30 +33,10 @@ from .pyro_expression import from_model
 from .pyro_model import JointPotential
 from .pyro_path import Likelihood
 from .pyro_prior import DiffusionPrior, at_level
-from .pyro_walker import PyroWalker
+from .pyro_walker import PyroKernel
 from .pyro_workers import over_processes
-from .torch_jax import to_torch
 
 __all__ = ["HMC", "NUTS", "DiffusionPrior", "JointPotential", "anneal_model", "at_level", "from_model"]
-
-
-@dataclass(frozen=True)
-class PyroKernel(SteppedKernel):
-    """One of Pyro's kernels, one for each chain."""
-
-    adapt_mass_matrix: bool = field(default=True, kw_only=True)
-
-    @abstractmethod
-    def build(self, potential_fn: Callable[..., Any]) -> Any:
-        """A Pyro kernel that adapts nothing."""
-
-    @abstractmethod
-    def set_step(self, sampler: Any, step: float) -> None:
-        """Give Pyro's kernel its leapfrog step."""
-
-    def bind(self, potential: Potential) -> PyroWalker:
-        """Prepare to walk on ``potential``."""
-        return PyroWalker(self, to_torch(potential))
 
 
 @dataclass(frozen=True)

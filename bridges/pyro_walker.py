@@ -14,20 +14,21 @@ sites that no noise level belongs to.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from pyro.ops.welford import WelfordCovariance
 from torch import Tensor
 
-from ppl_diffusion.kernel import State
+from ppl_diffusion.kernel import State, SteppedKernel
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.step import as_policy, block_scales, rescaling
 
-if TYPE_CHECKING:
-    from .pyro import PyroKernel
+from .torch_jax import to_torch
 
 SITE = "x"
 
@@ -61,6 +62,25 @@ class Moved(NamedTuple):
 
 Spread = Callable[[Sequence[Task]], Sequence[Moved]]
 """Takes tasks to other processes, and brings the results back in order."""
+
+
+@dataclass(frozen=True)
+class PyroKernel(SteppedKernel):
+    """One of Pyro's kernels, one for each chain."""
+
+    adapt_mass_matrix: bool = field(default=True, kw_only=True)
+
+    @abstractmethod
+    def build(self, potential_fn: Callable[..., Any]) -> Any:
+        """A Pyro kernel that adapts nothing."""
+
+    @abstractmethod
+    def set_step(self, sampler: Any, step: float) -> None:
+        """Give Pyro's kernel its leapfrog step."""
+
+    def bind(self, potential: Potential) -> PyroWalker:
+        """Prepare to walk on ``potential``."""
+        return PyroWalker(self, to_torch(potential))
 
 
 class PyroWalker:

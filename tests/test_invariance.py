@@ -12,7 +12,8 @@ import pytest
 from blackjax.mcmc import integrators, trajectory
 from checks import ACCEPTANCE_WINDOW, ALPHA, invariance
 
-from bridges.blackjax import HMC, MALA, NUTS, UHMC, ULA, BlackJAXWalker, _info, _refresh, _unit_mass, from_blackjax
+from bridges.blackjax import HMC, MALA, NUTS, UHMC, ULA, _info, _refresh, _unit_mass, from_blackjax
+from bridges.blackjax_walker import BlackJAXWalker
 from bridges.torch_jax import to_jax
 from ppl_diffusion import Adaptive, EnergyFunction, GaussianMixture, NoiseSchedule, UniformBox
 
