@@ -141,7 +141,7 @@ def photograph_model(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(x.unsqueeze(-3) + brightness[..., None, None], noise).to_event(2), obs=y)
 
 
-def photographs(mnist: Path, *, index: int = 4, chains: int = 24, draws: int = 30) -> dict[str, Any]:
+def photographs(mnist: Path, *, index: int = 4, chains: int = 24, draws: int = 600) -> dict[str, Any]:
     """The posterior of one digit; a picture, and ArviZ's table of what is unknown beside it."""
     with np.load(mnist, allow_pickle=False) as arrays:
         truth = arrays["x_test"][index] / 127.5 - 1

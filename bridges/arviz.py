@@ -59,7 +59,7 @@ def to_inference_data(trace: Trace, *, prior: Mapping[str, Any] | None = None) -
     library = arviz()
     variables = dict(trace.sites) or {"x": trace.positions}
     if _size(trace) > SCALARS:
-        variables |= summaries(trace)
+        variables = summaries(trace) | variables
     dims = {name: [f"{name}_dim_{i}" for i in range(value.ndim - 2)] for name, value in variables.items()}
     dims |= trace.attributes.get("dims", {})
     extra = {name: dict(values) for name, values in trace.groups.items()} | _prior_groups(trace, prior or {})
@@ -265,7 +265,8 @@ def _draws(trace: Trace) -> xr.Dataset:
         variables = {k: v for k, v in trace.sites.items() if v[0, 0].size <= SCALARS}
     else:
         variables = {} if _size(trace) > SCALARS else {"x": trace.positions}
-    variables = variables | (summaries(trace) if _size(trace) > SCALARS else {})
+    if _size(trace) > SCALARS:
+        variables = summaries(trace) | variables
     scalars = {}
     for name, value in variables.items():
         flat = value.reshape(chains, count, -1)

@@ -205,8 +205,15 @@ def from_blackjax(build_kernel: Callable[..., Any], init: Callable[..., Any], **
             kernel, and may also be ``SigmaScaled`` or ``Adaptive``; arrays are passed as they are.
 
     Raises:
-        TypeError: a parameter that the kernel does not take.
+        TypeError: a parameter that the kernel does not take, or an ``init`` that needs more, such as a key.
     """
+    needed = [
+        name
+        for name, parameter in list(inspect.signature(init).parameters.items())[2:]
+        if parameter.default is inspect.Parameter.empty and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    if needed:
+        raise TypeError(f"this init needs {', '.join(needed)} beside position and logdensity_fn: wrap it in a function")
     known = inspect.signature(build_kernel()).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     for name in parameters:

@@ -22,7 +22,7 @@ from ppl_diffusion.kernel import State, SteppedKernel
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.step import StepState, as_policy, block_scales, rescaling
 
-from .torch_jax import to_jax
+from .torch_jax import plain_errors, to_jax
 
 LogDensity = Callable[[Array], Array]
 
@@ -65,6 +65,7 @@ class BlackJAXWalker:
         self._move_compiled = jax.jit(self._move)
         self._record_compiled = jax.jit(self._record, static_argnames="draws")
 
+    @plain_errors()
     def arrive(self, positions: Array, level: int, previous: State | None, *, seed: int) -> State:
         size = int(np.prod(self.potential.event_shape))
         before = None if previous is None else np.asarray(previous.gradient, dtype=float).reshape(-1, size)
@@ -83,6 +84,7 @@ class BlackJAXWalker:
         )
         return self._state(level, chains, step, scales)
 
+    @plain_errors()
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
         with jax.enable_x64(True):
             chains, step, totals = self._move_compiled(
@@ -96,6 +98,7 @@ class BlackJAXWalker:
         stats["step_size"] = np.full(len(stats["acceptance_rate"]), np.exp(float(step.log_step)))
         return self._state(state.level, chains, step, state.scales), stats
 
+    @plain_errors()
     def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
         with jax.enable_x64(True):
             step = np.exp(np.float64(state.step.log_step))

@@ -15,6 +15,7 @@ constrained in ``trace.sites``.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from typing import Any
 from pyro.infer.mcmc import HMC as _HMC
 from pyro.infer.mcmc import NUTS as _NUTS
 
-from ppl_diffusion.anneal import Progress, anneal
+from ppl_diffusion.anneal import Progress, SamplingWarning, anneal
 from ppl_diffusion.kernel import Kernel, check_count
 from ppl_diffusion.schedule import Ladder
 from ppl_diffusion.step import Adaptive, StepPolicy
@@ -138,6 +139,7 @@ def anneal_model(
     if workers > 1 and not isinstance(kernel, PyroKernel):
         raise ValueError(f"{kernel} moves all chains by one call: leave workers= out, or use bridges.pyro.HMC()")
     joint = JointPotential(model, args, kwargs, likelihood=likelihood)
+    joint.batched = not isinstance(kernel, PyroKernel)
     with over_processes(kernel, joint, workers) if workers > 1 else nullcontext(kernel) as moving:
         trace = anneal(
             joint,
@@ -153,4 +155,13 @@ def anneal_model(
         )
     attributes = {**trace.attributes, "likelihood": likelihood, "dims": joint.dims}
     sites, groups = joint.report(trace.positions)
+    last = attributes["levels"][-1]
+    if last > 0:
+        note = (
+            f"the ladder ends at level {last}: the draws of {joint.name} are noised, x_k and not x, and of another "
+            "density than its posterior; let it end at level 0"
+        )
+        warnings.warn(note, SamplingWarning, stacklevel=2)
+        attributes["warnings"] = [*attributes["warnings"], note]
+        del groups["log_likelihood"]
     return dataclasses.replace(trace, sites=sites, groups=groups, attributes=attributes)

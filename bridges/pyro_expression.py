@@ -18,7 +18,8 @@ from ppl_diffusion.energy import Reference
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.schedule import NoiseSchedule
 
-from .pyro_path import Seen, on_the_path, seen, stand_in
+from .pyro_path import Widening, left_over, on_the_path, seen, stand_in
+from .pyro_sites import is_deterministic, sample_sites
 
 
 class ModelPotential(Potential):
@@ -39,15 +40,15 @@ class ModelPotential(Potential):
         self._reference = reference
         self.name = getattr(model, "__name__", "model")
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            nodes: Any = poutine.trace(_Zero(site)(model)).get_trace(*args, **kwargs).nodes
-        latent = [name for name, node in nodes.items() if node["type"] == "sample" and not node["is_observed"]]
+            nodes = sample_sites(poutine.trace(_Zero(site)(model)).get_trace(*args, **kwargs).nodes, self.name)
+        latent = [name for name, node in nodes.items() if not node["is_observed"]]
         if latent != [site]:
             raise ValueError(
                 f"{self.name} must have the one latent site {site!r}, it has {latent or 'none'}: condition on the "
                 "others, pyro.condition(model, {...}), or sample them all with anneal_model"
             )
         self.event_shape = tuple(nodes[site]["value"].shape)
-        names = [name for name, node in nodes.items() if node["type"] == "sample" and name != site]
+        names = [name for name, node in nodes.items() if name != site and not is_deterministic(node)]
         mean, variance = (np.broadcast_to(value, self.event_shape) for value in reference)
         centre = torch.from_numpy(mean.flatten()).to(torch.get_default_dtype())
         spread = float(np.mean(variance)) ** 0.5
@@ -74,16 +75,19 @@ class ModelPotential(Potential):
         level = int(level)
         clean = stand_in(x, self, level, "widened")
         flat = clean.to(torch.get_default_dtype()).reshape(-1, *self.event_shape)
+        widenings = self.memo(("widenings", level), lambda: self._widenings(level))
         with pyro.validation_enabled(False):
-            energy = torch.func.vmap(lambda value: self._one(value, level))(flat)
+            energy = torch.func.vmap(lambda value: self._one(value, level, widenings))(flat)
         return energy.reshape(x.shape[: x.ndim - len(self.event_shape)])
 
-    def _one(self, value: Tensor, level: int) -> Tensor:
+    def _widenings(self, level: int) -> dict[str, Widening]:
+        variances = torch.from_numpy(left_over(self, level).flatten())
+        return {name: site.widening(variances) for name, site in self.seen.items()}
+
+    def _one(self, value: Tensor, level: int, widenings: Mapping[str, Widening]) -> Tensor:
         total: Any = 0.0
-        for node in self._nodes(value).values():
-            if node["type"] != "sample":
-                continue
-            fn, power = on_the_path(node["fn"], [self], level, "widened", sees=self.seen.get(node["name"], Seen()))
+        for name, node in sample_sites(self._nodes(value), self.name).items():
+            fn, power = on_the_path(node["fn"], [self], level, "widened", widening=widenings.get(name, Widening()))
             log_p = scale_and_mask(fn.log_prob(node["value"]), node["scale"], node["mask"])
             total = total - power * double(log_p).sum()
         return total

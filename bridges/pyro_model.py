@@ -25,9 +25,9 @@ from torch.distributions import biject_to
 from ppl_diffusion.density import common_device
 from ppl_diffusion.potential import Potential
 
-from .pyro_path import Likelihood, Seen, on_the_path, seen, stand_in
+from .pyro_path import Likelihood, Seen, Widening, left_over, on_the_path, seen, stand_in
 from .pyro_prior import prior_of
-from .pyro_sites import Given, Site, dims_of, native, unconstrained
+from .pyro_sites import Given, Site, dims_of, is_deterministic, native, sample_sites, unconstrained
 
 REFRESHMENTS = 8
 """Metropolis steps of other latent sites on arrival at a level."""
@@ -44,8 +44,12 @@ class JointPotential(Potential):
         args, kwargs: of the model.
         likelihood: how observed sites are asked at noisy levels, see the module.
 
+    Attributes:
+        batched: whether chains are evaluated together; else the model runs for one after the other.
+
     Raises:
-        ValueError: no diffusion prior, discrete latent sites, schedules of unequal length, an unknown ``likelihood``.
+        ValueError: no diffusion prior, discrete latent sites or others that cannot be drawn, plates that draw a
+            subsample, schedules of unequal length, an unknown ``likelihood``.
     """
 
     backend = "torch"
@@ -57,6 +61,7 @@ class JointPotential(Potential):
             raise ValueError(f"unknown likelihood {likelihood!r}: use one of {', '.join(get_args(Likelihood))}")
         self.model, self.args, self.kwargs, self.likelihood = model, tuple(args), dict(kwargs or {}), likelihood
         self.name = getattr(model, "__name__", "model")
+        self.batched = True
         self.sites = self._discover()
         priors = self.priors = [site.prior.potential for site in self.sites if site.prior is not None]
         if not priors:
@@ -97,7 +102,7 @@ class JointPotential(Potential):
                 drawn[site.name] = self._stand_in(site, torch.from_numpy(x.reshape(chains, *site.shape)), level)
         others = [site for site in self.sites if site.prior is None]
         if others:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
                 torch.default_generator.manual_seed(int(rng.integers(2**63)))
                 for chain in range(chains):
                     handler = Given(native({name: value[chain] for name, value in drawn.items()}))
@@ -134,14 +139,19 @@ class JointPotential(Potential):
         """What draws ``flat (chains, draws, size)`` mean for the model.
 
         Returns:
-            Values of every latent site, each ``(chains, draws, *shape)``; and the groups ``log_likelihood``, of every
-            observed site, each ``(chains, draws, *batch)``, and ``observed_data``.
+            Values of every latent site and of what ``pyro.deterministic`` records, each ``(chains, draws, *shape)``;
+            and the groups ``log_likelihood``, of every observed site, each ``(chains, draws, *batch)``, zero where it
+            is masked, and ``observed_data``.
         """
 
         def one(point: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             nodes = self._nodes(point, {site.name: site.of(point) for site in self._priors()})
-            latent = {site.name: nodes[site.name]["value"] for site in self.sites}
-            return latent, {name: nodes[name]["fn"].log_prob(nodes[name]["value"]) for name in self.observed}
+            names = [*(site.name for site in self.sites), *self.recorded]
+            likelihoods = {
+                name: scale_and_mask(nodes[name]["fn"].log_prob(nodes[name]["value"]), mask=nodes[name]["mask"])
+                for name in self.observed
+            }
+            return {name: nodes[name]["value"] for name in names}, likelihoods
 
         rows = torch.from_numpy(flat.reshape(-1, flat.shape[-1]))
         with torch.no_grad():
@@ -158,37 +168,52 @@ class JointPotential(Potential):
         return latent, {"log_likelihood": likelihood, "observed_data": self.observed}
 
     def _discover(self) -> tuple[Site, ...]:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            nodes = self._run(Given({}))
         sites, start = [], 0
         self.observed: dict[str, np.ndarray] = {}
+        self.recorded: list[str] = []
         self.dims: dict[str, list[str]] = {}
+        nodes = self._first_run()
         for name, node in nodes.items():
             if node["type"] == "param":
                 raise ValueError(f"{self.name} has the parameter {name}: fix it before sampling, or give it a prior")
-            if node["type"] != "sample" or type(node["fn"]).__name__ == "_Subsample":
-                continue
+        for name, node in sample_sites(nodes, self.name).items():
+            if name in ("chain", "draw"):
+                raise ValueError(
+                    f"{self.name} has a site {name!r}, which ArviZ calls a dimension: give it another name"
+                )
             self.dims[name] = dims_of(name, node)
-            if node["is_observed"]:
+            if is_deterministic(node):
+                self.recorded.append(name)
+            elif node["is_observed"]:
                 if type(node["fn"]).__name__ != "Unit":  # what pyro.factor leaves
                     self.observed[name] = node["value"].detach().cpu().numpy()
-                continue
-            prior = prior_of(node["fn"])
-            if prior is not None:
-                shape = tuple(node["value"].shape)  # type: ignore[union-attr]
-                extra = {"scale": node["scale"], "mask": node["mask"]}
             else:
-                if node["fn"].support.is_discrete:
-                    raise ValueError(
-                        f"{self.name} has the discrete latent site {name}, which has no gradient: sum it out inside "
-                        "the model, for example by a MixtureSameFamily"
-                    )
-                shape = tuple(biject_to(node["fn"].support).inv(node["value"]).shape)
-                extra = {}
-            stop = start + int(np.prod(shape))
-            sites.append(Site(name, start, stop, shape, prior, **extra))
-            start = stop
+                sites.append(self._site(name, node, start))
+                start = sites[-1].stop
         return tuple(sites)
+
+    def _first_run(self) -> Any:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
+            try:
+                return self._run(Given({}))
+            except NotImplementedError as error:
+                raise ValueError(
+                    f"a latent site of {self.name} cannot be drawn ({str(error).splitlines()[0]}): give it a proper "
+                    "prior, which dist.ImproperUniform is not"
+                ) from error
+            except ValueError as error:  # without the shapes of all sites, which Pyro adds
+                raise ValueError(str(error).splitlines()[0]) from error
+
+    def _site(self, name: str, node: Any, start: int) -> Site:
+        fn, prior = node["fn"], prior_of(node["fn"])
+        if prior is None and fn.support.is_discrete:
+            raise ValueError(
+                f"{self.name} has the discrete latent site {name}, which has no gradient: sum it out inside "
+                "the model, for example by a MixtureSameFamily"
+            )
+        shape = tuple(node["value"].shape if prior is not None else biject_to(fn.support).inv(node["value"]).shape)
+        extra = {} if prior is None else {"fn": fn, "scale": node["scale"], "mask": node["mask"]}
+        return Site(name, start, start + int(np.prod(shape)), shape, prior, **extra)
 
     def _seen(self) -> dict[str, Seen]:
         """Measured at the mean of the priors, other latent sites at the mean of draws from theirs."""
@@ -221,14 +246,17 @@ class JointPotential(Potential):
         with torch.enable_grad():
             leaf = flat.clone().requires_grad_()
             rest = self._rest(leaf, self._clean(leaf, level), level)
-            (gradient,) = torch.autograd.grad(rest.sum(), leaf)
-        energy, gradient = rest.detach(), gradient.clone()
+            gradient = torch.zeros_like(flat)
+            if rest.requires_grad:  # a model may observe nothing
+                gradient += torch.autograd.grad(rest.sum(), leaf)[0]
+        energy = rest.detach()
         for site in self._priors():
             points = site.of(flat)
             value, slope = site.prior.potential.value_and_grad(points, level=level)  # type: ignore[union-attr]
-            energy = energy + _scaled(value, site).reshape(len(flat), -1).sum(1)
-            weight = _scaled(torch.ones_like(value), site)
-            slope = slope * weight.reshape(*value.shape, *[1] * (slope.ndim - value.ndim)).to(slope.dtype)
+            energy, weights = energy + site.total(value), site.weights(value)
+            if isinstance(weights, Tensor):
+                weights = weights.reshape(*value.shape, *[1] * (slope.ndim - value.ndim)).to(slope.dtype)
+            slope = weights * slope
             gradient[:, site.start : site.stop] += slope.reshape(len(flat), -1).to(gradient.dtype)
         return energy.reshape(chains), gradient.reshape(x.shape)
 
@@ -246,7 +274,7 @@ class JointPotential(Potential):
         for site in self._priors():
             schedule, points = site.prior.potential.schedule, site.of(flat)  # type: ignore[union-attr]
             value = site.prior.potential.energy(points, level=level)  # type: ignore[union-attr]
-            energy = energy + _scaled(value, site).reshape(len(flat), -1).sum(1)
+            energy = energy + site.total(value)
             if self.likelihood == "tweedie" and level > 0:
                 (slope,) = torch.autograd.grad(value.sum(), points, create_graph=True)
                 clean[site.name] = (points - schedule.sigma(level) ** 2 * slope) / schedule.alpha(level)
@@ -264,21 +292,30 @@ class JointPotential(Potential):
 
     def _rest(self, flat: Tensor, clean: Mapping[str, Tensor], level: int) -> Tensor:
         """Minus the log-density of everything but the diffusion priors, ``(chains,)``."""
+        widenings = self.memo(("widenings", level), lambda: self._widenings(level))
 
-        def one(point: Tensor, seen: dict[str, Tensor]) -> Tensor:
-            return -self._log_rest(point, seen, level)
+        def one(point: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
+            return -self._log_rest(point, seen, level, widenings)
 
-        try:
-            with pyro.validation_enabled(False):  # its checks branch on values, which vmap cannot
-                if len(flat) == 1:
-                    return one(flat[0], {name: value[0] for name, value in clean.items()})[None]
-                return torch.func.vmap(one)(flat, dict(clean))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"{self.name} cannot be batched over chains ({reason}): write it without .item(), without branches on "
-                "latent values, and with torch functions only; or use chains=1 or a kernel of bridges.pyro"
-            ) from error
+        with pyro.validation_enabled(False):  # its checks branch on values, which vmap cannot
+            if len(flat) > 1 and self.batched:
+                try:
+                    return torch.func.vmap(one)(flat, dict(clean))
+                except RuntimeError as error:
+                    reason = str(error).splitlines()[0]
+                    raise ValueError(
+                        f"{self.name} cannot be batched over chains ({reason}): write it without .item(), without "
+                        "branches on latent values, and with torch functions only; or use a kernel of bridges.pyro, or "
+                        "chains=1"
+                    ) from error
+            rows = ({name: value[i] for name, value in clean.items()} for i in range(len(flat)))
+            return torch.stack([one(point, row) for point, row in zip(flat, rows, strict=True)])
+
+    def _widenings(self, level: int) -> dict[str, Widening]:
+        """Of the observed sites at a level."""
+        left = [np.broadcast_to(left_over(site.prior.potential, level), site.shape).ravel() for site in self._priors()]  # type: ignore[union-attr]
+        variances = torch.from_numpy(np.concatenate(left))
+        return {name: site.widening(variances) for name, site in self.seen.items()}
 
     def _nodes(self, point: Tensor, seen: Mapping[str, Tensor]) -> Any:
         return self._run(Given(native(seen), native(self._free(point))))
@@ -286,18 +323,18 @@ class JointPotential(Potential):
     def _run(self, handler: Given) -> Any:
         return poutine.trace(handler(self.model)).get_trace(*self.args, **self.kwargs).nodes
 
-    def _log_rest(self, point: Tensor, seen: Mapping[str, Tensor], level: int) -> Tensor:
+    def _log_rest(
+        self, point: Tensor, seen: Mapping[str, Tensor], level: int, widenings: Mapping[str, Widening]
+    ) -> Tensor:
         handler = Given(native(seen), native(self._free(point)))
-        nodes = self._run(handler)
         total = point.new_zeros((), dtype=torch.float64)
-        for name, node in nodes.items():
-            if node["type"] != "sample" or name in seen or type(node["fn"]).__name__ == "_Subsample":
+        for name, node in sample_sites(self._run(handler), self.name).items():
+            if name in seen:
                 continue
-            fn, exponent = (
-                on_the_path(node["fn"], self.priors, level, self.likelihood, sees=self.seen.get(name, Seen()))
-                if node["is_observed"]
-                else (node["fn"], 1.0)
-            )
+            fn, exponent = node["fn"], 1.0
+            if node["is_observed"]:
+                widening = widenings.get(name, Widening())
+                fn, exponent = on_the_path(fn, self.priors, level, self.likelihood, widening=widening)
             log_p = scale_and_mask(fn.log_prob(node["value"]), node["scale"], node["mask"]).double().sum()
             total = total + exponent * log_p
         return total + handler.log_jacobian
@@ -305,7 +342,3 @@ class JointPotential(Potential):
 
 def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def _scaled(energy: Tensor, site: Site) -> Tensor:
-    return scale_and_mask(energy, site.scale, site.mask)

@@ -2,7 +2,7 @@
 
 At level ``k`` they see a stand-in for the clean ``x``, and are widened or raised to a power:
 
-    widened     mean of x given x_k                        scale^2 I + v_k J J^T, v_k the variance of x given x_k
+    widened     mean of x given x_k                        scale^2 I + J V J^T, V the variances of x given x_k
     tempered    x_k / alpha_k                              exponent alpha_k^2
     rescaled    x_k / alpha_k                              exponent 1
     tweedie     (x_k - sigma_k^2 grad U(x_k)) / alpha_k    exponent 1
@@ -12,14 +12,16 @@ those of Gaussian data with the mean m and the variance v of the prior's own (``
 
     m + alpha v (x_k - alpha m) / (alpha^2 v + sigma^2)    and    sigma^2 v / (alpha^2 v + sigma^2)
 
-``J`` is the derivative of what the site expects by ``x`` (:func:`seen`). For Gaussian data and a linear model the path
-is exact: at every level the posterior of ``x_k`` and of a scale that is unknown. Pure noise tells nothing, so chains
+coordinate by coordinate. ``J`` is the derivative of what the site expects by ``x`` (:func:`seen`). For independent
+Gaussian coordinates and one site linear in them the path is exact: at every level the posterior of ``x_k`` and of a
+scale that is unknown. Pure noise tells nothing, so chains
 start where the density is, and an unknown scale neither grows along the ladder nor is explained away: behind a blur
 most directions of the data hold nothing of ``x``, and tell the scale at any level.
 
 Widening is for observed sites with a location and a scale (Normal, StudentT, Laplace, Cauchy); others are tempered.
 Covariances are for a Normal of one scale, unmasked, of a model that is not too large (``LARGEST``); elsewhere each
-value's own variance grows, by as much as if it were a coordinate of ``x``.
+value's own variance grows, by as much as if it were a coordinate of ``x``. Several sites are widened each by itself,
+as if what is uncertain in ``x`` were another's for each of them.
 
 Source of widening: Robust Compressed Sensing MRI with Deep Generative Priors (Jalal et al., 2021),
 https://arxiv.org/abs/2108.01368
@@ -28,6 +30,8 @@ https://arxiv.org/abs/2108.01368
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -61,16 +65,54 @@ def stand_in(x: Tensor, prior: Potential, level: int, likelihood: Likelihood) ->
     return mean + alpha * variance * (x - alpha * mean) / (alpha**2 * variance + sigma**2)
 
 
-class Seen(NamedTuple):
-    """What an observed site sees of ``x``: the left singular vectors of its derivative, and squared singular values.
+class Widening(NamedTuple):
+    """By what the covariance of an observed site grows: ``basis diag(variances) basis^T``.
 
     Attributes:
-        gains: eigenvalues of ``J J^T``, shape ``(rank,)``; one number where all are the same, or it stands for them.
-        basis: their eigenvectors, shape ``(values, rank)``; None for one number.
+        variances: a number; without a basis also an array of the site's shape, with one of shape ``(rank,)``.
+        basis: orthonormal directions of the site's values, shape ``(values, rank)``, or None for the values themselves.
     """
 
-    gains: Any = 1.0
+    variances: Any = 0.0
     basis: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What an observed site sees of ``x``.
+
+    Attributes:
+        times: by how many times more than once, for sites that share what is uncertain in ``x``.
+        slope: derivative of what it expects, shape ``(*values, size)``; None where each value stands for a coordinate.
+    """
+
+    times: float = 1.0
+    slope: Tensor | None = None
+
+    def widening(self, variances: Tensor) -> Widening:
+        """By what it is widened where the coordinates of ``x`` have ``variances (size,)``."""
+        if self.slope is None:
+            return Widening(self.times * float(variances.max()))
+        if bool((variances == variances[0]).all()):
+            return self._of_unit._replace(variances=variances[0] * self._of_unit.variances)
+        return self._under(variances)
+
+    @cached_property
+    def _of_unit(self) -> Widening:
+        assert self.slope is not None
+        return self._under(torch.ones(self.slope.shape[-1], dtype=torch.float64))
+
+    def _under(self, variances: Tensor) -> Widening:
+        assert self.slope is not None
+        scaled = self.slope * variances.sqrt()
+        rows, shape = scaled.reshape(-1, scaled.shape[-1]), scaled.shape[:-1]
+        used = (rows.abs() > SAME * rows.abs().max()).sum(0)
+        if bool((used <= 1).all()):  # no coordinate is seen by two values
+            return Widening(self.times * (rows**2).sum(1).reshape(shape))
+        basis, values, _ = torch.linalg.svd(rows, full_matrices=False)
+        gains = self.times * values**2
+        alike = len(rows) <= rows.shape[1] and gains.max() - gains.min() <= SAME * gains.max()
+        return Widening(gains.mean()) if alike else Widening(gains, basis)
 
 
 def seen(
@@ -106,17 +148,14 @@ def seen(
 
         def expected(x: Tensor) -> dict[str, Tensor]:
             there = run(x)
-            return {name: (_simple(there[name]["fn"]).loc - there[name]["value"]).reshape(-1) for name in whole}
+            return {name: _simple(there[name]["fn"]).loc - there[name]["value"] for name in whole}
 
         steps = spread * torch.eye(len(at), dtype=at.dtype)
         above, below = (_rows(expected, at + sign * steps) for sign in (1, -1))
     for name in whole:
-        slope = (above[name] - below[name]).double() / (2 * spread)
+        slope = (above[name] - below[name]).double().movedim(0, -1) / (2 * spread)
         if slope.isfinite().all():
-            basis, values, _ = torch.linalg.svd(slope.T, full_matrices=False)
-            gains = values**2 * views / max(1.0, counts[name] / len(at))
-            alike = counts[name] <= len(at) and gains.max() - gains.min() <= SAME * gains.max()
-            found[name] = Seen(float(gains.mean())) if alike else Seen(gains, basis)
+            found[name] = Seen(views / max(1.0, counts[name] / len(at)), slope)
     return found
 
 
@@ -134,19 +173,25 @@ def _of_one_scale(node: Any) -> bool:
     return plain and isinstance(node["scale"], (int, float)) and bool((inner.scale == inner.scale.flatten()[0]).all())
 
 
+def left_over(prior: Potential, level: int) -> np.ndarray:
+    """Variance of ``x`` given ``x_k``, of every coordinate, in the event's shape."""
+    variance, noise = np.asarray(prior.reference[1], dtype=float), prior.schedule.sigma(level) ** 2
+    left = noise * variance / (prior.schedule.alpha(level) ** 2 * variance + noise)
+    return np.broadcast_to(left, prior.event_shape)
+
+
 def on_the_path(
-    fn: Any, priors: Sequence[Potential], level: int, likelihood: Likelihood, *, sees: Seen
+    fn: Any, priors: Sequence[Potential], level: int, likelihood: Likelihood, *, widening: Widening
 ) -> tuple[Any, float]:
     """What stands for an observed site's distribution ``fn`` at a level, and the power that it is raised to.
 
-    Of several priors of a model the one of which least is known at this level decides.
+    The power is that of the prior of which least is known at this level.
     """
     if level == 0 or likelihood in ("rescaled", "tweedie"):
         return fn, 1.0
-    variance = max(_variance(prior, level) for prior in priors)
-    if likelihood == "widened" and sees.basis is not None:
-        return _Correlated(_simple(fn), sees.basis, variance * sees.gains), 1.0
-    wide = _widened(fn, variance * sees.gains) if likelihood == "widened" else None
+    if likelihood == "widened" and widening.basis is not None:
+        return _Correlated(_simple(fn), widening.basis, widening.variances), 1.0
+    wide = _widened(fn, widening.variances) if likelihood == "widened" else None
     return (fn, min(prior.schedule.alpha(level) for prior in priors) ** 2) if wide is None else (wide, 1.0)
 
 
@@ -169,12 +214,6 @@ class _Correlated(NamedTuple):
         return -0.5 * (energy + len(apart) * np.log(2 * np.pi))
 
 
-def _variance(prior: Potential, level: int) -> float:
-    """Of ``x`` given ``x_k``, the mean over coordinates."""
-    variance, noise = np.asarray(prior.reference[1]), prior.schedule.sigma(level) ** 2
-    return float(np.mean(noise * variance / (prior.schedule.alpha(level) ** 2 * variance + noise)))
-
-
 def _simple(fn: Any) -> Any:
     """A distribution without the wrappings that leave its location and scale alone."""
     while isinstance(fn, (dist.Independent, dist.MaskedDistribution)):
@@ -182,7 +221,7 @@ def _simple(fn: Any) -> Any:
     return fn
 
 
-def _widened(fn: Any, variance: float) -> Any:
+def _widened(fn: Any, variance: Any) -> Any:
     """A distribution whose scale has grown by a variance; None for one that has no location and scale."""
     if isinstance(fn, dist.Independent):
         inner = _widened(fn.base_dist, variance)
@@ -193,4 +232,7 @@ def _widened(fn: Any, variance: float) -> Any:
     if not isinstance(fn, LOCATED):
         return None
     parameters = {name: getattr(fn, name) for name in fn.arg_constraints}
-    return type(fn)(**parameters | {"scale": (parameters["scale"] ** 2 + variance).sqrt()})
+    scale = parameters["scale"]
+    if isinstance(variance, Tensor):
+        variance = variance.to(scale)
+    return type(fn)(**parameters | {"scale": (scale**2 + variance).sqrt()})

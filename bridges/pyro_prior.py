@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pyro import distributions as dist
 from pyro.distributions import TorchDistribution
+from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
@@ -103,12 +105,32 @@ class at_level(Messenger):
 
 
 def prior_of(fn: Any) -> DiffusionPrior | None:
-    """The diffusion prior inside a distribution that may be masked or independent, or None."""
-    while not isinstance(fn, DiffusionPrior):
-        fn = getattr(fn, "base_dist", None)
-        if fn is None:
+    """The diffusion prior inside a distribution that may be masked or independent, or None.
+
+    Raises:
+        ValueError: one that is wrapped otherwise.
+    """
+    inner = fn
+    while not isinstance(inner, DiffusionPrior):
+        outer, inner = inner, getattr(inner, "base_dist", None)
+        if inner is None:
             return None
-    return fn
+        if not isinstance(outer, (dist.Independent, dist.MaskedDistribution)) and prior_of(inner) is not None:
+            raise ValueError(
+                f"a diffusion prior inside a {type(outer).__name__} cannot be annealed: sample x from the prior "
+                "itself, and transform it in the model"
+            )
+    return inner
+
+
+def through(fn: Any, energy: Tensor) -> Tensor:
+    """Energies of the diffusion prior inside ``fn``, ``(chains, *batch)``, masked and summed as ``fn`` does it."""
+    if isinstance(fn, DiffusionPrior):
+        return energy
+    inner = through(fn.base_dist, energy)
+    if isinstance(fn, dist.MaskedDistribution):
+        return scale_and_mask(inner, mask=fn._mask)
+    return sum_rightmost(inner, fn.reinterpreted_batch_ndims)
 
 
 def _with_level(fn: Any, level: int) -> Any:
@@ -117,6 +139,6 @@ def _with_level(fn: Any, level: int) -> Any:
     if prior_of(fn) is None:
         return fn
     inner = _with_level(fn.base_dist, level)
-    if hasattr(fn, "reinterpreted_batch_ndims"):
-        return inner.to_event(fn.reinterpreted_batch_ndims)
-    return inner.mask(fn._mask)
+    if isinstance(fn, dist.MaskedDistribution):
+        return inner.mask(fn._mask)
+    return inner.to_event(fn.reinterpreted_batch_ndims)

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro import distributions as dist
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
-from .pyro_prior import DiffusionPrior, prior_of
+from .pyro_prior import DiffusionPrior, prior_of, through
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Site:
         start, stop: its coordinates.
         shape: of its unconstrained value.
         prior: its diffusion prior, or None for any other latent site.
+        fn: the distribution that a diffusion prior is wrapped in.
         scale, mask: of a diffusion prior's site, as Pyro's handlers set them.
     """
 
@@ -31,12 +34,56 @@ class Site:
     stop: int
     shape: tuple[int, ...]
     prior: DiffusionPrior | None
+    fn: Any = None
     scale: Any = 1.0
     mask: Any = None
 
     def of(self, flat: Tensor) -> Tensor:
         """Its coordinates of ``flat (*chains, size)``, in its shape."""
         return flat[..., self.start : self.stop].reshape((*flat.shape[:-1], *self.shape))
+
+    def total(self, energy: Tensor) -> Tensor:
+        """Energies of a diffusion prior, ``(chains, *batch)``, as the model counts them, ``(chains,)``."""
+        counted = scale_and_mask(through(self.fn, energy), self.scale, self.mask)
+        return counted.reshape(len(energy), -1).sum(1)
+
+    def weights(self, energy: Tensor) -> Tensor | float:
+        """How often :meth:`total` counts each of the energies, of their shape."""
+        if self.fn is self.prior and self.mask is None and isinstance(self.scale, (int, float)):
+            return float(self.scale)
+        with torch.enable_grad():
+            leaf = energy.detach().requires_grad_()
+            total = self.total(leaf).sum()
+            return torch.autograd.grad(total, leaf)[0] if total.requires_grad else torch.zeros_like(energy)
+
+
+def sample_sites(nodes: Any, model: str) -> dict[str, Any]:
+    """The sample sites of a trace, without its plates.
+
+    Raises:
+        ValueError: a plate that draws a subsample, anew for each evaluation.
+    """
+    found = {}
+    for name, node in nodes.items():
+        if node["type"] != "sample":
+            continue
+        fn = node["fn"]
+        if type(fn).__name__ != "_Subsample":
+            found[name] = node
+        elif fn.subsample_size is not None and fn.subsample_size < fn.size:
+            raise ValueError(
+                f"the plate {name} of {model} takes {fn.subsample_size} of {fn.size} at random, and MCMC needs all of "
+                "the density: leave subsample_size out"
+            )
+    return found
+
+
+def is_deterministic(node: Any) -> bool:
+    """Whether a site is a value that ``pyro.deterministic`` or a reparametrisation records."""
+    fn = node["fn"]
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return bool(node["is_observed"]) and isinstance(fn, dist.Delta)
 
 
 class Given(Messenger):

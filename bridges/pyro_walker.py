@@ -173,7 +173,7 @@ class PyroWalker:
         return arrived, {name: values.astype(float) for name, values in fields.items()}
 
     def _step_chain(self, task: Task) -> Moved:
-        sampler, x = self.sampler, torch.from_numpy(task.position)
+        sampler, x = self.sampler, torch.from_numpy(np.asarray(task.position))
         self.level = task.level
         torch.default_generator.manual_seed(task.seed)
         self.kernel.set_step(sampler, task.step)
@@ -181,7 +181,7 @@ class PyroWalker:
             sampler.mass_matrix_adapter.inverse_mass_matrix = {(SITE,): torch.from_numpy(task.inverse_mass)}
         sampler._t, sampler._mean_accept_prob, sampler._divergences = 0, 0.0, []
         energy = torch.tensor(task.energy, dtype=torch.float64)
-        sampler._cache({SITE: x}, energy, {SITE: torch.from_numpy(task.gradient)})
+        sampler._cache({SITE: x}, energy, {SITE: torch.from_numpy(np.asarray(task.gradient))})
         self.calls = self.nonfinite = 0
         sampler.sample({SITE: x})
         z, energy_now, gradients = sampler._fetch_from_cache()

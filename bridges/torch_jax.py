@@ -9,6 +9,7 @@ becomes one call for all chains, and energies stay float64 wherever 64-bit mode 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -24,6 +25,8 @@ from ppl_diffusion.potential import Mixture, Potential, Product
 from ppl_diffusion.tapestry import Tapestry
 
 _thread = threading.local()
+_failures: deque[Exception] = deque(maxlen=1)
+"""What a call from XLA has failed with: XLA may call from a thread of its own, and keeps the text only."""
 
 
 def to_jax(potential: Potential) -> Potential:
@@ -84,6 +87,10 @@ class TorchInJax(Potential):
         return self.potential.exponent
 
     @property
+    def reference(self) -> tuple[Any, Any]:
+        return self.potential.reference
+
+    @property
     def diffused(self) -> Any:
         return self.potential.diffused
 
@@ -138,8 +145,23 @@ def _callback(context: Any, x: Any) -> Iterator[None]:
     try:
         with queue:
             yield
+    except Exception as error:
+        _failures.append(error)
+        raise
     finally:
         _thread.in_callback = False
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Errors of torch code that JAX has called come out as they were raised, not inside XLA's."""
+    _failures.clear()
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        if _failures:
+            raise _failures[-1] from None
+        raise
 
 
 def _cross(write: Callable[..., None], shapes: Any) -> Callable[..., Any]:
@@ -187,6 +209,10 @@ class JaxInTorch(Potential):
     @property
     def exponent(self) -> Any:
         return self.potential.exponent
+
+    @property
+    def reference(self) -> tuple[Any, Any]:
+        return self.potential.reference
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
         if getattr(_thread, "in_callback", False):

@@ -34,6 +34,9 @@ from .potential import Potential
 from .schedule import Ladder
 from .trace import Trace, versions
 
+BLOCK = 25
+"""Draws that are recorded at once, at most."""
+
 
 class SamplingWarning(UserWarning):
     """Something about a run that its samples do not show."""
@@ -88,7 +91,8 @@ def anneal(
         resample: effective sample size, as a share of the chains, under which they are resampled by
             their weights (and once in any case on arriving at the last rung, so that recorded
             positions are equally weighted). None records the weights and applies none.
-        reverse_step: arrive at each rung by the reverse-diffusion proposal; its weights account for it.
+        reverse_step: arrive at each rung by the reverse-diffusion proposal; its weights account for it, with a
+            variance that may be infinite where sigma falls by much in one step, at the clean end: use them above.
         progress: called with a :class:`Progress` after every rung.
 
     Returns:
@@ -120,7 +124,12 @@ def anneal(
         }
         log_weights = weights.alive(log_weights + increments)
         record["ess"] = weights.effective_sample_size(log_weights)
-        if rung == 0 and init is None and record["ess"] < 0.1 * chains:
+        if record["ess"] == 0 and rung == 0:
+            notes.append(
+                f"the energy of {potential} is not finite for any chain at level {level}: look for NaN in what it was "
+                "given, such as missing data"
+            )
+        elif rung == 0 and init is None and record["ess"] < 0.1 * chains:
             notes.append(
                 f"the start density fits level {level} badly (effective sample size {record['ess']:.0f} of {chains} "
                 f"chains): {_better_start(level, len(potential.schedule) - 1)}, or pass init="
@@ -143,6 +152,11 @@ def anneal(
             progress(Progress(rung + 1, len(ladder), level, 0, draws, rate, record["ess"] / chains))
     assert state is not None
     drawn, sample_stats = _draw(walker, walker.freeze(state), draws, host, progress, len(ladder))
+    lost = int(np.sum(~np.isfinite(drawn.reshape(chains, -1)).all(1)))
+    if lost:
+        notes.append(
+            f"draws of {lost} of {chains} chains are not finite: leave them out, and look at `nonfinite` by rung"
+        )
     with jax.enable_x64(True):
         notes += check_quotient(potential, levels=(), positions=drawn[:256, -1], level=ladder.levels[-1])
     for note in dict.fromkeys(notes):
@@ -238,16 +252,19 @@ def _draw(
     progress: Callable[[Progress], None] | None,
     rungs: int,
 ) -> tuple[np.ndarray, xr.Dataset]:
-    """Record draws, in blocks of equal size, so that a run can be watched and interrupted."""
-    block = max(n for n in range(1, min(draws, 25) + 1) if draws % n == 0)
+    """Record draws, in blocks of one size if there is one, so that a run can be watched and interrupted."""
+    block = max(n for n in range(1, min(draws, BLOCK) + 1) if draws % n == 0)
+    if block < BLOCK / 2 < draws:
+        block = BLOCK
     positions, stats = [], []
     for done in range(0, draws, block):
-        state, x, info = walker.record(state, block, seed=next(host))
+        count = min(block, draws - done)
+        state, x, info = walker.record(state, count, seed=next(host))
         positions.append(x)
         stats.append(info)
         if progress is not None:
             rate = float(np.mean(info.get("acceptance_rate", np.nan)))
-            progress(Progress(rungs, rungs, state.level, done + block, draws, rate, np.nan))
+            progress(Progress(rungs, rungs, state.level, done + count, draws, rate, np.nan))
     calls = sum(int(info["gradient_calls"]) for info in stats)
     names = [name for name in stats[0] if name != "gradient_calls"]
     dataset = xr.Dataset(

@@ -90,6 +90,8 @@ def sample(
         from .expression import parse
         from .schedule import Ladder
 
+        if kernel is KernelName.reverse and (draws != 1 or resample is not None):
+            raise ValueError("reverse diffusion has one draw a chain and no weights: leave --draws and --resample out")
         target = parse(expression, load=zoo.load, known=zoo.names())
         schedule = target.schedule
         ladder = Ladder.spaced(schedule, rungs=len(schedule) if rungs is None else rungs, steps=steps)
@@ -163,6 +165,8 @@ def train(
         weights = out or Path(f"{settings.name}.safetensors")
         if weights.exists():
             raise ValueError(f"{weights} exists and is kept: give another --out, or remove it first")
+        if not weights.parent.is_dir():
+            raise ValueError(f"there is no folder {weights.parent} for {weights.name}: make it, or give another --out")
         kept = checkpoint or Path(f"{settings.name}.checkpoint.safetensors")
         with _bar(settings.name, quiet) as tell:
             model = training.train(settings, checkpoint=kept, data=data, device=device, progress=tell)

@@ -88,7 +88,8 @@ class Observation(Potential):
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
         residual, variance = self._residual(x, level)
         chains = tuple(x.shape[: x.ndim - len(self.event_shape)])
-        return 0.5 * (residual**2).reshape(*chains, -1).sum(-1) / variance
+        constant = 0.5 * self.seen.sum() * np.log(2 * np.pi * self.scale**2)
+        return 0.5 * (residual**2).reshape(*chains, -1).sum(-1) / variance + constant
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
         residual, variance = self._residual(x, level)
@@ -107,7 +108,7 @@ def observation(
     """The Gaussian likelihood ``N(values; x, scale^2)`` of the seen coordinates of ``x``.
 
     Along the ladder it is noised as the data are, ``N(x; alpha values, alpha^2 scale^2 + sigma^2)``;
-    at level 0 it is the exact likelihood of ``x`` itself.
+    at level 0 it is the exact likelihood of ``x`` itself, normaliser included, which is left as it is above.
 
     Args:
         values: what was seen, of the event's shape.

@@ -12,7 +12,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -76,8 +76,9 @@ class Classes(Conditions):
         if named or len(values) != 1:
             raise TypeError(f"{model} takes one class: use {allowed}")
         (label,) = values
-        if not isinstance(label, int) or isinstance(label, bool):
+        if not isinstance(label, Integral) or isinstance(label, bool):
             raise TypeError(f"a class of {model} is an integer, got {label!r}: use {allowed}")
+        label = int(label)
         if not 0 <= label < self.count:
             raise ValueError(f"{model} has no class {label}: use {allowed}")
         return label, str(label)

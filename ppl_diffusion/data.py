@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -65,10 +66,15 @@ def image_data(
     if source is None or not Path(source).is_file():
         raise FileNotFoundError(f"this model is trained on images, an .npz file with {images!r}: --data FILE.npz")
     kind = positions or labels
-    with np.load(source, allow_pickle=False) as arrays:
-        if images not in arrays or kind not in arrays:
-            raise ValueError(f"{source} lacks {images!r} or {kind!r}: it has {', '.join(arrays)}")
-        pictures, given = arrays[images], arrays[kind]
+    try:
+        with Path(source).open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            names = list(stored)
+            found = [stored[name] for name in (images, kind) if name in stored]
+    except (ValueError, TypeError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{source} is not an .npz file, or it is damaged: write one with numpy.savez") from error
+    if len(found) < 2:
+        raise ValueError(f"{source} lacks {images!r} or {kind!r}: it has {', '.join(names)}")
+    pictures, given = found
     if pictures.dtype != np.uint8 or pictures.ndim not in (3, 4) or len(given) != len(pictures):
         raise ValueError(
             f"{source} must hold uint8 images (n, ..., height, width) and as many conditions, "

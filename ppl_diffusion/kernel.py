@@ -110,7 +110,7 @@ class SteppedKernel(ABC):
 
 def check_count(name: str, value: Any, *, example: int) -> None:
     """Raise ``ValueError`` unless ``value`` is a whole number >= 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a whole number >= 1, got {value!r}: try {name}={example}")
 
 

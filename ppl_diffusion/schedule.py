@@ -169,7 +169,7 @@ class Ladder:
         Raises:
             ValueError: fewer than two rungs, or more rungs than levels.
         """
-        if not 2 <= rungs <= len(schedule):
+        if not isinstance(rungs, (int, np.integer)) or not 2 <= rungs <= len(schedule):
             raise ValueError(f"rungs must be 2 to {len(schedule)} (the levels of this schedule), got {rungs}")
         levels = np.rint(np.linspace(len(schedule) - 1, 0, rungs)).astype(int)
         return cls(levels=tuple(levels), steps=steps)

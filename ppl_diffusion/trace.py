@@ -14,6 +14,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 import xarray as xr
@@ -100,9 +101,9 @@ class Trace:
                 stats=tree["stats"].to_dataset(),
                 sample_stats=tree["sample_stats"].to_dataset(),
                 attributes=json.loads(tree.attrs["attributes"]),
-                sites={str(k): v.to_numpy() for k, v in tree["sites"].to_dataset().items()},
+                sites={unquote(str(k)): v.to_numpy() for k, v in tree["sites"].to_dataset().items()},
                 groups={
-                    name: {str(k): v.to_numpy() for k, v in group.to_dataset().items()}
+                    name: {unquote(str(k)): v.to_numpy() for k, v in group.to_dataset().items()}
                     for name, group in tree["groups"].children.items()
                 },
             )
@@ -114,7 +115,7 @@ class Trace:
         event = [f"x_dim_{i}" for i in range(self.positions.ndim - 2)]
         sites = {
             name: (["chain", "draw", *(f"{name}_dim_{i}" for i in range(value.ndim - 2))], value)
-            for name, value in self.sites.items()
+            for name, value in _named(self.sites)
         }
         groups = {
             "positions": xr.Dataset({"x": (["chain", "draw", *event], self.positions)}),
@@ -124,11 +125,16 @@ class Trace:
         }
         groups["groups"] = xr.Dataset()
         for group, values in self.groups.items():
-            named = {k: ([f"{k}_axis_{i}" for i in range(v.ndim)], v) for k, v in values.items()}
+            named = {k: ([f"{k}_axis_{i}" for i in range(v.ndim)], v) for k, v in _named(values)}
             groups[f"groups/{group}"] = xr.Dataset(named)
         tree = xr.DataTree.from_dict(groups)
         tree.attrs = {"format": FORMAT, "attributes": json.dumps(dict(self.attributes))}
         return tree
+
+
+def _named(arrays: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Arrays by names that a file may have: a slash would make a group of them."""
+    return ((quote(name, safe=" ") if set(name) & set("/%") else name, value) for name, value in arrays.items())
 
 
 @contextmanager

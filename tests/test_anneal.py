@@ -223,6 +223,35 @@ def test_a_gradient_that_is_not_finite_is_refused_too():
     assert np.isfinite(state.energy[1])
 
 
+def test_a_chain_without_a_gradient_stays_where_it_is():
+    """And is told of: a reverse step would make its position NaN for good."""
+
+    def energy(x, level):
+        return 0.5 * (x**2).sum(-1) + jnp.sqrt(1.0 - x[..., 0])
+
+    holed = EnergyFunction(energy, schedule=SCHEDULE, event_shape=(2,), backend="jax", name="holed")
+    start = np.array([[0.0, 0.0], [1.5, 0.0]] * 10)
+    kept = reverse_diffusion(holed, init=start, ladder=Ladder(levels=(2, 1), steps=0), chains=20, seed=0)
+    assert np.all(np.isfinite(kept.positions))
+    np.testing.assert_array_equal(kept.positions[1::2, 0], start[1::2])
+
+    def nowhere(x, level):
+        return jnp.nan * x.sum(-1)
+
+    lost = EnergyFunction(nowhere, schedule=SCHEDULE, event_shape=(2,), backend="jax", name="lost")
+    with pytest.warns(SamplingWarning, match="energy of lost is not finite for any chain at level 99"):
+        walk(lost)
+
+
+@pytest.mark.parametrize("draws", [53, 4])
+def test_any_number_of_draws_is_recorded(draws):
+    told = []
+    trace = walk(GAUSS, draws=draws, progress=told.append)
+    assert trace.positions.shape == (50, draws, 2)
+    assert trace.sample_stats.sizes["draw"] == draws
+    assert [state.draw for state in told if state.draw] == ([25, 50, 53] if draws == 53 else [4])
+
+
 def test_a_bad_start_is_warned_of():
     narrow = GaussianMixture([[1.5, 1.5]], [0.05], schedule=SCHEDULE, backend="jax")
     with pytest.warns(SamplingWarning, match="start the ladder at the noisiest level, 99"):
@@ -300,6 +329,11 @@ REFUSED = {
         lambda: from_blackjax(blackjax.mala.build_kernel, blackjax.mala.init, stepsize=1),
         TypeError,
         "takes no stepsize",
+    ),
+    "a kernel that needs a key": (
+        lambda: from_blackjax(blackjax.ghmc.build_kernel, blackjax.ghmc.init, step_size=0.1),
+        TypeError,
+        "needs rng_key beside position",
     ),
     "no gradient to go by": (
         lambda: walk(

@@ -102,6 +102,12 @@ REFUSED = {
     "not a run": (["diagnose", "{tmp}/rubbish.nc"], "is not a trace"),
     "no configuration": (["train", "nothing"], "no configuration nothing"),
     "no images": (["train", "digits", "--checkpoint", "{tmp}/c.safetensors", "--out", "{tmp}/w.safetensors"], "--data"),
+    "no folder for weights": (["train", "ring", "--out", "{tmp}/a/w.safetensors"], "there is no folder"),
+    "damaged images": (["train", "digits", "--data", "{tmp}/rubbish.nc", "--out", "{tmp}/w.st"], "not an .npz file"),
+    "draws of reverse diffusion": (
+        ["sample", "ring", "--out", "{tmp}/x", "--kernel", "reverse", "--draws", "3"],
+        "leave --draws",
+    ),
     "no device": (["train", "ring", "--device", "cuda:99", "--checkpoint", "{tmp}/c"], "use --device cpu"),
     "no folder": (
         ["train", "ring", "--checkpoint", "{tmp}/a/c.safetensors", "--out", "{tmp}/w.safetensors"],

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from ppl_diffusion import (
     EnergyFunction,
@@ -158,9 +159,10 @@ def test_exponents_say_where_chains_start():
 def test_an_observation_is_noised_as_the_data_are_and_exact_at_the_last_rung(backend):
     y = observation([0.4, np.nan], seen=[True, False], scale=0.2, schedule=SCHEDULE, backend=backend)
     x = points()
-    np.testing.assert_allclose(energies(y, x, 0), (x[:, 0] - 0.4) ** 2 / (2 * 0.2**2), rtol=1e-12)
+    constant = 0.5 * np.log(2 * np.pi * 0.2**2)
+    np.testing.assert_allclose(energies(y, x, 0), -stats.norm(x[:, 0], 0.2).logpdf(0.4), rtol=1e-12)
     alpha, sigma = SCHEDULE.alpha(40), SCHEDULE.sigma(40)
-    expected = (x[:, 0] - alpha * 0.4) ** 2 / (2 * (alpha**2 * 0.2**2 + sigma**2))
+    expected = (x[:, 0] - alpha * 0.4) ** 2 / (2 * (alpha**2 * 0.2**2 + sigma**2)) + constant
     np.testing.assert_allclose(energies(y, x, 40), expected, rtol=1e-12)
     _, gradient = y.value_and_grad(x, level=40)
     assert np.all(np.asarray(gradient)[:, 1] == 0)

@@ -241,6 +241,10 @@ def test_what_cannot_be_used_is_refused_in_one_line(images, tmp_path):
     floats, keyless, damaged = tmp_path / "floats.npz", tmp_path / "keyless.npz", tmp_path / "damaged.safetensors"
     np.savez(floats, x_train=np.zeros((5, 8, 8)), y_train=np.zeros(5, dtype=int))
     np.savez(keyless, images=np.zeros(3))
+    cut, array = tmp_path / "cut.npz", tmp_path / "array.npz"
+    cut.write_bytes(keyless.read_bytes()[:-30])
+    with array.open("wb") as stream:
+        np.save(stream, np.zeros(3))
     damaged.write_bytes(kept.read_bytes()[:500])
     (tmp_path / "bad.toml").write_text("name = ")
     (tmp_path / "extra.toml").write_text('name = "x"\ndata = "ring"\nlearning_rat = 1\n[network]\nkind = "mlp"')
@@ -252,6 +256,8 @@ def test_what_cannot_be_used_is_refused_in_one_line(images, tmp_path):
         (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=tmp_path / "none.npz"), "--data"),
         (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=floats), "uint8"),
         (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=keyless), "lacks"),
+        (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=cut), "damaged"),
+        (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=array), "not an .npz"),
         (lambda: train(SMALL, checkpoint=tmp_path / "a" / "c"), "mkdir -p"),
         (lambda: train(dataclasses.replace(SMALL, data="circle"), checkpoint=tmp_path / "n"), "circle"),
         (lambda: dataclasses.replace(SMALL, steps=0), "steps"),

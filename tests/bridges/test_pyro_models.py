@@ -1,0 +1,206 @@
+"""What Pyro users write: masks, plates, missing data, recorded values, models that branch; each as Pyro counts it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import pytest
+import torch
+from pyro.infer.reparam import LocScaleReparam
+
+import bridges.blackjax as batched
+from bridges.arviz import diagnose, to_inference_data
+from bridges.pyro import HMC, DiffusionPrior, JointPotential, anneal_model, from_model
+from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, SamplingWarning, Trace, anneal
+
+SCHEDULE = NoiseSchedule.cosine(20)
+PRIOR = GaussianMixture([[0.0, 0.0]], [1.0], schedule=SCHEDULE, backend="torch", name="prior")
+WIDE = GaussianMixture([[0.0] * 20], [1.0], schedule=SCHEDULE, backend="torch", name="wide")
+KEPT = torch.tensor([True, False])
+Y = torch.tensor([0.5, 0.1])
+QUICK = {"kernel": batched.HMC(), "ladder": Ladder((19, 10, 0), steps=2), "chains": 4, "seed": 0}
+
+
+def masked_prior():
+    x = pyro.sample("x", DiffusionPrior(PRIOR).mask(False))
+    pyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=Y)
+
+
+def masked_rows():
+    with pyro.plate("n", 2), poutine.mask(mask=KEPT):
+        pyro.sample("x", DiffusionPrior(PRIOR).expand((2, 3)).to_event(1))
+
+
+def scaled_rows():
+    with pyro.plate("n", 3), poutine.scale(scale=torch.tensor([1.0, 0.5, 2.0])):
+        x = pyro.sample("x", DiffusionPrior(PRIOR).expand((3, 3)).mask(torch.eye(3) > 0).to_event(1))
+    pyro.sample("y", dist.Normal(x.sum(), 0.5), obs=torch.tensor(0.3))
+
+
+def nothing_seen():
+    pyro.sample("x", DiffusionPrior(PRIOR))
+
+
+@pytest.mark.parametrize("model", [masked_prior, masked_rows, scaled_rows, nothing_seen])
+def test_energies_and_gradients_are_minus_what_pyro_sums(model):
+    joint = JointPotential(model, likelihood="widened")
+    (site,) = joint.sites
+    flat = torch.randn(2, *joint.event_shape, dtype=torch.float64)
+    energy, gradient = joint.value_and_grad(flat, level=0)
+    for i, x in enumerate(flat.float()):
+        conditioned = poutine.condition(model, {"x": x.reshape(site.shape)})
+        total = poutine.trace(conditioned).get_trace().log_prob_sum()
+        torch.testing.assert_close(-total.double(), energy[i], rtol=1e-4, atol=1e-4)
+    rise = joint.energy(flat + 1e-4 * gradient, level=0) - joint.energy(flat - 1e-4 * gradient, level=0)
+    torch.testing.assert_close(rise / 2e-4, (gradient**2).sum(1), rtol=2e-2, atol=1e-2)
+
+
+def missing():
+    x = pyro.sample("x", DiffusionPrior(PRIOR))
+    pyro.deterministic("twice", 2 * x)
+    with pyro.plate("d", 2):
+        pyro.sample("y", dist.Normal(x, 0.5), obs=Y, obs_mask=KEPT)
+
+
+def test_missing_data_are_not_reported_as_seen():
+    trace = anneal_model(missing, **QUICK)
+    assert set(trace.groups["observed_data"]) == set(trace.groups["log_likelihood"]) == {"y_observed"}
+    likelihood = trace.groups["log_likelihood"]["y_observed"]
+    assert np.all(likelihood[..., 0] != 0)
+    assert np.all(likelihood[..., 1] == 0)
+    np.testing.assert_allclose(trace.sites["twice"], 2 * trace.sites["x"], rtol=1e-6)
+    filled = np.where(KEPT, Y, trace.sites["y_unobserved"])
+    np.testing.assert_allclose(trace.sites["y"], filled, rtol=1e-6)
+
+
+def test_recorded_values_are_sites_and_no_likelihoods():
+    def model():
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        with pyro.plate("d", 2):
+            b = pyro.sample("b", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(x + b, 0.5), obs=Y)
+
+    trace = anneal_model(poutine.reparam(model, config={"b": LocScaleReparam(0.0)}), **QUICK | {"chains": 8}, draws=30)
+    assert {"x", "b", "b_decentered"} == set(trace.sites)
+    np.testing.assert_allclose(trace.sites["b"], trace.sites["b_decentered"], rtol=1e-5)
+    data = to_inference_data(trace)
+    assert data["posterior"]["b"].dims == ("chain", "draw", "d")
+    assert [*data["log_likelihood"]] == ["y"]
+    assert data["log_likelihood"]["y"].dims == ("chain", "draw", "d")
+
+
+def test_a_sites_name_is_its_own(tmp_path):
+    """Not that of a scalar that is reported of large events, nor a group of a file."""
+
+    def model():
+        x = pyro.sample("x", DiffusionPrior(WIDE))
+        mean = pyro.sample("mean", dist.Normal(5.0, 0.1))
+        pyro.sample("net/50%", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x + mean, 0.5).to_event(1), obs=torch.full((20,), 5.0))
+
+    trace = anneal_model(model, **QUICK, draws=25)
+    np.testing.assert_array_equal(to_inference_data(trace)["posterior"]["mean"], trace.sites["mean"])
+    assert "mean" in diagnose(trace).draws["variable"]
+    trace.save(tmp_path / "run.nc")
+    again = Trace.load(tmp_path / "run.nc")
+    assert set(again.sites) == set(trace.sites)
+    np.testing.assert_array_equal(again.sites["net/50%"], trace.sites["net/50%"])
+
+
+def branching():
+    x = pyro.sample("x", DiffusionPrior(PRIOR))
+    pyro.sample("y", dist.Normal(x[0] if x[0].item() > 0 else -x[0], 0.5), obs=Y[0])
+
+
+def test_pyros_kernels_walk_on_models_that_branch():
+    trace = anneal_model(branching, **QUICK | {"kernel": HMC()}, draws=4)
+    assert np.all(np.isfinite(trace.sites["x"]))
+    assert trace.stats.acceptance_rate.mean() > 0.3
+
+
+def test_a_single_number_is_an_event():
+    def energy(x, level):
+        return 0.5 * x**2
+
+    number = EnergyFunction(energy, schedule=SCHEDULE, event_shape=(), backend="torch")
+    for kernel in (HMC(), batched.HMC()):
+        trace = anneal(number, kernel, ladder=Ladder((19, 0), steps=2), chains=3, draws=2, seed=0)
+        assert trace.positions.shape == (3, 2)
+
+
+def test_a_plate_is_no_latent_site_of_a_factor():
+    def model():
+        x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real_vector, (), (2,)))
+        with pyro.plate("d", 2):
+            pyro.sample("y", dist.Normal(x, 0.5), obs=Y)
+
+    factor = from_model(model, schedule=SCHEDULE)
+    x = torch.zeros(1, 2, dtype=torch.float64)
+    torch.testing.assert_close(factor.energy(x, level=0)[0], -dist.Normal(0.0, 0.5).log_prob(Y).sum().double())
+
+
+def test_a_ladder_that_stops_early_is_no_posterior():
+    with pytest.warns(SamplingWarning, match="ends at level 10"):
+        trace = anneal_model(masked_prior, **QUICK | {"ladder": Ladder((19, 10), steps=1)})
+    assert "log_likelihood" not in trace.groups
+    assert any("level 10" in words for words in diagnose(trace).warnings)
+
+
+def test_the_model_is_not_validated_where_no_chain_goes():
+    """It is run at ``x = 0``, and with a stand-in for ``x``, which need not be valid for the model."""
+
+    def model():
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        b = pyro.sample("b", dist.HalfNormal(1.0))
+        pyro.sample("y", dist.Normal(0.0, x[0].abs()), obs=Y[0])
+        pyro.sample("z", dist.Poisson(10 * b * (x[1] + 1)), obs=torch.tensor(3.0))
+
+    JointPotential(model, likelihood="tempered").start(19, chains=4, rng=np.random.default_rng(0))
+
+
+def subsampled():
+    x = pyro.sample("x", DiffusionPrior(PRIOR))
+    with pyro.plate("d", 2, subsample_size=1) as i:
+        pyro.sample("y", dist.Normal(x.sum(), 0.5), obs=Y[i])
+
+
+def transformed():
+    pyro.sample("x", dist.TransformedDistribution(DiffusionPrior(PRIOR), [dist.transforms.ExpTransform()]))
+
+
+def improper():
+    x = pyro.sample("x", DiffusionPrior(PRIOR))
+    b = pyro.sample("b", dist.ImproperUniform(dist.constraints.real, (), ()))
+    pyro.sample("y", dist.Normal(x + b, 0.5).to_event(1), obs=Y)
+
+
+def reserved():
+    x = pyro.sample("x", DiffusionPrior(PRIOR))
+    pyro.sample("chain", dist.Normal(x.sum(), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (subsampled, "leave subsample_size out"),
+        (transformed, "inside a TransformedDistribution"),
+        (improper, "proper prior"),
+        (reserved, "another name"),
+        (branching, "without branches"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_in_one_line(model, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        anneal_model(model, **QUICK)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_values_are_named_and_not_blamed_on_the_start():
+    def model():
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        pyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=torch.tensor([0.5, torch.nan]))
+
+    with pytest.warns(SamplingWarning, match="not finite for any chain"):
+        anneal_model(model, **QUICK)
