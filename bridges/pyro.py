@@ -139,7 +139,7 @@ def anneal_model(
     if workers > 1 and not isinstance(kernel, PyroKernel):
         raise ValueError(f"{kernel} moves all chains by one call: leave workers= out, or use bridges.pyro.HMC()")
     joint = JointPotential(model, args, kwargs, likelihood=likelihood)
-    joint.batched = not isinstance(kernel, PyroKernel)
+    joint.one_by_one = isinstance(kernel, PyroKernel)
     with over_processes(kernel, joint, workers) if workers > 1 else nullcontext(kernel) as moving:
         trace = anneal(
             joint,

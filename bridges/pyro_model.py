@@ -45,7 +45,8 @@ class JointPotential(Potential):
         likelihood: how observed sites are asked at noisy levels, see the module.
 
     Attributes:
-        batched: whether chains are evaluated together; else the model runs for one after the other.
+        one_by_one: whether a model that cannot be batched may run for one chain after the other; by default it is
+            refused.
 
     Raises:
         ValueError: no diffusion prior, discrete latent sites or others that cannot be drawn, plates that draw a
@@ -61,7 +62,7 @@ class JointPotential(Potential):
             raise ValueError(f"unknown likelihood {likelihood!r}: use one of {', '.join(get_args(Likelihood))}")
         self.model, self.args, self.kwargs, self.likelihood = model, tuple(args), dict(kwargs or {}), likelihood
         self.name = getattr(model, "__name__", "model")
-        self.batched = True
+        self.one_by_one = False
         self.sites = self._discover()
         priors = self.priors = [site.prior.potential for site in self.sites if site.prior is not None]
         if not priors:
@@ -298,10 +299,11 @@ class JointPotential(Potential):
             return -self._log_rest(point, seen, level, widenings)
 
         with pyro.validation_enabled(False):  # its checks branch on values, which vmap cannot
-            if len(flat) > 1 and self.batched:
-                try:
+            try:
+                if len(flat) > 1:
                     return torch.func.vmap(one)(flat, dict(clean))
-                except RuntimeError as error:
+            except RuntimeError as error:
+                if not self.one_by_one:
                     reason = str(error).splitlines()[0]
                     raise ValueError(
                         f"{self.name} cannot be batched over chains ({reason}): write it without .item(), without "
