@@ -149,6 +149,8 @@ def cubes(content: Mapping[str, Any]) -> str:
                 if sampler == "reverse" and setting != "equal":
                     continue
                 first = next(iter(row.values()))
+                pictures = sorted({cell_["pictures"] for cell_ in row.values()})
+                several = f"{pictures[0]} to {pictures[-1]}" if len(pictures) > 1 else str(pictures[0])
                 rates = [cell_["acceptance"] for cell_ in row.values() if cell_["acceptance"] is not None]
                 rate = f"{sum(rates) / len(rates):.2f}" if rates else ""
                 name = sampler if sampler == "reverse" else f"{sampler}, {words[setting]}"
@@ -157,9 +159,7 @@ def cubes(content: Mapping[str, Any]) -> str:
                     f"{c} ({row[n]['and no others']['mean']:.2f})" if c else ""
                     for c, n in zip(cells, counts, strict=True)
                 ]
-                lines.append(
-                    f"| {kind} | {name} | {first['evaluations']} | {rate} | {first['pictures']} | {' | '.join(cells)} |"
-                )
+                lines.append(f"| {kind} | {name} | {first['evaluations']} | {rate} | {several} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
