@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.stats import f as f_distribution
 
 from ppl_diffusion.trace import Trace
 
@@ -29,6 +30,9 @@ SCALARS = 16
 
 PROJECTIONS = 4
 """Fixed random projections among the scalars."""
+
+UNEVEN = 1.5
+"""Spread of the log-weights of one rung, in nats, of which a tenth of the chains survives."""
 
 FEWEST_DRAWS = 20
 """Recorded draws below which R-hat and ESS are not reported: they alarm on short stationary chains."""
@@ -155,7 +159,10 @@ class Diagnosis:
                 sizes = [f"{float(row[kind]):.0f}" for kind in ("ess_bulk", "ess_tail")]
                 rows.append([str(name), f"{float(row.r_hat):.3f}", *sizes])
             text += "\n\n" + _table(rows)
-        return text + "".join(f"\n* {sentence}" for sentence in self.warnings or ("nothing suspicious was found",))
+        quiet = "nothing suspicious was found"
+        if not self.draws.sizes.get("variable", 0):
+            quiet += f" on the way (R-hat and ESS need two chains, {FEWEST_DRAWS} draws)"
+        return text + "".join(f"\n* {sentence}" for sentence in self.warnings or (quiet,))
 
 
 def diagnose(trace: Trace) -> Diagnosis:
@@ -165,7 +172,7 @@ def diagnose(trace: Trace) -> Diagnosis:
     errors, chains were still in transit when they left. Along the ladder that is a finite number of
     steps at work; at the last rung it is bias.
     """
-    stats = trace.stats
+    stats, steps = trace.stats, np.array(trace.attributes["steps"])
     increments = np.where(np.isfinite(stats.log_weight), stats.log_weight, np.nan)
     change, jumps = (stats.energy - stats.energy_midway).to_numpy(), stats.jump_distance
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
@@ -182,7 +189,7 @@ def diagnose(trace: Trace) -> Diagnosis:
             "spread": np.nanstd(increments, 1),
             "ancestors": _distinct_ancestors(stats.ancestor.to_numpy()),
             "drift": np.where(np.isfinite(drift), drift, np.nan),
-            "stuck": (jumps == 0).sum("chain").where(jumps.notnull().any("chain")).to_numpy(),
+            "stuck": np.where(steps > 0, (jumps == 0).sum("chain").where(jumps.notnull().any("chain")), np.nan),
         }
     rungs = xr.Dataset({name: ("rung", np.asarray(value, dtype=float)) for name, value in columns.items()})
     draws = _draws(trace)
@@ -206,7 +213,7 @@ def _words(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> list[str]:
     diverging = float(np.nansum(rungs.diverging))
     if diverging:
         found.append(f"{diverging:.0f} trajectories diverged: take smaller steps, or look at the potential")
-    stuck = _stuck_draws(trace) if count > 1 else float(np.nan_to_num(rungs.stuck[-1]))
+    stuck = _stuck(trace)
     if stuck and steps[-1] + count > 3:
         found.append(f"{stuck:.0f} of {chains} chains did not move at the last rung: ESS and R-hat do not show that")
     drift = float(np.nan_to_num(rungs.drift[-1]))
@@ -215,11 +222,11 @@ def _words(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> list[str]:
     found += _weight_words(trace, rungs)
     if draws.sizes.get("variable", 0):
         worst = float(draws.r_hat.max())
-        if worst > 1.05:
+        if worst > _highest_r_hat(chains, count, draws.sizes["variable"]):
             shares = "the path down the ladder" if trace.attributes.get("resample") is None else "the weights"
             found.append(
-                f"R-hat of the recorded draws is up to {worst:.2f}: each chain stays in its mode, "
-                f"and the shares of the modes are those that {shares} gave them"
+                f"R-hat of the recorded draws is up to {worst:.2f}: each chain stays in its mode, or takes too few "
+                f"steps, and the shares of the modes are those that {shares} gave them"
             )
         least = float(draws.ess_bulk.min())
         if least < 100:
@@ -246,12 +253,17 @@ def _weight_words(trace: Trace, rungs: xr.Dataset) -> list[str]:
         left = float(rungs.ess[-1]) / chains
         if left > 0.9:
             return []
+        if worst > UNEVEN:
+            return [
+                f"log-weights spread {typical:.2g} nats a rung (up to {worst:.2g}): resampling would leave few "
+                "ancestors, take a ladder with more rungs before resample=0.5"
+            ]
         return [
             f"log-weights spread {typical:.2g} nats a rung (up to {worst:.2g}) and keep {left:.0%} of the chains: "
             f"resample=0.5 would correct the shares of the modes{biased}, at no cost"
         ]
     ancestors = float(rungs.ancestors[-1])
-    if ancestors < max(2.0, 0.05 * chains):
+    if ancestors < max(2.0, 0.1 * chains):
         return [f"only {ancestors:.0f} of {chains} ancestors are left: the population has collapsed, draws are copies"]
     return []
 
@@ -283,9 +295,23 @@ def _draws(trace: Trace) -> xr.Dataset:
     return xr.Dataset({k: ("variable", v) for k, v in rows.items()}, coords={"variable": list(scalars)})
 
 
-def _stuck_draws(trace: Trace) -> float:
+def _stuck(trace: Trace) -> int:
+    """Chains that moved neither in the steps of the last rung nor in recorded draws."""
     x = trace.positions.reshape(*trace.positions.shape[:2], -1)
-    return float(np.sum(np.all(x == x[:, :1], axis=(1, 2))))
+    still = np.all(x == x[:, :1], axis=(1, 2))
+    if trace.attributes["steps"][-1] > 0:
+        still &= trace.stats.jump_distance[-1].to_numpy() == 0
+    return int(np.sum(still)) if trace.attributes["steps"][-1] > 0 or x.shape[1] > 1 else 0
+
+
+def _highest_r_hat(chains: int, count: int, variables: int) -> float:
+    """Above what R-hat is no accident: 1.05, or what independent draws exceed once in a hundred times.
+
+    The ratio of the variances between and within split chains follows an F distribution.
+    """
+    halves, length = 2 * chains, count // 2
+    ratio = f_distribution.ppf(1 - 0.01 / variables, halves - 1, halves * (length - 1))
+    return max(1.05, float(np.sqrt(1 + (ratio - 1) / length)))
 
 
 def _distinct_ancestors(ancestors: np.ndarray) -> list[int]:

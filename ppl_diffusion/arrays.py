@@ -74,8 +74,12 @@ def cast_like(gradient: Array, x: Array) -> Array:
     return gradient.to(x.dtype) if isinstance(x, torch.Tensor) else gradient.astype(x.dtype)
 
 
-def per_point(weight: Any, x: Array, event_shape: tuple[int, ...]) -> Any:
-    """A weight of every chain, shaped to multiply ``x (*chains, *event_shape)``; numbers stay numbers."""
+def weighted(weight: Any, gradient: Array, event_shape: tuple[int, ...]) -> Array:
+    """``gradient (*chains, *event_shape)`` times a number, or one for every chain: where it is 0 the product is,
+    even of what is not finite."""
     if isinstance(weight, float):
-        return weight
-    return weight.reshape(tuple(x.shape[: x.ndim - len(event_shape)]) + (1,) * len(event_shape))
+        return weight * gradient
+    chains = tuple(gradient.shape[: gradient.ndim - len(event_shape)])
+    weight = weight.reshape(chains + (1,) * len(event_shape))
+    where = torch.where if isinstance(gradient, torch.Tensor) else jnp.where
+    return where(weight == 0, 0.0, weight * gradient)

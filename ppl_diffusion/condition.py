@@ -87,6 +87,10 @@ class Classes(Conditions):
         return f"classes 0 to {self.count - 1}" if self.count else "-"
 
 
+CLOSE = 0.005
+"""Share of a picture by which a position may lie outside those of the training data without a word."""
+
+
 @dataclass(frozen=True)
 class Positions(Conditions):
     """The place ``(x, y)`` of one object among those in a picture, x to the right and y down, both in [0, 1].
@@ -113,12 +117,12 @@ class Positions(Conditions):
             if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
                 raise ValueError(f"{name} is a share of the picture from 0 to 1, got {value!r}: try {name}=0.5")
         x, y = float(named["x"]), float(named["y"])
-        if not all(self.low <= value <= self.high for value in (x, y)):
+        if not all(self.low - CLOSE <= value <= self.high + CLOSE for value in (x, y)):
             warnings.warn(
                 f"{model} has seen positions from {self.low:.2g} to {self.high:.2g} only, x={x:.3g}, y={y:.3g} is "
                 "outside: expect pictures without the object",
                 ConditionWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
         return (x, y, 1.0), f"{x:.4g}, {y:.4g}"
 
@@ -140,8 +144,8 @@ def parse(text: str) -> Conditions:
         ValueError: another text.
     """
     match json.loads(text):
-        case {"positions": [float(low), float(high)]}:
-            return Positions(low, high)
+        case {"positions": [float() | int() as low, float() | int() as high]}:
+            return Positions(float(low), float(high))
         case {"classes": int(count)}:
             return Classes(count)
     raise ValueError(f"unknown conditions {text}")

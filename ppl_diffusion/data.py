@@ -75,7 +75,7 @@ def image_data(
     if len(found) < 2:
         raise ValueError(f"{source} lacks {images!r} or {kind!r}: it has {', '.join(names)}")
     pictures, given = found
-    if pictures.dtype != np.uint8 or pictures.ndim not in (3, 4) or len(given) != len(pictures):
+    if pictures.dtype != np.uint8 or pictures.ndim not in (3, 4) or len(given) != len(pictures) or not len(given):
         raise ValueError(
             f"{source} must hold uint8 images (n, ..., height, width) and as many conditions, "
             f"got {pictures.dtype} {pictures.shape} and {given.shape}"

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import torch
 
-from .arrays import Array, Backend, as_backend, cast_like, per_point
+from .arrays import Array, Backend, as_backend, cast_like, weighted
 from .schedule import NoiseSchedule
 
 
@@ -169,7 +169,7 @@ class Density(ABC):
         energy, weights = self._combine({leaf: value for leaf, (value, _) in values.items()})
         gradient: Any = 0.0
         for leaf, weight in weights.items():
-            gradient = gradient + per_point(weight, x, self.event_shape) * values[leaf][1]
+            gradient = gradient + weighted(weight, values[leaf][1], self.event_shape)
         return energy, cast_like(gradient, x)
 
     @abstractmethod
@@ -269,4 +269,4 @@ def common_device(densities: Sequence[Density]) -> torch.device:
 def common_reference(leaves: Sequence[Density]) -> tuple[Any, Any]:
     """Mean and variance of the data of potentials that share them; those of unit data otherwise."""
     first = leaves[0].reference
-    return first if all(leaf.reference is first or leaf.group is leaves[0].group for leaf in leaves) else (0.0, 1.0)
+    return first if all(leaf.reference is first or leaf.group == leaves[0].group for leaf in leaves) else (0.0, 1.0)

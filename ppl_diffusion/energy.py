@@ -20,7 +20,8 @@ Energy or the Score? (Salimans and Ho, 2021), https://openreview.net/forum?id=9A
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -97,7 +98,7 @@ class EnergyModel(Potential):
         return next(self.network.parameters()).device
 
     def to(self, device: str | torch.device) -> EnergyModel:
-        """The same model with its network moved to ``device``."""
+        """The same model with its network moved to ``device``, as torch moves modules: for all who share it."""
         network = self.network.to(device)
         where = next(network.parameters()).device
         chunks = self.chunks if where == self.chunks.device else Chunks(math.prod(self.event_shape), where)
@@ -130,8 +131,8 @@ class EnergyModel(Potential):
 
     @property
     def group(self) -> Any:
-        """The network: conditions of one model are evaluated together."""
-        return self.network
+        """The network and what makes an energy of it: conditions of one model are evaluated together."""
+        return self.network, self.form, id(self._reference)
 
     def evaluate_group(
         self, members: Sequence[Density], points: Sequence[Array], level: Any
@@ -145,7 +146,8 @@ class EnergyModel(Potential):
                 energy = self._network_energy(x, level, condition if len(condition) == 1 else condition[part])
                 return energy.detach(), torch.autograd.grad(energy.sum(), x)[0]
 
-        energies, gradients = (values.split(sizes) for values in self.chunks.evaluate(some, len(stacked)))
+        with full_precision(self.device):
+            energies, gradients = (values.split(sizes) for values in self.chunks.evaluate(some, len(stacked)))
         return [
             (u.reshape(self._chains(x)), g.reshape(x.shape))
             for u, g, x in zip(energies, gradients, points, strict=True)
@@ -158,7 +160,8 @@ class EnergyModel(Potential):
         def some(part: slice) -> tuple[Tensor]:
             return (self._network_energy(stacked[part], level, condition if len(condition) == 1 else condition[part]),)
 
-        (energies,) = self.chunks.evaluate(some, len(stacked))
+        with full_precision(self.device):
+            (energies,) = self.chunks.evaluate(some, len(stacked))
         return [u.reshape(self._chains(x)) for u, x in zip(energies.split(sizes), points, strict=True)]
 
     def _together(self, members: Sequence[Density], points: Sequence[Array]) -> tuple[Tensor, list[int], Tensor]:
@@ -192,7 +195,8 @@ class EnergyModel(Potential):
                 energy = self._network_energy(leaf, where, self._stack([self.token], [1]))
                 return energy.detach(), torch.autograd.grad(energy.sum(), leaf)[0]
 
-        return self.chunks.tune(some, points)
+        with full_precision(self.device):
+            return self.chunks.tune(some, points)
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
         return self.evaluate_group([self], [x], level)[0]
@@ -215,6 +219,24 @@ class EnergyModel(Potential):
         where = torch.tensor([int(level)], device=x.device)  # one for all: the embedding is computed once
         f = noise_potential(self.network, self.form, self.schedule, x, where, condition, self.reference)
         return f / self.schedule.sigma(level)
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Convolutions on CUDA in the precision of their parameters, which torch rounds to TF32 by default.
+
+    Rounded energies move acceptance probabilities. Whoever wants TF32 says so as for products,
+    ``torch.backends.cuda.matmul.allow_tf32 = True``.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    if device.type != "cuda" or not before or torch.backends.cuda.matmul.allow_tf32:
+        yield
+        return
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def noise_potential(

@@ -90,6 +90,7 @@ def train(
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist: mkdir -p {path.parent}")
     source = _data(config, data)
+    _check_shape(config, source)
     schedule = NoiseSchedule.cosine(config.levels)
     run = _begin(config, source, schedule, device)
     if path.exists():
@@ -103,6 +104,16 @@ def train(
         if run.step % every == 0 or run.step == config.steps:
             _save(run, path, config)
     return _model(config, run, schedule, source)
+
+
+def _check_shape(config: Config, source: Data) -> None:
+    network = config.network
+    shape = tuple(network.get("shape") or ((network["size"],) if "size" in network else source.event_shape))
+    if tuple(source.event_shape) not in (shape, shape[1:] if shape[0] == 1 else shape):
+        raise ValueError(
+            f"the data have points of shape {tuple(source.event_shape)}, the network of {config.name} of {shape}: "
+            "give other data, or change [network]"
+        )
 
 
 def _model(config: Config, run: _Run, schedule: NoiseSchedule, source: Data) -> EnergyModel:

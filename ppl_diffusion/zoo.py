@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -85,16 +86,25 @@ def load(name: str | Path) -> EnergyModel:
 
 
 def save_weights(model: EnergyModel, path: str | Path) -> Path:
-    """Write a model to a safetensors file with its schedule, network and provenance in the header."""
+    """Write a model to a safetensors file with its schedule, network and provenance in the header.
+
+    Raises:
+        ValueError: a model that does not say how its network is built.
+    """
+    if "network" not in model.info:
+        raise ValueError(
+            f"{model} does not say how its network is built: give EnergyModel info={{'network': json.dumps(options)}} "
+            "with the options of ppl_diffusion.networks.build_network"
+        )
     header = {
         "format": FORMAT,
         "form": model.form,
         "schedule": json.dumps({"alphas": model.schedule.alphas, "sigmas": model.schedule.sigmas}),
         "event_shape": json.dumps(model.event_shape),
         "conditions": dump(model.conditions),
-        "reference": json.dumps(model.reference),
+        "reference": json.dumps([np.asarray(value).tolist() for value in model.reference]),
     }
-    header |= {key: value for key, value in model.info.items() if key not in header}
+    header = {"name": model.name} | {key: value for key, value in model.info.items() if key not in header} | header
     return write(model.network.state_dict(), header, Path(path))
 
 

@@ -22,8 +22,8 @@ from ppl_diffusion import (
     save_weights,
     tapestry,
 )
-from ppl_diffusion.condition import Classes, ConditionWarning, Positions
-from ppl_diffusion.energy import Form, noise_potential
+from ppl_diffusion.condition import Classes, ConditionWarning, Positions, dump, parse
+from ppl_diffusion.energy import Form, full_precision, noise_potential
 from ppl_diffusion.networks import EnergyMLP, EnergyUNet, build_network
 from ppl_diffusion.objective import denoising_loss
 from ppl_diffusion.planar import NAMES, exact
@@ -150,8 +150,11 @@ def test_a_position_is_a_condition_that_the_network_finds_in_the_picture():
     assert seen[1][0].argmax() == 2 * 4 + 1, "x to the right, y down, at half resolution"
     assert seen[1][0].max() == 1
     assert str(model.given(x=0.25, y=0.75)) == "pictures[0.25, 0.75]"
-    with pytest.warns(ConditionWarning, match=r"from 0\.2 to 0\.8"):
+    with pytest.warns(ConditionWarning, match=r"from 0\.2 to 0\.8") as caught:
         model.given(x=0.05, y=0.5)
+    assert caught[0].filename == __file__
+    model.given(x=0.199, y=0.8)  # as near as makes no difference, and as the bounds are printed
+    assert parse(dump(Positions(0, 1))) == Positions(0.0, 1.0)
 
 
 def test_positions_of_one_network_are_one_call():
@@ -164,6 +167,35 @@ def test_positions_of_one_network_are_one_call():
     for i in (0, 1):
         alone = [part.value_and_grad(x, level=3)[i] for part in parts]
         torch.testing.assert_close(together[i], alone[0] + alone[1] - alone[2])
+
+
+def test_one_network_in_two_energies_is_evaluated_as_both():
+    """Conditions go together; another form or another reference is another energy."""
+    one = mlp()
+    parts = [one]
+    for form, reference in (("inner_product", one.reference), ("squared_norm", (5.0, 0.1))):
+        parts.append(EnergyModel(one.network, form=form, schedule=SCHEDULE, event_shape=(2,), reference=reference))
+    x = torch.randn(3, 2, dtype=torch.float64)
+    apart = sum(part.energy(x, level=3) for part in parts)
+    torch.testing.assert_close((parts[0] * parts[1] * parts[2]).energy(x, level=3), apart)
+
+
+def test_convolutions_are_not_rounded_unless_asked_for():
+    """On CUDA; the switches are there on any machine."""
+    cuda, convolutions, products = torch.device("cuda"), torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    try:
+        convolutions.allow_tf32, products.allow_tf32 = True, False
+        with full_precision(cuda):
+            assert not convolutions.allow_tf32
+        assert convolutions.allow_tf32
+        with full_precision(torch.device("cpu")):
+            assert convolutions.allow_tf32
+        products.allow_tf32 = True
+        with full_precision(cuda):
+            assert convolutions.allow_tf32
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before
 
 
 def test_networks_are_smooth_in_the_noise_level():
@@ -233,6 +265,27 @@ def test_weights_come_back_as_they_went(tmp_path):
     torch.testing.assert_close(loaded.given(1).energy(x, level=3), model.given(1).energy(x, level=3), rtol=0, atol=0)
     assert loaded.schedule == SCHEDULE
     assert str(loaded) == "small"
+
+
+def test_weights_that_could_not_be_loaded_are_not_written(tmp_path):
+    model = mlp()
+    with pytest.raises(ValueError, match="how its network is built"):
+        save_weights(model, tmp_path / "w.safetensors")
+    assert list(tmp_path.iterdir()) == []
+    options = {"kind": "mlp", "size": 2, "width": 16, "hidden": 16, "blocks": 2, "classes": 0}
+    known = EnergyModel(
+        build_network(**options),
+        form="squared_norm",
+        schedule=SCHEDULE,
+        event_shape=(2,),
+        reference=(np.zeros(2), np.ones(2)),
+        name="mine",
+        info={"network": json.dumps(options)},
+    )
+    again = load(save_weights(known, tmp_path / "w.safetensors"))
+    assert again.name == "mine"
+    x = np.zeros((1, 2), dtype=np.float32)
+    torch.testing.assert_close(again.energy(x, level=3), known.energy(x, level=3))
 
 
 def test_damaged_weights_are_refused_in_one_line(tmp_path):

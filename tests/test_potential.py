@@ -145,6 +145,23 @@ def test_boxes_are_stable_far_outside(backend):
     np.testing.assert_allclose(gradient[:, 0], [(40 - 0.3) / sigma**2, -(40 - 0.2) / sigma**2], rtol=2e-3)
 
 
+def test_a_component_without_support_leaves_the_others_alone(backend):
+    """Its gradient is not a number there, and counts for nothing."""
+
+    def half(x, level):
+        where, sqrt, inf = (jnp.where, jnp.sqrt, jnp.inf) if backend == "jax" else (torch.where, torch.sqrt, torch.inf)
+        return where(x[..., 0] > 0, sqrt(x[..., 0]) + x[..., 1] ** 2, inf)
+
+    p, _, _ = parts(backend)
+    right = EnergyFunction(half, schedule=SCHEDULE, event_shape=(2,), backend=backend)
+    x = np.array([[-1.0, 0.2], [0.5, 0.1]])
+    value, gradient = (np.asarray(v) for v in mixture([p, right], log_weights=[0.0, -1.0]).value_and_grad(x, level=0))
+    alone, slope = (np.asarray(v) for v in p.value_and_grad(x, level=0))
+    np.testing.assert_allclose(value[0], alone[0], rtol=1e-6)
+    np.testing.assert_allclose(gradient[0], slope[0], rtol=1e-6)
+    assert np.isfinite(gradient[1]).all()
+
+
 def test_exponents_say_where_chains_start():
     p, q, box = parts("jax")
     assert (p * q / box**0.5).exponent == pytest.approx(1.5)

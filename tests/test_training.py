@@ -241,6 +241,9 @@ def test_what_cannot_be_used_is_refused_in_one_line(images, tmp_path):
     floats, keyless, damaged = tmp_path / "floats.npz", tmp_path / "keyless.npz", tmp_path / "damaged.safetensors"
     np.savez(floats, x_train=np.zeros((5, 8, 8)), y_train=np.zeros(5, dtype=int))
     np.savez(keyless, images=np.zeros(3))
+    large, empty = tmp_path / "large.npz", tmp_path / "empty.npz"
+    for path, shape in ((large, (5, 9, 9)), (empty, (0, 8, 8))):
+        np.savez(path, x_train=np.zeros(shape, np.uint8), y_train=np.zeros(shape[0], dtype=int))
     cut, array = tmp_path / "cut.npz", tmp_path / "array.npz"
     cut.write_bytes(keyless.read_bytes()[:-30])
     with array.open("wb") as stream:
@@ -257,6 +260,8 @@ def test_what_cannot_be_used_is_refused_in_one_line(images, tmp_path):
         (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=floats), "uint8"),
         (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=keyless), "lacks"),
         (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=cut), "damaged"),
+        (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=large), r"shape \(9, 9\), the network"),
+        (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=empty), "uint8"),
         (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=array), "not an .npz"),
         (lambda: train(SMALL, checkpoint=tmp_path / "a" / "c"), "mkdir -p"),
         (lambda: train(dataclasses.replace(SMALL, data="circle"), checkpoint=tmp_path / "n"), "circle"),

@@ -13,7 +13,7 @@ import bridges.arviz as bridge
 from bridges.arviz import diagnose, summaries, to_inference_data
 from bridges.blackjax import HMC, ULA
 from bridges.plots import image_grid, plot_ladder, plot_planar, plot_samples
-from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, anneal, reverse_diffusion
+from ppl_diffusion import Adaptive, GaussianMixture, Ladder, NoiseSchedule, anneal, reverse_diffusion
 
 SCHEDULE = NoiseSchedule.cosine(30)
 LADDER = Ladder.full(SCHEDULE, steps=5)
@@ -129,6 +129,31 @@ def test_stuck_chains_are_named_where_effective_sizes_are_full():
     assert says(trace, "30 of 30 chains did not move")
 
 
+def test_a_chain_that_moved_before_its_draws_is_not_stuck():
+    kernel, ladder = HMC(step=Adaptive(target_acceptance=0.5)), Ladder(levels=(29, 15, 0), steps=(5, 5, 40))
+    trace = anneal(TARGET, kernel, ladder=ladder, chains=60, draws=2, seed=0)
+    x = trace.positions.reshape(60, 2, -1)
+    assert np.any(np.all(x == x[:, :1], axis=(1, 2))), "refused once"
+    assert not says(trace, "did not move")
+
+
+def test_stationary_draws_of_few_chains_are_not_called_modes():
+    """Their R-hat exceeds 1.05 by accident more often than not; of two modes it exceeds what accidents do."""
+    rng, words = np.random.default_rng(0), "each chain stays in its mode"
+    trace = anneal(TARGET, HMC(), ladder=LADDER, chains=4, draws=20, seed=0)
+    alarms = [says(dataclasses.replace(trace, positions=rng.standard_normal((4, 20, 2))), words) for _ in range(40)]
+    assert sum(alarms) <= 3
+    apart = rng.standard_normal((4, 20, 2)) + np.array([0, 0, 6, 6])[:, None, None]
+    assert says(dataclasses.replace(trace, positions=apart), words)
+
+
+def test_what_was_not_computed_is_not_called_sound():
+    one = anneal(TARGET, HMC(), ladder=LADDER, chains=1, draws=30, seed=0)
+    assert "need two chains" in str(diagnose(one)) or diagnose(one).warnings
+    still = anneal(TARGET, HMC(), ladder=Ladder(levels=(29, 15, 0), steps=(5, 0, 5)), chains=8, seed=0)
+    assert np.isnan(diagnose(still).rungs.stuck[1])
+
+
 def test_drift_at_the_last_rung_is_named(good):
     cold = np.full((300, 2), 3.0)
     trace = anneal(TARGET, HMC(step=0.05), ladder=Ladder(levels=(0,), steps=4), chains=300, seed=0, init=cold)
@@ -154,6 +179,8 @@ def test_weights_are_judged_by_their_spread(good):
     assert says(rough, "meaningless")
     useful = with_stats(good, log_weight=0.3 * rng.standard_normal((30, 100)), ess=40.0)
     assert says(useful, "resample=0.5 would correct")
+    uneven = with_stats(good, log_weight=2.0 * rng.standard_normal((30, 100)), ess=4.0)
+    assert says(uneven, "ladder with more rungs")
     assert not says(good, "log-weights")
     used = dataclasses.replace(rough, attributes={**rough.attributes, "resample": 0.5})
     assert says(used, "the weights that were used are meaningless")
