@@ -14,7 +14,7 @@ Source: Reduce, Reuse, Recycle (Du et al., 2023), section 5.3, https://arxiv.org
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Real
 from operator import index
 from typing import Any
@@ -72,9 +72,33 @@ class Tapestry(Potential):
         (top, left), (height, width) = window, self.window_shape[-2:]
         return (..., slice(top, top + height), slice(left, left + width))
 
-    def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
-        leaves, crops = self._windows(x)
+    @property
+    def group(self) -> Any:
+        """The networks of its windows: tapestries of the same ones are evaluated together."""
+        return frozenset(leaf.group for potential in self.potentials for leaf in potential.leaves())
+
+    def evaluate_group(
+        self, members: Sequence[Density], points: Sequence[Array], level: Any
+    ) -> list[tuple[Array, Array]]:
+        """Energies and gradients of tapestries, by one call of each network for the windows of all of them."""
+        leaves, crops = _pooled(members, points)
         found = iter(evaluate_each(leaves, crops, level))
+        return [member._woven(x, found) for member, x in zip(members, points, strict=True)]  # type: ignore[attr-defined]
+
+    def energy_group(self, members: Sequence[Density], points: Sequence[Array], level: Any) -> list[Array]:
+        """As :meth:`evaluate_group`, energies only."""
+        leaves, crops = _pooled(members, points)
+        found = iter(energy_of_each(leaves, crops, level))
+        return [member._summed(found) for member in members]  # type: ignore[attr-defined]
+
+    def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
+        return self.evaluate_group([self], [x], level)[0]
+
+    def _evaluate_energy(self, x: Array, level: Any) -> Array:
+        return self.energy_group([self], [x], level)[0]
+
+    def _woven(self, x: Array, found: Iterator[tuple[Array, Array]]) -> tuple[Array, Array]:
+        """Energy and gradient from those of the leaves of the windows, which are taken from ``found``."""
         energy: Any = 0.0
         gradient: Any = 0.0
         for potential, window, weight in zip(self.potentials, self.windows, self.weights, strict=True):
@@ -83,9 +107,7 @@ class Tapestry(Potential):
             energy, gradient = energy + weight * part, gradient + weight * self._hung(slope, window)
         return energy, gradient
 
-    def _evaluate_energy(self, x: Array, level: Any) -> Array:
-        leaves, crops = self._windows(x)
-        found = iter(energy_of_each(leaves, crops, level))
+    def _summed(self, found: Iterator[Array]) -> Array:
         total: Any = 0.0
         for potential, weight in zip(self.potentials, self.weights, strict=True):
             part, _ = potential._combine({leaf: next(found) for leaf in potential.leaves()})
@@ -110,6 +132,16 @@ class Tapestry(Potential):
         if isinstance(gradient, torch.Tensor):
             return F.pad(gradient, (*margins[1], *margins[0]))
         return jnp.pad(gradient, [(0, 0)] * (gradient.ndim - 2) + margins)
+
+
+def _pooled(members: Sequence[Density], points: Sequence[Array]) -> tuple[list[Density], list[Array]]:
+    """The leaves of all windows of some tapestries, and what each is asked about."""
+    leaves: list[Density] = []
+    crops: list[Array] = []
+    for member, x in zip(members, points, strict=True):
+        here, there = member._windows(x)  # type: ignore[attr-defined]
+        leaves, crops = leaves + here, crops + there
+    return leaves, crops
 
 
 def tapestry(

@@ -17,6 +17,7 @@ from ppl_diffusion import (
     NoiseSchedule,
     anneal,
     check_quotient,
+    guidance,
     load,
     mixture,
     tapestry,
@@ -168,6 +169,31 @@ def test_all_windows_and_conditions_are_one_call():
     assert network.sizes == [2 * 5] * 2, "without a gradient too"
     torch.testing.assert_close(total.detach(), energy, rtol=1e-6, atol=1e-4)
     torch.testing.assert_close(torch.autograd.grad(total.sum(), leaf)[0], gradient, rtol=1e-3, atol=1e-3)
+
+
+def test_tapestries_of_one_network_are_one_call():
+    model = load("digits")
+    rows = []
+    handle = model.network.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    three, one, any_ = (
+        tapestry([digit] * 2, (28, 48), [(0, 0), (0, 20)]) for digit in (model.given(3), model.given(1), model)
+    )
+    x = np.random.default_rng(0).standard_normal((2, 28, 48)).astype(np.float32)
+    apart = {t: t.value_and_grad(x, level=50) for t in (three, one, any_)}
+    rows.clear()
+    value, gradient = guidance(three, any_, scale=2.0).value_and_grad(x, level=50)
+    assert rows == [8]
+    for found, i in ((value, 0), (gradient, 1)):
+        torch.testing.assert_close(found, 2 * apart[three][i] - apart[any_][i], rtol=1e-4, atol=1e-2)
+    rows.clear()
+    torch.testing.assert_close(
+        mixture([three, one]).energy(x, level=50),
+        mixture([three, one]).value_and_grad(x, level=50)[0],
+        rtol=1e-6,
+        atol=1e-3,
+    )
+    assert rows == [8, 8]
+    handle.remove()
 
 
 def test_chains_start_narrower_where_windows_overlap():
