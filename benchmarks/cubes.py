@@ -243,7 +243,7 @@ def draw_grid(rows: Mapping[str, Sequence[tuple[np.ndarray, Sequence[tuple[float
 
 
 def grid(keep: Path, settings: Sequence[str], samplers: Sequence[str], counts: Sequence[int], each: int = 3) -> Figure:
-    """Rows are samplers, columns numbers of cubes, of the layouts that are kept."""
+    """Rows are samplers that all layouts are kept of, columns numbers of cubes."""
     rows = {}
     for sampler in samplers:
         row = []
@@ -253,9 +253,9 @@ def grid(keep: Path, settings: Sequence[str], samplers: Sequence[str], counts: S
                 if file.is_file():
                     with np.load(file) as stored:
                         row.append((stored["pictures"][0], LAYOUTS[layout][:count]))
-        if row:
-            rows[sampler] = row
-    return draw_grid(rows)
+        rows[sampler] = row
+    whole = max(len(row) for row in rows.values())
+    return draw_grid({sampler: row for sampler, row in rows.items() if len(row) == whole})
 
 
 def main() -> None:

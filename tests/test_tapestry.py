@@ -124,8 +124,8 @@ def test_kernels_leave_a_tapestry_invariant(kernel, backend):
 class OverlapOnce(Tapestry):
     """The wrong twin: what windows share belongs to the last of them only."""
 
-    def _evaluate(self, x, level):
-        energy, gradient = super()._evaluate(x, level)
+    def _woven(self, x, found):
+        energy, gradient = super()._woven(x, found)
         shared = 2.0 * (x[..., 1:3] - 0.5)
         return energy - 0.5 * 2.0 * ((x[..., 1:3] - 0.5) ** 2).sum((-1, -2)), gradient - F.pad(shared, (1, 1))
 
