@@ -194,13 +194,14 @@ def judge(cell: Cell, *, keep: Path, layouts: int, detector: Detector) -> dict[s
         walks.append(kept)
     if not walks:
         return None
+    tested = cell[2] in KERNELS and KERNELS[cell[2]].adjusted
     return {
         "accuracy": _mean(accurate),
         "and no others": _mean(exactly),
         "pictures": sum(len(kept["pictures"]) for kept in walks),
         "evaluations": int(walks[0]["evaluations"]),
-        "acceptance": float(np.nanmean([kept["acceptance"] for kept in walks])) if cell[2] != "reverse" else None,
-        "by level": _by_level(walks, [] if cell[2] == "reverse" else ["acceptance"]),
+        "acceptance": float(np.nanmean([kept["acceptance"] for kept in walks])) if tested else None,
+        "by level": _by_level(walks, ["acceptance"] if tested else []),
     }
 
 
