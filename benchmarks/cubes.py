@@ -216,9 +216,9 @@ def _by_level(walks: Sequence[Mapping[str, np.ndarray]], further: Sequence[str])
     """Spread of log-weights in nats, effective sample size as a share, and ancestors that are left, at some levels."""
     keys = ["spread", "ess", "ancestors", *further]
     shown = [(i, level) for i, level in enumerate(walks[0]["level"]) if level % 10 == 0 or level > 96 or level < 6]
+    means = {str(level): {key: float(np.mean([walk[key][i] for walk in walks])) for key in keys} for i, level in shown}
     return {
-        str(level): {key: round(float(np.mean([walk[key][i] for walk in walks])), 3) for key in keys}
-        for i, level in shown
+        level: {key: round(mean, 3) for key, mean in row.items() if np.isfinite(mean)} for level, row in means.items()
     }
 
 
