@@ -19,7 +19,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -113,7 +112,7 @@ def anneal(
     rungs: list[dict[str, np.ndarray]] = []
     state: State | None = None
     for rung, (level, steps) in enumerate(zip(ladder.levels, ladder.steps_per_rung, strict=True)):
-        arrival = _arrive(walker, potential, positions, level, state, reverse_step, population, next(host))
+        arrival = proposals.arrive(walker, potential, positions, level, state, reverse_step, population, next(host))
         state, increments = arrival.state, arrival.increments
         if rung == 0:
             increments = np.zeros(chains) if init is not None else -arrival.energy - log_weights
@@ -196,36 +195,6 @@ def reverse_diffusion(
     return anneal(
         potential, Still(), ladder=ladder, chains=chains, seed=seed, init=init, reverse_step=True, progress=progress
     )
-
-
-@dataclass(frozen=True)
-class _Arrival:
-    state: State
-    increments: np.ndarray
-    energy: np.ndarray
-
-
-def _arrive(
-    walker: Walker,
-    potential: Potential,
-    positions: Any,
-    level: int,
-    previous: State | None,
-    reverse_step: bool,
-    rng: np.random.Generator,
-    seed: int,
-) -> _Arrival:
-    """Bring chains to ``level`` and weigh the change of density there."""
-    correction: Any = 0.0
-    if reverse_step and previous is not None:
-        positions, correction = proposals.reverse_step(potential, previous, level, rng=rng)
-    positions, change = potential.refresh(positions, level, rng=rng)
-    state = walker.arrive(positions, level, previous, seed=seed)
-    energy = np.asarray(state.energy) - change  # where the chains came from, which is what is weighed
-    if previous is None:
-        return _Arrival(state, np.zeros(len(energy)), energy)
-    with np.errstate(invalid="ignore"):
-        return _Arrival(state, np.asarray(previous.energy) - energy + correction, energy)
 
 
 def _resample(

@@ -1,12 +1,13 @@
-"""Where chains come from: the start density, and the reverse-diffusion proposal from rung to rung."""
+"""Where chains come from: the start density, the reverse-diffusion proposal, and the arrival at a rung."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .kernel import State
+from .kernel import State, Walker
 from .potential import Potential
 
 
@@ -56,8 +57,8 @@ def reverse_step(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The reverse-diffusion proposal ``r(x'|x)``, and ``log q(x|x') - log r(x'|x)`` of each chain.
 
-    ``r`` is the Gaussian q(x_t | x_s, x_0) at Tweedie's estimate of ``x_0``, ``q`` the forward kernel. What is open
-    in ``x_0`` is left out: for data wider than the noise the true reverse kernel is up to ``sigma_s / sigma_t`` times
+    ``r`` is the Gaussian q(x_t | x_s, x_0) at Tweedie's estimate of ``x_0``, ``q`` the forward kernel. The width
+    of ``x_0`` is left out: for data wider than the noise the true reverse kernel is up to ``sigma_s / sigma_t`` times
     wider, and where the square of that is 2 or more the variance of the weights is infinite (from level 1 to 0 of
     ``cosine(100)``). A chain whose gradient is not finite stays where it is.
 
@@ -92,3 +93,41 @@ def reverse_step(
     backward = -0.5 * np.sum(noise**2, axis=axes, where=diffused)
     ratio = forward - backward + np.sum(diffused) * np.log(spread / sigma)
     return np.where(diffused, proposed, x), np.where(lost, 0.0, ratio)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Chains at a level.
+
+    Attributes:
+        state: of the walk.
+        increments: log-weights of the change of density, ``(chains,)``, zero at the first rung.
+        energy: of the positions where they arrived, ``(chains,)``.
+    """
+
+    state: State
+    increments: np.ndarray
+    energy: np.ndarray
+
+
+def arrive(
+    walker: Walker,
+    potential: Potential,
+    positions: Any,
+    level: int,
+    previous: State | None,
+    reverse: bool,
+    rng: np.random.Generator,
+    seed: int,
+) -> Arrival:
+    """Bring chains to ``level`` and weigh the change of density there."""
+    correction: Any = 0.0
+    if reverse and previous is not None:
+        positions, correction = reverse_step(potential, previous, level, rng=rng)
+    positions, change = potential.refresh(positions, level, rng=rng)
+    state = walker.arrive(positions, level, previous, seed=seed)
+    energy = np.asarray(state.energy) - change  # where the chains came from, which is what is weighed
+    if previous is None:
+        return Arrival(state, np.zeros(len(energy)), energy)
+    with np.errstate(invalid="ignore"):
+        return Arrival(state, np.asarray(previous.energy) - energy + correction, energy)
