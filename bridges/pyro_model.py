@@ -20,14 +20,12 @@ import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import biject_to
 
 from ppl_diffusion.density import common_device
 from ppl_diffusion.potential import Potential
 
 from .pyro_path import Likelihood, Seen, Widening, left_over, on_the_path, seen, stand_in
-from .pyro_prior import prior_of
-from .pyro_sites import Given, Site, dims_of, is_deterministic, native, sample_sites, unconstrained
+from .pyro_sites import Given, Site, layout_of, native, sample_sites, unconstrained
 
 REFRESHMENTS = 8
 """Metropolis steps of other latent sites on arrival at a level."""
@@ -63,7 +61,8 @@ class JointPotential(Potential):
         self.model, self.args, self.kwargs, self.likelihood = model, tuple(args), dict(kwargs or {}), likelihood
         self.name = getattr(model, "__name__", "model")
         self.one_by_one = False
-        self.sites = self._discover()
+        found = layout_of(self._run, self.name)
+        self.sites, self.observed, self.recorded, self.dims = found.sites, found.observed, found.recorded, found.dims
         priors = self.priors = [site.prior.potential for site in self.sites if site.prior is not None]
         if not priors:
             raise ValueError(
@@ -167,54 +166,6 @@ class JointPotential(Potential):
             {k: v.numpy().reshape(*flat.shape[:2], *v.shape[1:]) for k, v in values.items()} for values in found
         )
         return latent, {"log_likelihood": likelihood, "observed_data": self.observed}
-
-    def _discover(self) -> tuple[Site, ...]:
-        sites, start = [], 0
-        self.observed: dict[str, np.ndarray] = {}
-        self.recorded: list[str] = []
-        self.dims: dict[str, list[str]] = {}
-        nodes = self._first_run()
-        for name, node in nodes.items():
-            if node["type"] == "param":
-                raise ValueError(f"{self.name} has the parameter {name}: fix it before sampling, or give it a prior")
-        for name, node in sample_sites(nodes, self.name).items():
-            if name in ("chain", "draw"):
-                raise ValueError(
-                    f"{self.name} has a site {name!r}, which ArviZ calls a dimension: give it another name"
-                )
-            self.dims[name] = dims_of(name, node)
-            if is_deterministic(node):
-                self.recorded.append(name)
-            elif node["is_observed"]:
-                if type(node["fn"]).__name__ != "Unit":  # what pyro.factor leaves
-                    self.observed[name] = node["value"].detach().cpu().numpy()
-            else:
-                sites.append(self._site(name, node, start))
-                start = sites[-1].stop
-        return tuple(sites)
-
-    def _first_run(self) -> Any:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
-            try:
-                return self._run(Given({}))
-            except NotImplementedError as error:
-                raise ValueError(
-                    f"a latent site of {self.name} cannot be drawn ({str(error).splitlines()[0]}): give it a proper "
-                    "prior, which dist.ImproperUniform is not"
-                ) from error
-            except ValueError as error:  # without the shapes of all sites, which Pyro adds
-                raise ValueError(str(error).splitlines()[0]) from error
-
-    def _site(self, name: str, node: Any, start: int) -> Site:
-        fn, prior = node["fn"], prior_of(node["fn"])
-        if prior is None and fn.support.is_discrete:
-            raise ValueError(
-                f"{self.name} has the discrete latent site {name}, which has no gradient: sum it out inside "
-                "the model, for example by a MixtureSameFamily"
-            )
-        shape = tuple(node["value"].shape if prior is not None else biject_to(fn.support).inv(node["value"]).shape)
-        extra = {} if prior is None else {"fn": fn, "scale": node["scale"], "mask": node["mask"]}
-        return Site(name, start, start + int(np.prod(shape)), shape, prior, **extra)
 
     def _seen(self) -> dict[str, Seen]:
         """Measured at the mean of the priors, other latent sites at the mean of draws from theirs."""

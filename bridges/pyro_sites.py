@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import pyro
 import torch
 from pyro import distributions as dist
 from pyro.distributions.util import scale_and_mask
@@ -134,3 +136,73 @@ def dims_of(name: str, node: Any) -> list[str]:
     batch = node["value"].ndim - event
     plates = {frame.dim + batch: frame.name for frame in node["cond_indep_stack"] if frame.dim is not None}
     return [plates.get(i, f"{name}_dim_{i}") for i in range(node["value"].ndim)]
+
+
+class Layout(NamedTuple):
+    """What a first run finds of a model.
+
+    Attributes:
+        sites: the latent ones, in the order of the flat vector.
+        observed: values of observed sites by name.
+        recorded: names of what ``pyro.deterministic`` records.
+        dims: names of the dimensions of every site.
+    """
+
+    sites: tuple[Site, ...]
+    observed: dict[str, np.ndarray]
+    recorded: list[str]
+    dims: dict[str, list[str]]
+
+
+def layout_of(run: Callable[[Given], Any], model: str) -> Layout:
+    """Run a model once, by ``run(handler)``, which returns the nodes of its trace, and look at its sites.
+
+    Raises:
+        ValueError: parameters, discrete latent sites or others that cannot be drawn, plates that draw a subsample, or
+            names that ArviZ has for dimensions.
+    """
+    nodes, sites, start = _first_run(run, model), [], 0
+    observed: dict[str, np.ndarray] = {}
+    recorded: list[str] = []
+    dims: dict[str, list[str]] = {}
+    for name, node in nodes.items():
+        if node["type"] == "param":
+            raise ValueError(f"{model} has the parameter {name}: fix it before sampling, or give it a prior")
+    for name, node in sample_sites(nodes, model).items():
+        if name in ("chain", "draw"):
+            raise ValueError(f"{model} has a site {name!r}, which ArviZ calls a dimension: give it another name")
+        dims[name] = dims_of(name, node)
+        if is_deterministic(node):
+            recorded.append(name)
+        elif node["is_observed"]:
+            if type(node["fn"]).__name__ != "Unit":  # what pyro.factor leaves
+                observed[name] = node["value"].detach().cpu().numpy()
+        else:
+            sites.append(_site(name, node, start, model))
+            start = sites[-1].stop
+    return Layout(tuple(sites), observed, recorded, dims)
+
+
+def _first_run(run: Callable[[Given], Any], model: str) -> Any:
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
+        try:
+            return run(Given({}))
+        except NotImplementedError as error:
+            raise ValueError(
+                f"a latent site of {model} cannot be drawn ({str(error).splitlines()[0]}): give it a proper "
+                "prior, which dist.ImproperUniform is not"
+            ) from error
+        except ValueError as error:  # without the shapes of all sites, which Pyro adds
+            raise ValueError(str(error).splitlines()[0]) from error
+
+
+def _site(name: str, node: Any, start: int, model: str) -> Site:
+    fn, prior = node["fn"], prior_of(node["fn"])
+    if prior is None and fn.support.is_discrete:
+        raise ValueError(
+            f"{model} has the discrete latent site {name}, which has no gradient: sum it out inside "
+            "the model, for example by a MixtureSameFamily"
+        )
+    shape = tuple(node["value"].shape if prior is not None else biject_to(fn.support).inv(node["value"]).shape)
+    extra = {} if prior is None else {"fn": fn, "scale": node["scale"], "mask": node["mask"]}
+    return Site(name, start, start + int(np.prod(shape)), shape, prior, **extra)
