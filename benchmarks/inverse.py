@@ -43,10 +43,17 @@ NOISE = 0.1
 DRAWS = 19
 """Chains of a posterior: the range of n exchangeable draws holds the next one with probability (n - 1) / (n + 1)."""
 LEVELS = (*range(99, 9, -2), 8, 6, 4, 3, 2, 1, 0)
-LADDER = Ladder(levels=LEVELS, steps=(3,) * (len(LEVELS) - 1) + (20,))
-"""Most rungs are where the noise falls fastest, at the clean end. Fewer steps do not let the prior form digits."""
-GUIDED = 6
-"""DPS draws for each draw of ours, so that it makes no fewer network calls."""
+OPENING = 41
+"""The level from which on it is decided what is noise and what is digit, where half of a digit is not seen."""
+
+
+def _ladder(clean: int) -> Ladder:
+    """Most rungs are where the noise falls fastest, at the clean end; ``clean`` steps from ``OPENING`` down."""
+    return Ladder(levels=LEVELS, steps=(*(3 if level > OPENING else clean for level in LEVELS[:-1]), 20))
+
+
+LADDERS = {"inpainting": _ladder(6), "deblurring": _ladder(3), "super-resolution": _ladder(6)}
+"""Fewer steps do not let the prior form digits; with three, some chains of what is not blurred lose the noise."""
 STRENGTHS = {"inpainting": 3.0, "deblurring": 3.0, "super-resolution": 1.0}
 """Step of DPS by problem: the best of .3, 1 and 3 on digits of the training set, see ``--tune``."""
 
@@ -74,10 +81,10 @@ def model(y: Tensor, operator: Callable[[Tensor], Tensor]) -> None:
     pyro.sample("y", dist.Normal(operator(x), noise).to_event(2), obs=y)
 
 
-def posterior(joint: JointPotential, y: Tensor, seed: int) -> dict[str, Any]:
+def posterior(joint: JointPotential, y: Tensor, ladder: Ladder, seed: int) -> dict[str, Any]:
     """Draws ``(DRAWS, 28, 28)`` of one digit by annealed HMC, and how the walk went."""
     joint.args = (y, *joint.args[1:])  # the same density of other data: nothing is compiled again
-    trace = anneal(joint, HMC(), ladder=LADDER, chains=DRAWS, seed=seed)
+    trace = anneal(joint, HMC(), ladder=ladder, chains=DRAWS, seed=seed)
     sites, _ = joint.report(trace.positions)
     rates = trace.stats.acceptance_rate.mean("chain").to_numpy()
     return {
@@ -142,7 +149,7 @@ def compare(problem: str, pictures: np.ndarray, *, beside: int, likelihood: Any,
         y = measure(problem, truth, index)
         if index == len(rows):
             begun = time.perf_counter()
-            found = posterior(joint, y, index)
+            found = posterior(joint, y, LADDERS[problem], index)
             rows.append(
                 {
                     "ours": figures(problem, truth, found["x"]),
@@ -156,8 +163,10 @@ def compare(problem: str, pictures: np.ndarray, *, beside: int, likelihood: Any,
             continue
         if index < beside:
             begun = time.perf_counter()
-            drawn = guided(operator, y, draws=GUIDED * DRAWS, strength=STRENGTHS[problem], seed=index)
+            draws = -(-rows[index]["calls"] // len(PRIOR.schedule))  # so that it makes no fewer network calls
+            drawn = guided(operator, y, draws=draws, strength=STRENGTHS[problem], seed=index)
             rows[index] |= {"DPS": figures(problem, truth, drawn), "DPS seconds": time.perf_counter() - begun}
+            rows[index]["DPS calls"] = draws * len(PRIOR.schedule)
         with replacing(keep) as partial:
             partial.write_text(json.dumps(rows), encoding="utf-8")
         if (index + 1) % 10 == 0:
@@ -177,7 +186,7 @@ def compare(problem: str, pictures: np.ndarray, *, beside: int, likelihood: Any,
             "ours, same digits": summarise([row["ours"] for row in pairs]),
             "DPS": summarise([row["DPS"] for row in pairs]),
             "DPS digits": len(pairs),
-            "DPS calls": GUIDED * DRAWS * len(PRIOR.schedule),
+            "DPS calls": float(np.mean([row["DPS calls"] for row in pairs])),
             "DPS time / ours": float(np.median([row["DPS seconds"] / row["seconds"] for row in pairs])),
         }
     return found_figures
@@ -189,7 +198,8 @@ def picture(digits: np.ndarray, likelihood: Any) -> Figure:
     axes = figure.subplots(len(OPERATORS), 8)
     for row, (problem, operator) in enumerate(OPERATORS.items()):
         truth, y = digits[row], measure(problem, digits[row], row)
-        drawn = posterior(JointPotential(model, (y, operator), likelihood=likelihood), y, row)["x"]
+        joint = JointPotential(model, (y, operator), likelihood=likelihood)
+        drawn = posterior(joint, y, LADDERS[problem], row)["x"]
         beside = guided(operator, y, draws=DRAWS, strength=STRENGTHS[problem], seed=row)
         panels = {"truth": truth, "seen": y.numpy(), "DPS mean": beside.mean(0), "posterior mean": drawn.mean(0)}
         panels |= {"posterior std": drawn.std(0)} | {f"draw {i + 1}": drawn[i] for i in range(3)}

@@ -25,6 +25,7 @@ from pyro.infer.mcmc import HMC as _HMC
 from pyro.infer.mcmc import NUTS as _NUTS
 
 from ppl_diffusion.anneal import Progress, SamplingWarning, anneal
+from ppl_diffusion.arrays import outside_inference_mode
 from ppl_diffusion.kernel import Kernel, check_count
 from ppl_diffusion.schedule import Ladder
 from ppl_diffusion.step import Adaptive, StepPolicy
@@ -98,6 +99,7 @@ class NUTS(PyroKernel):
         sampler._adapter.step_size = step
 
 
+@outside_inference_mode()
 def anneal_model(
     model: Callable[..., Any],
     args: tuple[Any, ...] = (),

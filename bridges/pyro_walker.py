@@ -155,6 +155,7 @@ class PyroWalker:
     def freeze(self, state: State) -> State:
         return state._replace(step=self.policy.freeze(state.step))
 
+    @torch.enable_grad()
     def step_chains(self, tasks: Sequence[Task]) -> list[Moved]:
         """Chains one after the other, in this process."""
         with torch.random.fork_rng(devices=[]):
@@ -204,6 +205,7 @@ class PyroWalker:
             return torch.inf + 0 * params[SITE].sum()
         return energy
 
+    @torch.enable_grad()
     def _build(self) -> Any:
         """A Pyro kernel that adapts nothing, set up without evaluating the network."""
         origin = torch.zeros(self.potential.event_shape, dtype=torch.float64)

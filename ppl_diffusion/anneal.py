@@ -27,6 +27,7 @@ import numpy as np
 import xarray as xr
 
 from . import proposals, weights
+from .arrays import outside_inference_mode
 from .compose import check_quotient
 from .kernel import Kernel, State, Still, Walker
 from .potential import Potential
@@ -63,6 +64,7 @@ class Progress(NamedTuple):
     ess: float
 
 
+@outside_inference_mode()
 def anneal(
     potential: Potential,
     kernel: Kernel,

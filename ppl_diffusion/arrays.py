@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import jax
@@ -32,10 +34,21 @@ def as_backend(x: Any, backend: Backend, name: str = "this potential", *, device
         if not isinstance(x, torch.Tensor):
             x = _native(x)
             x = torch.from_numpy(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy()).to(device)
+        x = x.clone() if x.is_inference() else x  # autograd does not take one
         floating = x.dtype.is_floating_point
     if not floating:
         raise TypeError(f"{name} takes floating points, got {x.dtype}: pass x.astype('float64')")
     return x
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Where gradients can be taken although the caller is in ``torch.inference_mode``: it is ``no_grad`` meanwhile."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def as_numpy(x: Array) -> np.ndarray:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import torch
 
-from .arrays import Array, Backend, as_backend, cast_like, weighted
+from .arrays import Array, Backend, as_backend, cast_like, outside_inference_mode, weighted
 from .schedule import NoiseSchedule
 
 
@@ -52,9 +52,10 @@ class Density(ABC):
             ValueError: wrong shape, level out of range, or tensor on another device.
             TypeError: an array of the other backend or one that is not floating.
         """
-        x = self._accept(x, level)
-        energies = evaluate_energy(self.leaves(), x, level)
-        return self._combine(energies)[0]
+        with outside_inference_mode():
+            x = self._accept(x, level)
+            energies = evaluate_energy(self.leaves(), x, level)
+            return self._combine(energies)[0]
 
     def value_and_grad(self, x: Any, *, level: Any) -> tuple[Array, Array]:
         """Energy of each point and its gradient, by one evaluation of every network involved.
@@ -70,8 +71,9 @@ class Density(ABC):
         Raises:
             ValueError, TypeError: as :meth:`energy`.
         """
-        x = self._accept(x, level)
-        return self._combine_with_gradient(evaluate(self.leaves(), x, level), x)
+        with outside_inference_mode():
+            x = self._accept(x, level)
+            return self._combine_with_gradient(evaluate(self.leaves(), x, level), x)
 
     @property
     def device(self) -> torch.device:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .arrays import outside_inference_mode
 from .condition import Conditions, dump, parse
 from .energy import EnergyModel
 from .networks import build_network
@@ -52,6 +53,7 @@ def cards() -> list[ModelCard]:
     return found
 
 
+@outside_inference_mode()
 def load(name: str | Path) -> EnergyModel:
     """An energy model by name, or from a weight file.
 

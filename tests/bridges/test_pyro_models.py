@@ -13,7 +13,7 @@ from pyro.infer.reparam import LocScaleReparam
 import bridges.blackjax as batched
 from bridges.arviz import diagnose, to_inference_data
 from bridges.pyro import HMC, DiffusionPrior, JointPotential, anneal_model, from_model
-from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, SamplingWarning, Trace, anneal
+from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, SamplingWarning, Trace, anneal, load
 
 SCHEDULE = NoiseSchedule.cosine(20)
 PRIOR = GaussianMixture([[0.0, 0.0]], [1.0], schedule=SCHEDULE, backend="torch", name="prior")
@@ -118,6 +118,25 @@ def test_pyros_kernels_walk_on_models_that_branch():
     trace = anneal_model(branching, **QUICK | {"kernel": HMC()}, draws=4)
     assert np.all(np.isfinite(trace.sites["x"]))
     assert trace.stats.acceptance_rate.mean() > 0.3
+
+
+def seen_through_noise():
+    x = pyro.sample("x", DiffusionPrior(PRIOR))
+    scale = pyro.sample("scale", dist.HalfNormal(1.0))
+    pyro.sample("y", dist.Normal(x, scale).to_event(1), obs=Y)
+
+
+@pytest.mark.parametrize("surroundings", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("kernel", [batched.HMC(), HMC()])
+def test_gradients_are_taken_where_the_caller_wants_none(kernel, surroundings):
+    expected = anneal_model(seen_through_noise, **QUICK | {"kernel": kernel})
+    with surroundings():
+        trace = anneal_model(seen_through_noise, **QUICK | {"kernel": kernel})
+        made_inside = torch.randn(3, 2)
+        energy, gradient = load("ring").value_and_grad(made_inside, level=3)
+    np.testing.assert_array_equal(trace.positions, expected.positions)
+    assert not energy.requires_grad
+    torch.testing.assert_close(gradient, load("ring").value_and_grad(made_inside, level=3)[1])  # outside as well
 
 
 def test_a_single_number_is_an_event():
