@@ -51,8 +51,8 @@ def to_inference_data(trace: Trace, *, prior: Mapping[str, Any] | None = None) -
         ``arviz.InferenceData`` (ArviZ 0.23) or ``xarray.DataTree`` (1.x) with the groups ``posterior`` (``x``, or the
         sites of a model, and for large events the scalars of :func:`summaries`), ``sample_stats``,
         ``annealing`` (dimensions ``rung``, ``chain``; coordinate ``level``), and for a Pyro model ``log_likelihood``
-        and ``observed_data``; its plates name dimensions. With ``prior``, also ``prior`` and, for observed
-        sites, ``prior_predictive``.
+        and ``observed_data``; its plates name dimensions, and a slash in a name, which would be a path, is a dot.
+        With ``prior``, also ``prior`` and, for observed sites, ``prior_predictive``.
     """
     library = arviz()
     variables = dict(trace.sites) or {"x": trace.positions}
@@ -60,7 +60,9 @@ def to_inference_data(trace: Trace, *, prior: Mapping[str, Any] | None = None) -
         variables = summaries(trace) | variables
     dims = {name: [f"{name}_dim_{i}" for i in range(value.ndim - 2)] for name, value in variables.items()}
     dims |= trace.attributes.get("dims", {})
-    extra = {name: dict(values) for name, values in trace.groups.items()} | _prior_groups(trace, prior or {})
+    groups = {**trace.groups, **_prior_groups(trace, prior or {})}
+    extra = {group: _dotted(values) for group, values in groups.items()}
+    variables, dims = _dotted(variables), {k: [_dot(d) for d in names] for k, names in _dotted(dims).items()}
     stats = {name: value.to_numpy() for name, value in trace.sample_stats.items()}
     stats["diverging"] = np.nan_to_num(stats.get("diverging", np.zeros_like(stats["lp"]))).astype(bool)
     attributes = {k: str(v) for k, v in trace.attributes.items() if k != "versions"}
@@ -81,6 +83,14 @@ def to_inference_data(trace: Trace, *, prior: Mapping[str, Any] | None = None) -
         data = library.from_dict(posterior=variables, sample_stats=stats, **extra, dims=dims, attrs=attributes)
         data.add_groups({"annealing": rungs})
     return data
+
+
+def _dot(name: str) -> str:
+    return name.replace("/", ".")
+
+
+def _dotted(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {_dot(name): value for name, value in values.items()}
 
 
 def _prior_groups(trace: Trace, prior: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:

@@ -97,11 +97,14 @@ def test_a_sites_name_is_its_own(tmp_path):
     def model():
         x = pyro.sample("x", DiffusionPrior(WIDE))
         mean = pyro.sample("mean", dist.Normal(5.0, 0.1))
-        pyro.sample("net/50%", dist.Normal(0.0, 1.0))
+        with pyro.plate("net/row", 2):
+            pyro.sample("net/50%", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(x + mean, 0.5).to_event(1), obs=torch.full((20,), 5.0))
 
     trace = anneal_model(model, **QUICK, draws=25)
-    np.testing.assert_array_equal(to_inference_data(trace)["posterior"]["mean"], trace.sites["mean"])
+    posterior = to_inference_data(trace)["posterior"]
+    np.testing.assert_array_equal(posterior["mean"], trace.sites["mean"])
+    assert posterior["net.50%"].dims == ("chain", "draw", "net.row")
     assert "mean" in diagnose(trace).draws["variable"]
     trace.save(tmp_path / "run.nc")
     again = Trace.load(tmp_path / "run.nc")
