@@ -51,7 +51,7 @@ from ppl_diffusion import (
 )
 from ppl_diffusion.planar import exact
 
-CHAINS, RUNGS, STEPS, LEAPFROGS, STEP = 64, 4, 2, 3, 0.05
+CHAINS, RUNGS, STEPS, LEAPFROGS, STEP = 64, 2, 10, 3, 0.05  # steps and leapfrogs are the paper's for pictures
 
 
 def paper_hmc(potential: Potential, x: torch.Tensor, level: int, steps: int) -> torch.Tensor:
@@ -130,12 +130,11 @@ def walked(
     *,
     chains: int,
     rounds: int,
-    rungs: int = RUNGS,
     device: str = "cpu",
     **others: Callable[[], Any],
 ) -> dict[str, Any]:
     """Seconds of the walk on a torch potential and of what it is compared with, and their ratios."""
-    ladder = Ladder.spaced(target.schedule, rungs=rungs, steps=STEPS)
+    ladder = Ladder.spaced(target.schedule, rungs=RUNGS, steps=STEPS)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(chains, *target.event_shape, generator=generator, dtype=torch.float64).to(device)
     calls = len(ladder) * (1 + STEPS * LEAPFROGS) + LEAPFROGS  # and one recorded draw
@@ -186,7 +185,7 @@ def cubes(rounds: int, *, model: EnergyModel, device: str = "cpu", chains: int =
     target = five_cubes(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SamplingWarning)
-        found = walked(target, chains=chains, rounds=rounds, rungs=2 * RUNGS, device=device)
+        found = walked(target, chains=chains, rounds=rounds, device=device)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(most, *target.event_shape, generator=generator, dtype=torch.float64).to(device)
     batches = [2**k for k in range(most.bit_length())]
