@@ -230,10 +230,10 @@ def resident(*, chains: int = 256, rungs: int = 100) -> dict[str, float]:
 
 
 def memory() -> dict[str, dict[str, float]]:
-    """:func:`resident` in processes of their own, with one arena of the C library's allocator and with its default of
-    several, among which freed memory lies about."""
+    """:func:`resident` in processes of their own, with the C library's allocator told to give what is freed back at
+    once, and by default, where freed blocks of a megabyte and more lie about in its heap."""
     found = {}
-    for name, setting in (("one arena", {"MALLOC_ARENA_MAX": "1"}), ("default", {})):
+    for name, setting in (("given back", {"MALLOC_MMAP_THRESHOLD_": "1048576"}), ("default", {})):
         code = "import json; from benchmarks.overhead import resident; print(json.dumps(resident()))"
         told = subprocess.run(
             [sys.executable, "-c", code], env=os.environ | setting, stdout=subprocess.PIPE, check=True

@@ -58,14 +58,14 @@ def overhead(content: Mapping[str, Any]) -> str:
     lines.append(
         "| a gradient of five positions, ms a chain | " + " | ".join(f"{v:.0f}" for v in by_batch.values()) + " |"
     )
-    one, several = memory["one arena"], memory["default"]
+    held, heap = memory["given back"], memory["default"]
     lines += [
         "",
-        f"Memory of 256 chains of 3x64x64 along a hundred rungs stays at {one['after all rungs']:.0f} MiB (after a "
-        f"tenth of them {one['after a tenth of the rungs']:.0f}) with `MALLOC_ARENA_MAX=1`; by default freed memory "
-        f"lies about in several arenas of the C library: {several['after a tenth of the rungs']:.0f} MiB, then "
-        f"{several['after all rungs']:.0f}. On the way {one['recorded on the way']:.0f} MiB of statistics are kept, "
-        "and no pictures.",
+        f"Memory of 256 chains of 3x64x64 along a hundred rungs stays at {held['after all rungs']:.0f} MiB (after a "
+        f"tenth of them {held['after a tenth of the rungs']:.0f}) where the C library gives freed blocks back at once, "
+        f"`MALLOC_MMAP_THRESHOLD_=1048576`; by default they lie about in its heap, "
+        f"{heap['after a tenth of the rungs']:.0f} MiB and then {heap['after all rungs']:.0f}. On the way "
+        f"{held['recorded on the way']:.0f} MiB of statistics are kept, and no pictures.",
     ]
     return "\n".join(lines)
 
