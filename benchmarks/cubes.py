@@ -5,9 +5,10 @@ diffusion does, and without a number tuned by hand.
 
 The target is a conjunction of one to five positions, ``load("cubes").given(x=, y=)`` each, or their plain product. The
 positions are those of rendered scenes that no network has seen. A detector (``benchmarks.detector``) says whether
-every position has a cube within .06 of the picture. Two settings:
+every position has a cube within .06 of the picture. Three settings:
 
     equal   every level, one HMC step of three leapfrogs, or three Langevin steps: 400 evaluations
+    long    every level, three times as many steps: 1,000 evaluations
     paper   the noisier half of the levels, 10 HMC steps of three leapfrogs, or 20 Langevin steps
 
 Every walk takes the reverse step first. Steps adapt; reverse diffusion is an evaluation a level. Weights are used where
@@ -63,6 +64,7 @@ LEVELS = len(CUBES.schedule)
 HALF = LEVELS // 2
 LADDERS = {
     "equal": {1: Ladder.full(CUBES.schedule, steps=3), 3: Ladder.full(CUBES.schedule, steps=1)},
+    "long": {1: Ladder.full(CUBES.schedule, steps=9), 3: Ladder.full(CUBES.schedule, steps=3)},
     "paper": {
         1: Ladder.full(CUBES.schedule, steps=(20,) * HALF + (0,) * (LEVELS - HALF)),
         3: Ladder.full(CUBES.schedule, steps=(10,) * HALF + (0,) * (LEVELS - HALF)),

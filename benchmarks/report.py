@@ -139,7 +139,7 @@ def inverse(content: Mapping[str, Any]) -> str:
 
 def cubes(content: Mapping[str, Any]) -> str:
     """Accuracy by sampler and number of cubes."""
-    words = {"equal": "equal evaluations", "paper": "the paper's numbers of steps"}
+    words = {"equal": "equal evaluations", "long": "three times as many", "paper": "the paper's numbers of steps"}
     counts = sorted({n for kinds in content.values() for rows in kinds.values() for row in rows.values() for n in row})
     head = "| target | sampler | evaluations | acceptance | pictures |" + "".join(f" {n} |" for n in counts)
     lines = [head, "|---" * (5 + len(counts)) + "|"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.detector import RADIUS, Detector, load_detector, matched, matched_exactly, served
-from benchmarks.train_detector import accuracy, elsewhere, targets, to_range, with_blobs
+from benchmarks.train_detector import GHOST, accuracy, elsewhere, targets, to_range, with_blobs, with_decoys
 
 SCENES = Path(__file__).parent / "data" / "cubes32_test.npz"
 """The first two test scenes of each number of cubes, which the detector has not seen."""
@@ -70,6 +70,34 @@ def test_blobs_are_where_they_are_put():
     painted = with_blobs(bare, centre, torch.Generator().manual_seed(0))
     row, column = divmod(int((bare - painted)[0].sum(0).argmax()), 32)
     assert (column, row) == (6, 22)
+
+
+def test_a_faded_cube_is_no_longer_listed_and_the_others_are_as_they_were(scenes):
+    pictures, positions = scenes
+    x, where, bare = pictures.repeat(8, 1, 1, 1), torch.from_numpy(positions).repeat(8, 1, 1), pictures.median(0).values
+    shown, left = with_decoys(x, where, bare, torch.Generator().manual_seed(0))
+    faded, blobs = 0, 0
+    for before, after, was, now in zip(x, shown, where, left, strict=True):
+        for place, kept in zip(was[~was.isnan().any(1)], now[~was.isnan().any(1)], strict=True):
+            column, row = (place * 32).long().clamp(max=31).tolist()
+            if kept.isnan().any():
+                faded += 1
+                ghost = (after - bare)[:, row, column].abs()
+                assert bool((ghost <= GHOST * (before - bare)[:, row, column].abs() + 1e-2).all())
+            else:
+                torch.testing.assert_close(after[:, row, column], before[:, row, column], atol=0.25, rtol=0)
+        blobs += not bool(now.isnan().ne(was.isnan()).any()) and bool((after != before).any())
+    assert 5 < faded < 40
+    assert 10 < blobs < 50
+
+
+def test_blobs_and_ghosts_are_no_cubes(detector, scenes):
+    pictures, _ = scenes
+    bare, rng = pictures.median(0).values, torch.Generator().manual_seed(1)
+    centres = 0.12 + 0.76 * torch.rand(60, 2, generator=rng)
+    taken = [len(f) > 0 for f in detector.locate(with_blobs(bare.expand(60, -1, -1, -1), centres, rng))]
+    assert np.mean(taken) < 0.1
+    assert not any(len(f) for f in detector.locate(bare + 0.1 * (pictures - bare)))
 
 
 def test_mirrored_pictures_have_mirrored_cubes(detector, scenes):
