@@ -25,8 +25,8 @@ from ppl_diffusion.potential import Mixture, Potential, Product
 from ppl_diffusion.tapestry import Tapestry
 
 _thread = threading.local()
-_failures: deque[Exception] = deque(maxlen=1)
-"""What a call from XLA has failed with: XLA may call from a thread of its own, and keeps the text only."""
+_failures: deque[BaseException] = deque(maxlen=1)
+"""What a call from XLA has failed with or was interrupted by: XLA may call from a thread of its own, and keeps text."""
 
 
 def to_jax(potential: Potential) -> Potential:
@@ -145,7 +145,7 @@ def _callback(context: Any, x: Any) -> Iterator[None]:
     try:
         with queue:
             yield
-    except Exception as error:
+    except BaseException as error:
         _failures.append(error)
         raise
     finally:
@@ -154,11 +154,11 @@ def _callback(context: Any, x: Any) -> Iterator[None]:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Errors of torch code that JAX has called come out as they were raised, not inside XLA's."""
+    """Errors of torch code that JAX has called come out as they were raised, not inside XLA's or as its text."""
     _failures.clear()
     try:
         yield
-    except jax.errors.JaxRuntimeError:
+    except Exception:
         if _failures:
             raise _failures[-1] from None
         raise

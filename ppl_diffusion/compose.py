@@ -163,7 +163,7 @@ def check_quotient(
         return list(dict.fromkeys(note for notes in each for note in notes))
     if isinstance(potential, Product) and len(potential.factors) == 1 and potential.exponents[0] > 0:
         return check_quotient(potential.factors[0], levels=levels)
-    if not isinstance(potential, Product) or all(a >= 0 for a in potential.exponents):
+    if not isinstance(potential, Product) or not _divides(potential):
         return []
     rng = np.random.default_rng(0)
     notes: list[str] = []
@@ -185,9 +185,18 @@ def check_quotient(
             f"{', '.join(map(str, sorted(open_levels)))}: far out its energy falls, chains will leave; "
             "lower the exponent of the denominator (or the guidance scale)"
         )
-    if positions is not None:
+    if positions is not None and any(a < 0 for a in potential.exponents):
         notes += _outside(potential, np.asarray(positions), level)
     return notes
+
+
+def _divides(potential: Any) -> bool:
+    """Whether it is a quotient, or is made of one."""
+    if isinstance(potential, Product):
+        return any(a < 0 for a in potential.exponents) or any(map(_divides, potential.factors))
+    if isinstance(potential, Mixture):
+        return any(map(_divides, potential.components))
+    return isinstance(potential, Tapestry) and any(map(_divides, potential.potentials))
 
 
 def _outside(potential: Product, x: np.ndarray, level: Any) -> list[str]:

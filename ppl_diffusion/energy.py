@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -228,15 +228,24 @@ def full_precision(device: torch.device) -> Iterator[None]:
     Rounded energies move acceptance probabilities. Whoever wants TF32 says so as for products,
     ``torch.backends.cuda.matmul.allow_tf32 = True``.
     """
-    before = torch.backends.cudnn.allow_tf32
-    if device.type != "cuda" or not before or torch.backends.cuda.matmul.allow_tf32:
+    if device.type != "cuda":
         yield
         return
-    torch.backends.cudnn.allow_tf32 = False
+    convolutions: Any = torch.backends.cudnn
+    switch, exact = "allow_tf32", cast(Any, False)
+    try:
+        before, products = convolutions.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:  # the caller has used torch's newer switches, beside which these cannot be read
+        convolutions, switch, exact = convolutions.conv, "fp32_precision", "ieee"
+        before, products = convolutions.fp32_precision, torch.backends.cuda.matmul.fp32_precision == "tf32"
+    if before == exact or products:
+        yield
+        return
+    setattr(convolutions, switch, exact)
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        setattr(convolutions, switch, before)
 
 
 def noise_potential(

@@ -113,28 +113,24 @@ class Trace:
 
     def _tree(self) -> xr.DataTree:
         event = [f"x_dim_{i}" for i in range(self.positions.ndim - 2)]
-        sites = {
-            name: (["chain", "draw", *(f"{name}_dim_{i}" for i in range(value.ndim - 2))], value)
-            for name, value in _named(self.sites)
-        }
         groups = {
             "positions": xr.Dataset({"x": (["chain", "draw", *event], self.positions)}),
             "stats": self.stats,
             "sample_stats": self.sample_stats,
-            "sites": xr.Dataset(sites),
+            "sites": _named(self.sites),
         }
         groups["groups"] = xr.Dataset()
         for group, values in self.groups.items():
-            named = {k: ([f"{k}_axis_{i}" for i in range(v.ndim)], v) for k, v in _named(values)}
-            groups[f"groups/{group}"] = xr.Dataset(named)
+            groups[f"groups/{group}"] = _named(values)
         tree = xr.DataTree.from_dict(groups)
         tree.attrs = {"format": FORMAT, "attributes": json.dumps(dict(self.attributes))}
         return tree
 
 
-def _named(arrays: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Arrays by names that a file may have: a slash would make a group of them."""
-    return ((quote(name, safe=" ") if set(name) & set("/%") else name, value) for name, value in arrays.items())
+def _named(arrays: Mapping[str, np.ndarray]) -> xr.Dataset:
+    """Arrays by names that a file may have, a slash would make a group of them; no name is that of a dimension."""
+    named = {quote(name, safe=" ") if set(name) & set("/%") else name: value for name, value in arrays.items()}
+    return xr.Dataset({k: ([f"%{i}%{k}" for i in range(value.ndim)], value) for k, value in named.items()})
 
 
 @contextmanager

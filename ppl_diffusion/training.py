@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from .condition import Conditions
 from .config import Config, load_config
 from .data import Data, image_data, planar_data
 from .energy import EnergyModel
+from .kernel import check_count
 from .networks import build_network
 from .objective import Levels, denoising_loss
 from .schedule import NoiseSchedule
@@ -83,10 +85,12 @@ def train(
 
     Raises:
         FileNotFoundError: ``data`` is needed and is not there, or the checkpoint's folder does not exist.
-        ValueError: data of the wrong shape, a checkpoint of another configuration or damaged, initial weights of
-            another network, or a device that this machine lacks.
+        ValueError: data of the wrong shape, a checkpoint of another configuration, of other data or damaged, initial
+            weights of another network, a device that this machine lacks, or a loss that is not finite, whose
+            checkpoint is not written.
     """
     path, device = Path(checkpoint), _device(device)
+    check_count("every", every, example=200)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist: mkdir -p {path.parent}")
     source = _data(config, data)
@@ -94,7 +98,7 @@ def train(
     schedule = NoiseSchedule.cosine(config.levels)
     run = _begin(config, source, schedule, device)
     if path.exists():
-        _resume(run, path, config)
+        _resume(run, path, config, source)
     else:
         _start(run, config, source)
     while run.step < config.steps:
@@ -102,7 +106,7 @@ def train(
         if progress is not None and run.step % 10 == 0:
             progress(TrainingProgress(run.step, config.steps, float(run.loss)))
         if run.step % every == 0 or run.step == config.steps:
-            _save(run, path, config)
+            _save(run, path, config, source)
     return _model(config, run, schedule, source)
 
 
@@ -243,7 +247,12 @@ def _rate(step: int, config: Config) -> float:
     return warm_up * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
 
 
-def _save(run: _Run, path: Path, config: Config) -> None:
+def _save(run: _Run, path: Path, config: Config, source: Data) -> None:
+    if not math.isfinite(float(run.loss)):
+        raise ValueError(
+            f"after {run.step} steps the loss of {config.name} is {float(run.loss)}, and {path} is left as it was: "
+            "lower learning_rate, or look for values in the data that are not finite"
+        )
     tensors = {f"network.{k}": v for k, v in run.network.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in run.average.items()}
     for index, state in run.optimiser.state_dict()["state"].items():
@@ -252,17 +261,25 @@ def _save(run: _Run, path: Path, config: Config) -> None:
     if run.levels is not None:
         tensors["levels"] = run.levels.steps.detach()
     header = {"format": FORMAT, "step": str(run.step), "loss": repr(float(run.loss))}
-    header["config"] = json.dumps(asdict(config))
+    header |= {"config": json.dumps(asdict(config)), "data": _fingerprint(source)}
     write(tensors, header, path)
 
 
-def _resume(run: _Run, path: Path, config: Config) -> None:
+def _fingerprint(source: Data) -> str:
+    """What tells data from others: shape, mean and variance."""
+    moments = (f"{float(np.mean(value)):.6g}" for value in source.reference)
+    return " ".join([str(tuple(source.event_shape)), *moments])
+
+
+def _resume(run: _Run, path: Path, config: Config, source: Data) -> None:
     try:
         with safe_open(path, framework="pt") as stored:
             header = stored.metadata() or {}
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
         if Config(**json.loads(header["config"])) != Config(**json.loads(json.dumps(asdict(config)))):
             raise ValueError(f"{path} belongs to another configuration: give another checkpoint, or remove it")
+        if header.get("data", _fingerprint(source)) != _fingerprint(source):
+            raise ValueError(f"{path} was trained on other data: give those, or another checkpoint")
         groups: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimiser": {}}
         for key, value in tensors.items():
             group, _, name = key.partition(".")
@@ -273,6 +290,7 @@ def _resume(run: _Run, path: Path, config: Config) -> None:
         run.generator.set_state(tensors["generator"])
         if run.levels is not None:
             run.levels.steps.data.copy_(tensors["levels"])
+        run.step, run.loss = int(header["step"]), torch.full_like(run.loss, float(header["loss"]))
     except (SafetensorError, KeyError, TypeError, OSError, RuntimeError) as error:
         raise ValueError(f"{path} is not a checkpoint, or it is damaged ({error}): remove it to start anew") from error
     states: dict[int, dict[str, Tensor]] = {}
@@ -281,4 +299,3 @@ def _resume(run: _Run, path: Path, config: Config) -> None:
         states.setdefault(int(index), {})[name] = value
     described = run.optimiser.state_dict()
     run.optimiser.load_state_dict({"state": states, "param_groups": described["param_groups"]})
-    run.step, run.loss = int(header["step"]), torch.full_like(run.loss, float(header["loss"]))

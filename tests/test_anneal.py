@@ -299,6 +299,8 @@ def test_tails_are_checked_without_sampling():
     assert "not normalisable" in check_quotient(GAUSS / MODES**2.0, levels=(0,))[0]
     bad = PLANAR["ring"] / PLANAR["wide"] ** 9.0
     assert check_quotient(bad + PLANAR["bar"], levels=(50,)) == check_quotient(bad, levels=(50,))
+    assert "not normalisable" in check_quotient(PLANAR["bar"] ** 0.001 * (bad + PLANAR["bar"]), levels=(50,))[0]
+    assert check_quotient(PLANAR["bar"] * (PLANAR["ring"] + PLANAR["bar"]), levels=(50,)) == []
 
 
 REFUSED = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -196,6 +198,27 @@ def test_convolutions_are_not_rounded_unless_asked_for():
             assert convolutions.allow_tf32
     finally:
         convolutions.allow_tf32, products.allow_tf32 = before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has only the older switches")
+@pytest.mark.parametrize(
+    ("switch", "value"),
+    [("cudnn.conv.fp32_precision", "tf32"), ("cudnn.rnn.fp32_precision", "ieee"), ("fp32_precision", "tf32")],
+)
+def test_torchs_newer_switches_are_heeded_too(switch, value):
+    """In a process of its own: whoever uses them cannot read the older ones any more."""
+    code = f"""
+import torch
+from ppl_diffusion import load
+from ppl_diffusion.energy import full_precision
+torch.backends.{switch} = "{value}"
+load("ring").energy(torch.zeros(1, 2), level=0)
+convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+with full_precision(torch.device("cuda")):
+    assert (convolutions.fp32_precision == "tf32") == (products.fp32_precision == "tf32")
+assert convolutions.fp32_precision == "tf32"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_networks_are_smooth_in_the_noise_level():

@@ -34,6 +34,17 @@ def test_a_trace_comes_back_as_it_went(trace, tmp_path):
     np.testing.assert_array_equal(loaded.sites["noise"], trace.sites["noise"])
 
 
+def test_sites_may_be_named_as_dimensions_are(trace, tmp_path):
+    x = trace.positions
+    sites = {"x": x, "x_dim_0": x[..., 0], "chain": x[..., 1], "draw": x, "%0%x": x[..., 0], "a/b%": x}
+    groups = {"observed_data": {"y": x[0], "y_axis_0": x[0, :, 0], "%1%y": x[0, 0]}}
+    loaded = Trace.load(dataclasses.replace(trace, sites=sites, groups=groups).save(tmp_path / "run.nc"))
+    for given, found in ((sites, loaded.sites), (groups["observed_data"], loaded.groups["observed_data"])):
+        assert set(found) == set(given)
+        for name, value in given.items():
+            np.testing.assert_array_equal(found[name], value)
+
+
 def test_a_trace_says_how_it_was_made(trace):
     assert trace.attributes["seed"] == 5
     assert trace.attributes["levels"] == list(range(9, -1, -1))

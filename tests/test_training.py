@@ -234,6 +234,19 @@ def test_positions_are_drawn_among_those_that_are_there(tmp_path):
         image_data(path, **options)
 
 
+def test_a_training_that_diverged_is_no_model_and_leaves_its_checkpoint_alone(tmp_path):
+    kept = tmp_path / "c.safetensors"
+
+    def blow_up(progress):
+        if progress.step == 10:
+            vars(config)["learning_rate"] = 1e30
+
+    config = dataclasses.replace(SMALL)
+    with pytest.raises(ValueError, match="lower learning_rate"):
+        train(config, checkpoint=kept, every=10, progress=blow_up)
+    assert all(bool(value.double().isfinite().all()) for value in load_file(kept).values())
+
+
 def test_what_cannot_be_used_is_refused_in_one_line(images, tmp_path):
     kept = tmp_path / "c.safetensors"
     train(SMALL, checkpoint=kept)
@@ -248,6 +261,9 @@ def test_what_cannot_be_used_is_refused_in_one_line(images, tmp_path):
     cut.write_bytes(keyless.read_bytes()[:-30])
     with array.open("wb") as stream:
         np.save(stream, np.zeros(3))
+    others, own = tmp_path / "others.npz", tmp_path / "own.safetensors"
+    np.savez(others, x_train=np.full((9, 8, 8), 200, np.uint8), y_train=np.zeros(9, dtype=int))
+    train(PICTURES, checkpoint=own, data=images)
     damaged.write_bytes(kept.read_bytes()[:500])
     (tmp_path / "bad.toml").write_text("name = ")
     (tmp_path / "extra.toml").write_text('name = "x"\ndata = "ring"\nlearning_rat = 1\n[network]\nkind = "mlp"')
@@ -255,6 +271,8 @@ def test_what_cannot_be_used_is_refused_in_one_line(images, tmp_path):
     cases = [
         (lambda: train(other, checkpoint=kept), "another configuration"),
         (lambda: train(SMALL, checkpoint=damaged), "damaged"),
+        (lambda: train(PICTURES, checkpoint=own, data=others), "other data"),
+        (lambda: train(SMALL, checkpoint=tmp_path / "n", every=0), "every"),
         (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=None), "--data"),
         (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=tmp_path / "none.npz"), "--data"),
         (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=floats), "uint8"),

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from bridges import torch_jax
 from bridges.blackjax import HMC
-from bridges.torch_jax import to_jax, to_torch
+from bridges.torch_jax import plain_errors, to_jax, to_torch
 from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, Potential, anneal, tapestry
 
 SCHEDULE = NoiseSchedule.cosine(30)
@@ -124,13 +125,22 @@ def test_a_callback_that_would_call_jax_says_so_instead_of_waiting_for_ever():
         anneal(outer, HMC(), ladder=Ladder(levels=(29, 0), steps=1), chains=3, seed=0)
 
 
-def test_errors_inside_a_callback_reach_the_caller():
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+def test_errors_inside_a_callback_reach_the_caller(kind):
     def fails(x, level):
-        raise RuntimeError("the network is out of order")
+        raise kind("the network is out of order")
 
     broken = EnergyFunction(fails, schedule=SCHEDULE, event_shape=(2,), backend="torch", name="broken")
-    with pytest.raises(RuntimeError, match=r"^the network is out of order$"):  # as it was raised
+    with pytest.raises(kind, match=r"^the network is out of order$"):  # as it was raised
         anneal(broken, HMC(), ladder=Ladder(levels=(29, 0), steps=1), chains=3, seed=0)
+    with pytest.raises(kind, match=r"^the network is out of order$"), plain_errors():
+        try:  # XLA may call on the caller's own thread, and JAX then raises what it likes
+            broken.energy(torch.zeros(1, 2), level=0)
+        except BaseException as error:
+            torch_jax._failures.append(error)
+            raise ValueError("INTERNAL: CpuCallback error") from error
+    with pytest.raises(ValueError, match="ours"), plain_errors():
+        raise ValueError("ours")
 
 
 def test_one_level_for_all_chains():
