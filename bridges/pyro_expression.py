@@ -66,19 +66,19 @@ class ModelPotential(Potential):
 
     def _evaluate(self, x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            leaf = x.detach().clone().requires_grad_()
+            leaf = x.detach().cpu().clone().requires_grad_()  # the model runs on the CPU, wherever networks are
             energy = self._evaluate_energy(leaf, level)
             (gradient,) = torch.autograd.grad(energy.sum(), leaf)
-        return energy.detach(), gradient
+        return energy.detach().to(x.device), gradient.to(x.device)
 
     def _evaluate_energy(self, x: Tensor, level: Any) -> Tensor:
         level = int(level)
-        clean = stand_in(x, self, level, "widened")
+        clean = stand_in(x.cpu(), self, level, "widened")
         flat = clean.to(torch.get_default_dtype()).reshape(-1, *self.event_shape)
         widenings = self.memo(("widenings", level), lambda: self._widenings(level))
         with pyro.validation_enabled(False):
             energy = torch.func.vmap(lambda value: self._one(value, level, widenings))(flat)
-        return energy.reshape(x.shape[: x.ndim - len(self.event_shape)])
+        return energy.reshape(x.shape[: x.ndim - len(self.event_shape)]).to(x.device)
 
     def _widenings(self, level: int) -> dict[str, Widening]:
         variances = torch.from_numpy(left_over(self, level).flatten())

@@ -6,7 +6,7 @@ asked as ``bridges.pyro_path`` says. At level 0 that is the exact joint density 
 a path to it.
 
 Everything but the prior is batched over chains by ``torch.func.vmap`` of the model itself, which sees values
-of torch's default dtype; energies are summed in float64.
+of torch's default dtype and runs on the CPU, wherever the networks of its priors are; energies are summed in float64.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from ppl_diffusion.density import common_device
 from ppl_diffusion.potential import Potential
 
 from .pyro_path import Likelihood, Seen, Widening, left_over, on_the_path, seen, stand_in
@@ -76,11 +75,6 @@ class JointPotential(Potential):
         self.schedule = priors[0].schedule
         self.event_shape = (self.sites[-1].stop,)
         self.seen = self._seen() if likelihood == "widened" else {}
-
-    @property
-    def device(self) -> torch.device:
-        """Where the networks of the priors are, and points must be."""
-        return common_device(self.priors)
 
     @property
     def diffused(self) -> np.ndarray:
@@ -188,13 +182,13 @@ class JointPotential(Potential):
 
     def _evaluate(self, x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
         chains, level = x.shape[:-1], int(level)
-        flat = x.detach().reshape(-1, *self.event_shape)
+        flat = x.detach().cpu().reshape(-1, *self.event_shape)
         if self.likelihood == "tweedie" and level > 0:
             with torch.enable_grad():
                 leaf = flat.requires_grad_()
                 energy = self._energy(leaf, level)
                 (gradient,) = torch.autograd.grad(energy.sum(), leaf)
-            return energy.detach().reshape(chains), gradient.reshape(x.shape)
+            return energy.detach().reshape(chains).to(x.device), gradient.reshape(x.shape).to(x.device)
         with torch.enable_grad():
             leaf = flat.clone().requires_grad_()
             rest = self._rest(leaf, self._clean(leaf, level), level)
@@ -203,29 +197,33 @@ class JointPotential(Potential):
                 gradient += torch.autograd.grad(rest.sum(), leaf)[0]
         energy = rest.detach()
         for site in self._priors():
-            points = site.of(flat)
-            value, slope = site.prior.potential.value_and_grad(points, level=level)  # type: ignore[union-attr]
+            prior = site.prior.potential  # type: ignore[union-attr]
+            found = prior.value_and_grad(site.of(flat).to(prior.device), level=level)
+            value, slope = (part.cpu() for part in found)
             energy, weights = energy + site.total(value), site.weights(value)
             if isinstance(weights, Tensor):
                 weights = weights.reshape(*value.shape, *[1] * (slope.ndim - value.ndim)).to(slope.dtype)
             slope = weights * slope
             gradient[:, site.start : site.stop] += slope.reshape(len(flat), -1).to(gradient.dtype)
-        return energy.reshape(chains), gradient.reshape(x.shape)
+        return energy.reshape(chains).to(x.device), gradient.reshape(x.shape).to(x.device)
 
     def _evaluate_energy(self, x: Tensor, level: Any) -> Tensor:
-        flat = x.reshape(-1, *self.event_shape)
+        flat = x.cpu().reshape(-1, *self.event_shape)
         if self.likelihood == "tweedie" and not flat.requires_grad:  # the estimate is a gradient itself
             with torch.enable_grad():
-                return self._energy(flat.detach().requires_grad_(), int(level)).detach().reshape(x.shape[:-1])
-        return self._energy(flat, int(level)).reshape(x.shape[:-1])
+                energy = self._energy(flat.detach().requires_grad_(), int(level)).detach()
+        else:
+            energy = self._energy(flat, int(level))
+        return energy.reshape(x.shape[:-1]).to(x.device)
 
     def _energy(self, flat: Tensor, level: int) -> Tensor:
         """Energies ``(chains,)`` of ``flat (chains, size)``, differentiable; one forward pass of each prior."""
         energy: Any = 0.0
         clean: dict[str, Tensor] = {}
         for site in self._priors():
-            schedule, points = site.prior.potential.schedule, site.of(flat)  # type: ignore[union-attr]
-            value = site.prior.potential.energy(points, level=level)  # type: ignore[union-attr]
+            prior = site.prior.potential  # type: ignore[union-attr]
+            schedule, points = prior.schedule, site.of(flat)
+            value = prior.energy(points.to(prior.device), level=level).cpu()
             energy = energy + site.total(value)
             if self.likelihood == "tweedie" and level > 0:
                 (slope,) = torch.autograd.grad(value.sum(), points, create_graph=True)

@@ -63,7 +63,7 @@ def sample_sites(nodes: Any, model: str) -> dict[str, Any]:
     """The sample sites of a trace, without its plates.
 
     Raises:
-        ValueError: a plate that draws a subsample, anew for each evaluation.
+        ValueError: a plate that draws a subsample, anew for each evaluation, or data on an accelerator.
     """
     found = {}
     for name, node in nodes.items():
@@ -72,6 +72,11 @@ def sample_sites(nodes: Any, model: str) -> dict[str, Any]:
         fn = node["fn"]
         if type(fn).__name__ != "_Subsample":
             found[name] = node
+            if node["is_observed"] and isinstance(node["value"], Tensor) and node["value"].device.type != "cpu":
+                raise ValueError(
+                    f"the data of {name} are on {node['value'].device}, and {model} runs on the CPU, wherever the "
+                    f"networks of its priors are: give {name}.cpu()"
+                )
         elif fn.subsample_size is not None and fn.subsample_size < fn.size:
             raise ValueError(
                 f"the plate {name} of {model} takes {fn.subsample_size} of {fn.size} at random, and MCMC needs all of "

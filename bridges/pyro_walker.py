@@ -199,7 +199,7 @@ class PyroWalker:
     def _potential(self, params: Mapping[str, Tensor]) -> Tensor:
         """The energy of one chain; whatever is not finite is plus infinity, and counted."""
         self.calls += 1
-        energy = self.potential.energy(params[SITE], level=self.level)
+        energy = self.potential.energy(params[SITE].to(self.potential.device), level=self.level).cpu()
         if not bool(torch.isfinite(energy)):
             self.nonfinite += 1
             return torch.inf + 0 * params[SITE].sum()

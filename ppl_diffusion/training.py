@@ -24,7 +24,6 @@ from .condition import Conditions
 from .config import Config, load_config
 from .data import Data, image_data, planar_data
 from .energy import EnergyModel
-from .kernel import check_count
 from .networks import build_network
 from .objective import Levels, denoising_loss
 from .schedule import NoiseSchedule
@@ -90,7 +89,8 @@ def train(
             checkpoint is not written.
     """
     path, device = Path(checkpoint), _device(device)
-    check_count("every", every, example=200)
+    if every < 1:
+        raise ValueError(f"every must be a number of steps >= 1, got {every}: try every=200")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist: mkdir -p {path.parent}")
     source = _data(config, data)

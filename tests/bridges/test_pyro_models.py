@@ -13,7 +13,17 @@ from pyro.infer.reparam import LocScaleReparam
 import bridges.blackjax as batched
 from bridges.arviz import diagnose, to_inference_data
 from bridges.pyro import HMC, DiffusionPrior, JointPotential, anneal_model, from_model
-from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, SamplingWarning, Trace, anneal, load
+from ppl_diffusion import (
+    EnergyFunction,
+    GaussianMixture,
+    Ladder,
+    NoiseSchedule,
+    Potential,
+    SamplingWarning,
+    Trace,
+    anneal,
+    load,
+)
 
 SCHEDULE = NoiseSchedule.cosine(20)
 PRIOR = GaussianMixture([[0.0, 0.0]], [1.0], schedule=SCHEDULE, backend="torch", name="prior")
@@ -140,6 +150,32 @@ def test_gradients_are_taken_where_the_caller_wants_none(kernel, surroundings):
     np.testing.assert_array_equal(trace.positions, expected.positions)
     assert not energy.requires_grad
     torch.testing.assert_close(gradient, load("ring").value_and_grad(made_inside, level=3)[1])  # outside as well
+
+
+class OnAnAccelerator(Potential):
+    """A flat density that insists on where its points are, as a network there does."""
+
+    backend, event_shape, schedule, name = "torch", (2,), SCHEDULE, "elsewhere"
+    device = torch.device("meta")
+
+    def _evaluate(self, x, level):
+        return self._evaluate_energy(x, level), torch.zeros(x.shape, dtype=x.dtype)
+
+    def _evaluate_energy(self, x, level):
+        assert x.device == self.device
+        return torch.zeros(x.shape[:-1], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kernel", [batched.HMC(), HMC()])
+def test_models_run_on_the_cpu_wherever_the_networks_of_their_priors_are(kernel):
+    def model(y):
+        x = pyro.sample("x", DiffusionPrior(OnAnAccelerator()))
+        pyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=y)
+
+    trace = anneal_model(model, (Y,), **QUICK | {"kernel": kernel}, draws=2)
+    assert np.all(np.isfinite(trace.sites["x"]))
+    with pytest.raises(ValueError, match=r"data of y are on meta.*give y\.cpu\(\)"):
+        anneal_model(model, (Y.to("meta"),), **QUICK | {"kernel": kernel})
 
 
 def test_a_single_number_is_an_event():
