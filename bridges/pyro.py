@@ -163,7 +163,7 @@ def anneal_model(
             f"the ladder ends at level {last}: the draws of {joint.name} are noised, x_k and not x, and of another "
             "density than its posterior; let it end at level 0"
         )
-        warnings.warn(note, SamplingWarning, stacklevel=2)
+        warnings.warn(note, SamplingWarning, stacklevel=3)
         attributes["warnings"] = [*attributes["warnings"], note]
         del groups["log_likelihood"]
     return dataclasses.replace(trace, sites=sites, groups=groups, attributes=attributes)

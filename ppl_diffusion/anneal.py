@@ -161,7 +161,7 @@ def anneal(
     with jax.enable_x64(True):
         notes += check_quotient(potential, levels=(), positions=drawn[:256, -1], level=ladder.levels[-1])
     for note in dict.fromkeys(notes):
-        warnings.warn(note, SamplingWarning, stacklevel=2)
+        warnings.warn(note, SamplingWarning, stacklevel=3)  # past the decorator, where the caller is
     attributes = {
         "potential": str(potential),
         "kernel": str(kernel),

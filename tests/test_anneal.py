@@ -287,6 +287,7 @@ def test_quotients_without_a_density_are_warned_of_and_sound_ones_are_not(case):
     words = [str(w.message) for w in caught if issubclass(w.category, SamplingWarning)]
     assert bool(words) == warned, words
     assert list(trace.attributes["warnings"]) == words
+    assert all(w.filename == __file__ for w in caught if issubclass(w.category, SamplingWarning)), "the caller's line"
     assert all("lower the exponent" in sentence for sentence in words)
 
 

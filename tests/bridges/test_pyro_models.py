@@ -200,8 +200,9 @@ def test_a_plate_is_no_latent_site_of_a_factor():
 
 
 def test_a_ladder_that_stops_early_is_no_posterior():
-    with pytest.warns(SamplingWarning, match="ends at level 10"):
+    with pytest.warns(SamplingWarning, match="ends at level 10") as caught:
         trace = anneal_model(masked_prior, **QUICK | {"ladder": Ladder((19, 10), steps=1)})
+    assert {w.filename for w in caught if "ends at level" in str(w.message)} == {__file__}
     assert "log_likelihood" not in trace.groups
     assert any("level 10" in words for words in diagnose(trace).warnings)
 
