@@ -8,7 +8,8 @@ position come from one evaluation; what is not finite is a log-density of minus 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from ppl_diffusion.kernel import State, SteppedKernel
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.step import StepState, as_policy, block_scales, rescaling
 
-from .torch_jax import plain_errors, to_jax
+from .torch_jax import host_for, plain_errors, to_jax
 
 LogDensity = Callable[[Array], Array]
 
@@ -70,7 +71,7 @@ class BlackJAXWalker:
         size = int(np.prod(self.potential.event_shape))
         before = None if previous is None else np.asarray(previous.gradient, dtype=float).reshape(-1, size)
         scales = np.ones(size) if previous is None else block_scales(previous.scales, before, self.diffused)
-        with jax.enable_x64(True):
+        with self._computing():
             flat = np.asarray(positions, dtype=np.float64).reshape(-1, size)
             momentum = getattr(previous.carried, "momentum", None) if previous is not None else None
             chains = self._arrive_compiled(flat / scales, momentum, level, seed, scales)
@@ -86,7 +87,7 @@ class BlackJAXWalker:
 
     @plain_errors()
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
-        with jax.enable_x64(True):
+        with self._computing():
             chains, step, totals = self._move_compiled(
                 state.carried, _floats(state.step), state.level, steps, seed, state.scales
             )
@@ -100,7 +101,7 @@ class BlackJAXWalker:
 
     @plain_errors()
     def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
-        with jax.enable_x64(True):
+        with self._computing():
             step = np.exp(np.float64(state.step.log_step))
             chains, (flat, log_density, info) = self._record_compiled(
                 state.carried, step, state.level, seed, state.scales, draws=draws
@@ -116,12 +117,19 @@ class BlackJAXWalker:
         )
 
     def select(self, state: State, ancestors: np.ndarray) -> State:
-        with jax.enable_x64(True):
+        with self._computing():
             chains = jax.tree.map(lambda array: array[ancestors], state.carried)
         return self._state(state.level, chains, state.step, state.scales)
 
     def freeze(self, state: State) -> State:
         return state._replace(step=self.policy.freeze(state.step))
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """64-bit mode, and on the processor where the networks are."""
+        host = host_for(self.potential, next(iter(jnp.zeros(()).devices())).platform)
+        with jax.enable_x64(True), nullcontext() if host is None else jax.default_device(host):
+            yield
 
     def _state(self, level: int, chains: Any, step: StepState, scales: np.ndarray) -> State:
         shape = (chains.position.shape[0], *self.potential.event_shape)

@@ -46,6 +46,23 @@ def to_torch(potential: Potential, *, device: str = "cpu") -> Potential:
     return potential if potential.backend == "torch" else JaxInTorch(potential, device=device)
 
 
+def host_for(potential: Potential, platform: str) -> jax.Device | None:
+    """The processor, if JAX computes elsewhere, on ``platform``, and networks that ``potential`` calls are on it:
+    their points would be sent there and back, where torch knows the platform at all. None: JAX may choose."""
+    return jax.local_devices(backend="cpu")[0] if platform != "cpu" and _calls_host(potential) else None
+
+
+def _calls_host(potential: Potential) -> bool:
+    if isinstance(potential, Tapestry):
+        return any(_calls_host(window) for window in potential.potentials)
+    return any(
+        leaf.potential.device.type == "cpu"
+        if isinstance(leaf, TorchInJax)
+        else leaf is not potential and _calls_host(leaf)
+        for leaf in potential.leaves()
+    )
+
+
 def _holds_jax(potential: Potential) -> bool:
     if isinstance(potential, Tapestry):
         return any(_holds_jax(window) for window in potential.potentials)

@@ -23,11 +23,12 @@ class EnergyFunction(Potential):
         schedule: the noise levels.
         event_shape: shape of one point.
         backend: "torch" or "jax".
+        device: where ``function`` gets its points, in torch: where the tensors that it holds are.
         name: what it is called in reports; the function's own name by default.
 
     Raises:
         TypeError: ``function`` cannot be called.
-        ValueError: an unknown backend; at evaluation, energies of the wrong shape.
+        ValueError: an unknown backend, or a device for JAX; at evaluation, energies of the wrong shape.
     """
 
     def __init__(
@@ -37,13 +38,22 @@ class EnergyFunction(Potential):
         schedule: NoiseSchedule,
         event_shape: Sequence[int],
         backend: Backend,
+        device: str | torch.device = "cpu",
         name: str | None = None,
     ) -> None:
         if not callable(function):
             raise TypeError(f"an energy function must be callable as function(x, level), got {function!r}")
         self.function = function
         self.schedule, self.event_shape, self.backend = schedule, tuple(event_shape), check_backend(backend)
+        self._device = torch.device(device)
+        if self.backend == "jax" and self._device.type != "cpu":
+            raise ValueError(f"device={str(device)!r} is for torch: JAX arrays are where JAX puts them, leave it out")
         self.name = name or getattr(function, "__name__", "energy").replace("<lambda>", "energy")
+
+    @property
+    def device(self) -> torch.device:
+        """Where points in torch must be."""
+        return self._device
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
         if self.backend == "jax":

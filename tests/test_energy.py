@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from bridges.blackjax import HMC
 from ppl_diffusion import (
+    EnergyFunction,
     EnergyModel,
     Ladder,
     NoiseSchedule,
@@ -431,9 +432,23 @@ def test_numpy_points_go_where_the_networks_are():
     """The device "meta" holds no numbers, and tells where things are as an accelerator would."""
     model = pictures().to("meta")
     window = tapestry([model, model.given(x=0.25, y=0.75)], (3, 8, 12), [(0, 0), (0, 4)])
-    for target in (model, conjunction([model.given(x=0.25, y=0.75)] * 2, model), mixture([model, model]), window):
+    mine = EnergyFunction(
+        lambda x, level: (x**2).sum((1, 2, 3)),
+        schedule=model.schedule,
+        event_shape=model.event_shape,
+        backend="torch",
+        device="meta",
+    )
+    for target in (
+        model,
+        mine * model,
+        conjunction([model.given(x=0.25, y=0.75)] * 2, model),
+        mixture([model, model]),
+        window,
+    ):
         assert target.device.type == "meta"
         x = np.zeros((2, *target.event_shape))
         assert all(value.device.type == "meta" for value in target.value_and_grad(x, level=3))
         with pytest.raises(ValueError, match=r"pass x\.to\('meta'\)"):
             target.value_and_grad(torch.zeros(2, *target.event_shape), level=3)
+    assert mine.value_and_grad(np.zeros((2, *mine.event_shape)), level=3)[0].device.type == "meta"

@@ -263,6 +263,11 @@ REFUSED = {
         ValueError,
         "torch",
     ),
+    "a device of torch": (
+        lambda: EnergyFunction(bad_function, schedule=SCHEDULE, event_shape=(2,), backend="jax", device="cuda"),
+        ValueError,
+        "leave it out",
+    ),
     "no gradient": (
         lambda: EnergyFunction(
             lambda x, level: torch.zeros(len(x)), schedule=SCHEDULE, event_shape=(2,), backend="torch"

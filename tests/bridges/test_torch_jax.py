@@ -10,7 +10,7 @@ import torch
 
 from bridges import torch_jax
 from bridges.blackjax import HMC
-from bridges.torch_jax import plain_errors, to_jax, to_torch
+from bridges.torch_jax import host_for, plain_errors, to_jax, to_torch
 from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, Potential, anneal, tapestry
 
 SCHEDULE = NoiseSchedule.cosine(30)
@@ -65,6 +65,22 @@ def test_there_and_back_is_the_same_object():
     assert to_jax(to_torch(j)) is j
     assert to_jax(j) is j
     assert to_torch(p) is p
+
+
+def test_chains_walk_where_the_networks_are():
+    """JAX may prefer an accelerator that torch does not know; one that torch's networks are on is right."""
+    square = {
+        device: EnergyFunction(
+            lambda x, level: (x**2).sum((-1, -2)), schedule=SCHEDULE, event_shape=(2, 2), backend="torch", device=device
+        )
+        for device in ("cpu", "meta")
+    }
+    canvas = tapestry([square["cpu"]] * 2, (2, 3), windows=[(0, 0), (0, 1)])
+    for torchs in (square["cpu"], square["cpu"] ** 2 + square["cpu"], canvas):
+        assert host_for(to_jax(torchs), "gpu").platform == "cpu"
+        assert host_for(to_jax(torchs), "cpu") is None
+    assert host_for(to_jax(square["meta"] ** 2), "gpu") is None
+    assert host_for(pair("jax")[0], "gpu") is None
 
 
 def test_jax_transformations_work_on_a_crossed_potential():
