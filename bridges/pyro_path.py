@@ -42,6 +42,8 @@ from torch import Tensor
 
 from ppl_diffusion.potential import Potential
 
+from .pyro_prior import unwrapped
+
 Likelihood = Literal["widened", "tempered", "rescaled", "tweedie"]
 
 LOCATED = (dist.Normal, dist.StudentT, dist.Laplace, dist.Cauchy)
@@ -133,7 +135,7 @@ def seen(
         torch.default_generator.manual_seed(0)
         nodes = run(at)
         counts = {
-            name: nodes[name]["value"].numel() for name in names if isinstance(_simple(nodes[name]["fn"]), LOCATED)
+            name: nodes[name]["value"].numel() for name in names if isinstance(unwrapped(nodes[name]["fn"]), LOCATED)
         }
         views = max(1.0, sum(counts.values()) / len(at))
         found = {name: Seen(views) for name in counts}
@@ -148,7 +150,7 @@ def seen(
 
         def expected(x: Tensor) -> dict[str, Tensor]:
             there = run(x)
-            return {name: _simple(there[name]["fn"]).loc - there[name]["value"] for name in whole}
+            return {name: unwrapped(there[name]["fn"]).loc - there[name]["value"] for name in whole}
 
         steps = spread * torch.eye(len(at), dtype=at.dtype)
         above, below = (_rows(expected, at + sign * steps) for sign in (1, -1))
@@ -168,7 +170,7 @@ def _rows(function: Callable[[Tensor], dict[str, Tensor]], points: Tensor) -> di
 
 
 def _of_one_scale(node: Any) -> bool:
-    fn, inner = node["fn"], _simple(node["fn"])
+    fn, inner = node["fn"], unwrapped(node["fn"])
     plain = isinstance(inner, dist.Normal) and not isinstance(fn, dist.MaskedDistribution) and node["mask"] is None
     return plain and isinstance(node["scale"], (int, float)) and bool((inner.scale == inner.scale.flatten()[0]).all())
 
@@ -190,7 +192,7 @@ def on_the_path(
     if level == 0 or likelihood in ("rescaled", "tweedie"):
         return fn, 1.0
     if likelihood == "widened" and widening.basis is not None:
-        return _Correlated(_simple(fn), widening.basis, widening.variances), 1.0
+        return _Correlated(unwrapped(fn), widening.basis, widening.variances), 1.0
     wide = _widened(fn, widening.variances) if likelihood == "widened" else None
     return (fn, min(prior.schedule.alpha(level) for prior in priors) ** 2) if wide is None else (wide, 1.0)
 
@@ -212,13 +214,6 @@ class _Correlated(NamedTuple):
         if rest:  # directions of the data that x does not reach
             energy = energy + ((apart**2).sum() - (along**2).sum()) / noise + rest * noise.log()
         return -0.5 * (energy + len(apart) * np.log(2 * np.pi))
-
-
-def _simple(fn: Any) -> Any:
-    """A distribution without the wrappings that leave its location and scale alone."""
-    while isinstance(fn, (dist.Independent, dist.MaskedDistribution)):
-        fn = fn.base_dist
-    return fn
 
 
 def _widened(fn: Any, variance: Any) -> Any:

@@ -110,17 +110,22 @@ def prior_of(fn: Any) -> DiffusionPrior | None:
     Raises:
         ValueError: one that is wrapped otherwise.
     """
-    inner = fn
-    while not isinstance(inner, DiffusionPrior):
-        outer, inner = inner, getattr(inner, "base_dist", None)
-        if inner is None:
-            return None
-        if not isinstance(outer, (dist.Independent, dist.MaskedDistribution)) and prior_of(inner) is not None:
-            raise ValueError(
-                f"a diffusion prior inside a {type(outer).__name__} cannot be annealed: sample x from the prior "
-                "itself, and transform it in the model"
-            )
-    return inner
+    inner = unwrapped(fn)
+    if isinstance(inner, DiffusionPrior) or not hasattr(inner, "base_dist"):
+        return inner if isinstance(inner, DiffusionPrior) else None
+    if prior_of(inner.base_dist) is not None:
+        raise ValueError(
+            f"a diffusion prior inside a {type(inner).__name__} cannot be annealed: sample x from the prior "
+            "itself, and transform it in the model"
+        )
+    return None
+
+
+def unwrapped(fn: Any) -> Any:
+    """A distribution that may be masked or independent, without that."""
+    while isinstance(fn, (dist.Independent, dist.MaskedDistribution)):
+        fn = fn.base_dist
+    return fn
 
 
 def through(fn: Any, energy: Tensor) -> Tensor:

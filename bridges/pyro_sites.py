@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
-from .pyro_prior import DiffusionPrior, prior_of, through
+from .pyro_prior import DiffusionPrior, prior_of, through, unwrapped
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,7 @@ def sample_sites(nodes: Any, model: str) -> dict[str, Any]:
 
 def is_deterministic(node: Any) -> bool:
     """Whether a site is a value that ``pyro.deterministic`` or a reparametrisation records."""
-    fn = node["fn"]
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return bool(node["is_observed"]) and isinstance(fn, dist.Delta)
+    return bool(node["is_observed"]) and isinstance(unwrapped(node["fn"]), dist.Delta)
 
 
 class Given(Messenger):

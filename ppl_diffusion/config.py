@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from math import inf
 from pathlib import Path
 from typing import Any, get_args
+
+import numpy as np
 
 from .energy import Form
 
@@ -69,6 +72,12 @@ class Config:
     init: str = ""
 
     def __post_init__(self) -> None:
+        try:  # as it is kept beside the weights, NumPy's numbers too
+            plain = json.loads(json.dumps(asdict(self), default=np.generic.item))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"a configuration holds numbers, text and tables of them, got {self!r}") from error
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         if self.form not in get_args(Form):
             raise ValueError(f"unknown form {self.form!r} in the configuration: use one of {', '.join(get_args(Form))}")
         for name, (kind, least, most) in RANGES.items():

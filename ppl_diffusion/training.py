@@ -276,7 +276,7 @@ def _resume(run: _Run, path: Path, config: Config, source: Data) -> None:
         with safe_open(path, framework="pt") as stored:
             header = stored.metadata() or {}
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
-        if Config(**json.loads(header["config"])) != Config(**json.loads(json.dumps(asdict(config)))):
+        if Config(**json.loads(header["config"])) != config:
             raise ValueError(f"{path} belongs to another configuration: give another checkpoint, or remove it")
         if header.get("data", _fingerprint(source)) != _fingerprint(source):
             raise ValueError(f"{path} was trained on other data: give those, or another checkpoint")

@@ -54,6 +54,12 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, whic
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.safetensors", "whole.safetensors"]
 
 
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    config = dataclasses.replace(SMALL, seed=np.int64(0), network=SMALL.network | {"width": np.int64(16)})
+    assert config == SMALL
+    train(dataclasses.replace(config, steps=2), checkpoint=tmp_path / "c.safetensors", every=1)
+
+
 def test_training_goes_on_from_given_weights(tmp_path):
     first = train(SMALL, checkpoint=tmp_path / "a.safetensors")
     path = save_weights(first, tmp_path / "first.safetensors")
@@ -287,6 +293,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(images, tmp_path):
         (lambda: dataclasses.replace(SMALL, form="x"), "unknown form"),
         (lambda: dataclasses.replace(SMALL, which_level=-1.0), "which_level"),
         (lambda: dataclasses.replace(SMALL, which_level="a"), "which_level .* must be a number >= 0, got 'a'"),
+        (lambda: dataclasses.replace(SMALL, network={"kind": print}), "holds numbers, text and tables"),
         (lambda: dataclasses.replace(SMALL, seed=-1), "seed .* must be a whole number >= 0, got -1"),
         (lambda: dataclasses.replace(SMALL, batch=True), "batch"),
         (lambda: dataclasses.replace(SMALL, ema=float("nan")), "ema .* must be a number from 0 to 1, got nan"),
