@@ -30,7 +30,7 @@ from blackjax.mcmc import hmc, integrators, metrics, nuts, trajectory
 
 from ppl_diffusion.arrays import Array
 from ppl_diffusion.kernel import check_count
-from ppl_diffusion.step import Adaptive, StepPolicy
+from ppl_diffusion.step import Adaptive, StepPolicy, StepState, centred
 
 from .blackjax_walker import BlackJAXKernel, Info, LogDensity
 
@@ -173,7 +173,12 @@ class FromBlackJAX(BlackJAXKernel):
     build_kernel: Callable[..., Any] = hmc.build_kernel
     init: Callable[..., Any] = hmc.init
     parameters: tuple[tuple[str, Any], ...] = ()
-    takes_step: bool = False
+    exact: bool = True
+
+    @property
+    def adjusted(self) -> bool:
+        """Whether it leaves the density invariant, as :func:`from_blackjax` was told."""
+        return self.exact
 
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
         chain = self.init(position, log_density)
@@ -184,15 +189,19 @@ class FromBlackJAX(BlackJAXKernel):
 
     def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
         given = {name: constant.value for name, constant in self.parameters}
-        if self.takes_step:
+        if not isinstance(self.step, _NoStep):
             given["step_size"] = step
         chain, info = self.build_kernel()(key, chain, log_density, **given)
         rate = getattr(info, "acceptance_rate", jnp.nan)
+        if isinstance(self.step, Adaptive) and not hasattr(info, "acceptance_rate"):
+            raise TypeError("this kernel reports no acceptance_rate to adapt its step by: give step_size= a number")
         count = getattr(info, "num_integration_steps", 1)
         return chain, _info(rate, getattr(info, "is_divergent", jnp.nan), jnp.nan, count)
 
 
-def from_blackjax(build_kernel: Callable[..., Any], init: Callable[..., Any], **parameters: Any) -> FromBlackJAX:
+def from_blackjax(
+    build_kernel: Callable[..., Any], init: Callable[..., Any], *, adjusted: bool = True, **parameters: Any
+) -> FromBlackJAX:
     """Any BlackJAX MCMC kernel, from its ``build_kernel`` and ``init``.
 
     Example: ``from_blackjax(blackjax.mala.build_kernel, blackjax.mala.init, step_size=0.01)``.
@@ -201,6 +210,7 @@ def from_blackjax(build_kernel: Callable[..., Any], init: Callable[..., Any], **
         build_kernel: makes ``kernel(rng_key, state, logdensity_fn, **parameters)``.
         init: makes a state from ``(position, logdensity_fn)``; it must have ``position``, ``logdensity``
             and, for ``reverse_step=True``, ``logdensity_grad``. Positions are flat, shape ``(size,)``.
+        adjusted: whether the kernel leaves the density invariant; of one that does not, ``diagnose`` warns.
         parameters: passed to the kernel by name. ``step_size`` is what BlackJAX means by it for this
             kernel, and may also be ``SigmaScaled`` or ``Adaptive``; arrays are passed as they are.
 
@@ -222,12 +232,20 @@ def from_blackjax(build_kernel: Callable[..., Any], init: Callable[..., Any], **
     step = parameters.pop("step_size", None)
     frozen = tuple((name, _Constant(value)) for name, value in parameters.items())
     return FromBlackJAX(
-        step=1.0 if step is None else step,
+        step=_NoStep() if step is None else step,
         build_kernel=build_kernel,
         init=init,
         parameters=frozen,
-        takes_step=step is not None,
+        exact=adjusted,
     )
+
+
+@dataclass(frozen=True)
+class _NoStep(StepPolicy):
+    """Of a kernel that has no step size."""
+
+    def enter(self, previous: StepState | None, *, sigma: float, guess: float, rescale: float = 1.0) -> StepState:
+        return centred(float("nan"))
 
 
 @dataclass(frozen=True, eq=False)

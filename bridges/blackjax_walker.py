@@ -8,11 +8,11 @@ position come from one evaluation; what is not finite is a log-density of minus 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from functools import partial, wraps
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,12 @@ import numpy as np
 from ppl_diffusion.arrays import Array
 from ppl_diffusion.kernel import State, SteppedKernel
 from ppl_diffusion.potential import Potential
-from ppl_diffusion.step import StepState, as_policy, block_scales, rescaling
+from ppl_diffusion.step import StepState, as_policy, centred
 
 from .torch_jax import host_for, plain_errors, to_jax
 
 LogDensity = Callable[[Array], Array]
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Info(NamedTuple):
@@ -55,6 +56,19 @@ class BlackJAXKernel(SteppedKernel):
         return potential.memo(self, lambda: BlackJAXWalker(self, to_jax(potential)))
 
 
+def _computing(method: Method) -> Method:
+    """In 64-bit mode, on the processor where the networks are, and with errors of the networks as they were raised."""
+
+    @wraps(method)
+    def inside(self: BlackJAXWalker, *args: Any, **kwargs: Any) -> Any:
+        host = host_for(self.potential, next(iter(jnp.zeros(()).devices())).platform)
+        place = nullcontext() if host is None else jax.default_device(host)
+        with plain_errors(self.potential), jax.enable_x64(True), place:
+            return method(self, *args, **kwargs)
+
+    return cast(Method, inside)
+
+
 class BlackJAXWalker:
     """A BlackJAX kernel bound to a potential: three compiled functions. See ``ppl_diffusion.kernel.Walker``."""
 
@@ -66,31 +80,21 @@ class BlackJAXWalker:
         self._move_compiled = jax.jit(self._move)
         self._record_compiled = jax.jit(self._record, static_argnames="draws")
 
-    @plain_errors()
+    @_computing
     def arrive(self, positions: Array, level: int, previous: State | None, *, seed: int) -> State:
-        size = int(np.prod(self.potential.event_shape))
-        before = None if previous is None else np.asarray(previous.gradient, dtype=float).reshape(-1, size)
-        scales = np.ones(size) if previous is None else block_scales(previous.scales, before, self.diffused)
-        with self._computing():
-            flat = np.asarray(positions, dtype=np.float64).reshape(-1, size)
-            momentum = getattr(previous.carried, "momentum", None) if previous is not None else None
-            chains = self._arrive_compiled(flat / scales, momentum, level, seed, scales)
+        scales = self.kernel.scales(previous, self.diffused)
+        flat = np.asarray(positions, dtype=np.float64).reshape(-1, scales.size)
+        momentum = getattr(previous.carried, "momentum", None) if previous is not None else None
+        chains = self._arrive_compiled(flat / scales, momentum, level, seed, scales)
+        state = self._state(level, chains, centred(np.nan), scales)
         sigma = self.potential.schedule.sigma(level)
-        guess = max(1.0, sigma) * size**-0.25
-        if previous is None:
-            return self._state(level, chains, self.policy.enter(None, sigma=sigma, guess=guess), scales)
-        after = np.asarray(getattr(chains, "logdensity_grad", np.full((1, 1), np.nan)))
-        step = self.policy.enter(
-            previous.step, sigma=sigma, guess=guess, rescale=rescaling(before * previous.scales, after)
-        )
-        return self._state(level, chains, step, scales)
+        return state._replace(step=self.kernel.enter(previous, state.gradient, scales, sigma=sigma))
 
-    @plain_errors()
+    @_computing
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
-        with self._computing():
-            chains, step, totals = self._move_compiled(
-                state.carried, _floats(state.step), state.level, steps, seed, state.scales
-            )
+        chains, step, totals = self._move_compiled(
+            state.carried, _floats(state.step), state.level, steps, seed, state.scales
+        )
         totals = {name: np.asarray(value) for name, value in totals.items()}
         mean = dict.fromkeys(("acceptance_rate", "jump_distance"), max(steps, 1))
         stats = {name: value / mean.get(name, 1) for name, value in totals.items()}
@@ -99,13 +103,12 @@ class BlackJAXWalker:
         stats["step_size"] = np.full(len(stats["acceptance_rate"]), np.exp(float(step.log_step)))
         return self._state(state.level, chains, step, state.scales), stats
 
-    @plain_errors()
+    @_computing
     def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
-        with self._computing():
-            step = np.exp(np.float64(state.step.log_step))
-            chains, (flat, log_density, info) = self._record_compiled(
-                state.carried, step, state.level, seed, state.scales, draws=draws
-            )
+        step = np.exp(np.float64(state.step.log_step))
+        chains, (flat, log_density, info) = self._record_compiled(
+            state.carried, step, state.level, seed, state.scales, draws=draws
+        )
         positions = (np.asarray(flat) * state.scales).reshape(*flat.shape[:2], *self.potential.event_shape)
         stats = {name: np.asarray(value) for name, value in info._asdict().items() if name != "adaptation"}
         calls = int(stats["n_steps"].max(axis=0).sum())
@@ -116,20 +119,13 @@ class BlackJAXWalker:
             {**stats, "gradient_calls": np.array(calls)},
         )
 
+    @_computing
     def select(self, state: State, ancestors: np.ndarray) -> State:
-        with self._computing():
-            chains = jax.tree.map(lambda array: array[ancestors], state.carried)
+        chains = jax.tree.map(lambda array: array[ancestors], state.carried)
         return self._state(state.level, chains, state.step, state.scales)
 
     def freeze(self, state: State) -> State:
         return state._replace(step=self.policy.freeze(state.step))
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """64-bit mode, and on the processor where the networks are."""
-        host = host_for(self.potential, next(iter(jnp.zeros(()).devices())).platform)
-        with jax.enable_x64(True), nullcontext() if host is None else jax.default_device(host):
-            yield
 
     def _state(self, level: int, chains: Any, step: StepState, scales: np.ndarray) -> State:
         shape = (chains.position.shape[0], *self.potential.event_shape)

@@ -76,7 +76,9 @@ def words(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> list[str]:
     chains, count = trace.positions.shape[:2]
     steps = np.array(trace.attributes["steps"])
     found = [str(sentence) for sentence in trace.attributes.get("warnings", [])]
-    if not trace.attributes["adjusted"]:
+    if trace.attributes["kernel"].startswith("Still"):
+        found.append("no MCMC step was taken: reverse diffusion is right for mixtures, not for products or quotients")
+    elif not trace.attributes["adjusted"]:
         found.append("the kernel is unadjusted: its draws, and any weights, are biased by the step size")
     acceptance = rungs.acceptance.to_numpy()
     low = np.flatnonzero((steps > 0) & (acceptance < 0.2))

@@ -15,7 +15,6 @@ constrained in ``trace.sites``.
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Any
 from pyro.infer.mcmc import HMC as _HMC
 from pyro.infer.mcmc import NUTS as _NUTS
 
-from ppl_diffusion.anneal import Progress, SamplingWarning, anneal
+from ppl_diffusion.anneal import Progress, anneal, warn_caller
 from ppl_diffusion.arrays import outside_inference_mode
 from ppl_diffusion.kernel import Kernel, check_count
 from ppl_diffusion.schedule import Ladder
@@ -163,7 +162,7 @@ def anneal_model(
             f"the ladder ends at level {last}: the draws of {joint.name} are noised, x_k and not x, and of another "
             "density than its posterior; let it end at level 0"
         )
-        warnings.warn(note, SamplingWarning, stacklevel=3)
+        warn_caller(note)
         attributes["warnings"] = [*attributes["warnings"], note]
         del groups["log_likelihood"]
     return dataclasses.replace(trace, sites=sites, groups=groups, attributes=attributes)

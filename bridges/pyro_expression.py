@@ -12,13 +12,14 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_diffusion.arrays import double
 from ppl_diffusion.energy import Reference
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.schedule import NoiseSchedule
 
-from .pyro_path import Widening, left_over, on_the_path, seen, stand_in
+from .pyro_path import Widening, left_over, on_the_path, seen, stand_in, widenings_at
 from .pyro_sites import is_deterministic, sample_sites
 
 
@@ -46,6 +47,13 @@ class ModelPotential(Potential):
             raise ValueError(
                 f"{self.name} must have the one latent site {site!r}, it has {latent or 'none'}: condition on the "
                 "others, pyro.condition(model, {...}), or sample them all with anneal_model"
+            )
+        support = getattr(nodes[site]["fn"].support, "base_constraint", nodes[site]["fn"].support)
+        if support is not constraints.real:
+            raise ValueError(
+                f"the site {site} of {self.name} has the support {support} and not all real numbers: sample it from a "
+                "prior on those, dist.ImproperUniform(dist.constraints.real, (), shape) for a flat one, and transform "
+                "it in the model"
             )
         self.event_shape = tuple(nodes[site]["value"].shape)
         names = [name for name, node in nodes.items() if name != site and not is_deterministic(node)]
@@ -75,7 +83,7 @@ class ModelPotential(Potential):
         level = int(level)
         clean = stand_in(x.cpu(), self, level, "widened")
         flat = clean.to(torch.get_default_dtype()).reshape(-1, *self.event_shape)
-        widenings = self.memo(("widenings", level), lambda: self._widenings(level))
+        widenings = widenings_at(self, level, self._widenings)
         with pyro.validation_enabled(False):
             energy = torch.func.vmap(lambda value: self._one(value, level, widenings))(flat)
         return energy.reshape(x.shape[: x.ndim - len(self.event_shape)]).to(x.device)

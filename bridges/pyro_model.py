@@ -11,7 +11,7 @@ of torch's default dtype and runs on the CPU, wherever the networks of its prior
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, get_args
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ppl_diffusion.potential import Potential
 
-from .pyro_path import Likelihood, Seen, Widening, left_over, on_the_path, seen, stand_in
+from .pyro_path import Likelihood, Seen, Widening, by_row, left_over, on_the_path, seen, stand_in, widenings_at
 from .pyro_sites import Given, Site, layout_of, native, sample_sites, unconstrained
 
 REFRESHMENTS = 8
@@ -138,28 +138,21 @@ class JointPotential(Potential):
             is masked, and ``observed_data``.
         """
 
-        def one(point: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-            nodes = self._nodes(point, {site.name: site.of(point) for site in self._priors()})
-            names = [*(site.name for site in self.sites), *self.recorded]
-            likelihoods = {
-                name: scale_and_mask(nodes[name]["fn"].log_prob(nodes[name]["value"]), mask=nodes[name]["mask"])
-                for name in self.observed
-            }
-            return {name: nodes[name]["value"] for name in names}, likelihoods
+        names = [*(site.name for site in self.sites), *self.recorded]
 
-        rows = torch.from_numpy(flat.reshape(-1, flat.shape[-1]))
+        def one(point: Tensor) -> dict[tuple[str, str], Tensor]:
+            nodes = self._nodes(point, {site.name: site.of(point) for site in self._priors()})
+            found = {("latent", name): nodes[name]["value"] for name in names}
+            for name in self.observed:
+                log_p = nodes[name]["fn"].log_prob(nodes[name]["value"])
+                found["likelihood", name] = scale_and_mask(log_p, mask=nodes[name]["mask"])
+            return found
+
+        groups: dict[str, dict[str, np.ndarray]] = {"latent": {}, "likelihood": {}}
         with torch.no_grad():
-            try:
-                with pyro.validation_enabled(False):
-                    found = torch.func.vmap(one)(rows)
-            except RuntimeError:  # a model that branches on its values
-                each = [one(row) for row in rows]
-                latents, likelihoods = zip(*each, strict=True)
-                found = _stacked(latents), _stacked(likelihoods)
-        latent, likelihood = (  # type: ignore[assignment]
-            {k: v.numpy().reshape(*flat.shape[:2], *v.shape[1:]) for k, v in values.items()} for values in found
-        )
-        return latent, {"log_likelihood": likelihood, "observed_data": self.observed}
+            for (group, name), values in by_row(one, torch.from_numpy(flat.reshape(-1, flat.shape[-1]))).items():
+                groups[group][name] = values.numpy().reshape(*flat.shape[:2], *values.shape[1:])
+        return groups["latent"], {"log_likelihood": groups["likelihood"], "observed_data": self.observed}
 
     def _seen(self) -> dict[str, Seen]:
         """Measured at the mean of the priors, other latent sites at the mean of draws from theirs."""
@@ -242,7 +235,7 @@ class JointPotential(Potential):
 
     def _rest(self, flat: Tensor, clean: Mapping[str, Tensor], level: int) -> Tensor:
         """Minus the log-density of everything but the diffusion priors, ``(chains,)``."""
-        widenings = self.memo(("widenings", level), lambda: self._widenings(level))
+        widenings = widenings_at(self, level, self._widenings)
 
         def one(point: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
             return -self._log_rest(point, seen, level, widenings)
@@ -289,7 +282,3 @@ class JointPotential(Potential):
             log_p = scale_and_mask(fn.log_prob(node["value"]), node["scale"], node["mask"]).double().sum()
             total = total + exponent * log_p
         return total + handler.log_jacobian
-
-
-def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from ppl_diffusion.potential import Potential
 
-from .pyro_prior import unwrapped
+from .pyro_prior import rewrapped, unwrapped
 
 Likelihood = Literal["widened", "tempered", "rescaled", "tweedie"]
 
@@ -51,6 +51,9 @@ LOCATED = (dist.Normal, dist.StudentT, dist.Laplace, dist.Cauchy)
 
 LARGEST = 2**23
 """Observed values times coordinates of ``x`` up to which their derivative is held: 67 MB."""
+
+ROWS = 1024
+"""Points at which a model is run at once where all that it records is kept."""
 
 SAME = 1e-3
 """Relative difference up to which gains are one number, and need no basis."""
@@ -153,7 +156,7 @@ def seen(
             return {name: unwrapped(there[name]["fn"]).loc - there[name]["value"] for name in whole}
 
         steps = spread * torch.eye(len(at), dtype=at.dtype)
-        above, below = (_rows(expected, at + sign * steps) for sign in (1, -1))
+        above, below = (by_row(expected, at + sign * steps) for sign in (1, -1))
     for name in whole:
         slope = (above[name] - below[name]).double().movedim(0, -1) / (2 * spread)
         if slope.isfinite().all():
@@ -161,12 +164,25 @@ def seen(
     return found
 
 
-def _rows(function: Callable[[Tensor], dict[str, Tensor]], points: Tensor) -> dict[str, Tensor]:
-    try:
-        return torch.func.vmap(function, chunk_size=64)(points)
-    except RuntimeError:  # a model that branches on its values
-        rows = [function(point) for point in points]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+def by_row(function: Callable[[Tensor], dict[Any, Tensor]], points: Tensor) -> dict[Any, Tensor]:
+    """What a function that runs a model says of every row of ``points``, stacked; some rows at a time."""
+    with pyro.validation_enabled(False):  # its checks branch on values, which vmap cannot
+        try:
+            return torch.func.vmap(function, chunk_size=ROWS)(points)
+        except RuntimeError:  # a model that branches on its values
+            rows = [function(point) for point in points]
+            return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def widenings_at(
+    potential: Potential, level: int, measure: Callable[[int], dict[str, Widening]]
+) -> dict[str, Widening]:
+    """What ``measure(level)`` said; the last level's is kept, since those of all may be large."""
+    kept: dict[int, dict[str, Widening]] = potential.memo("widenings", dict)
+    if level not in kept:
+        kept.clear()
+        kept[level] = measure(level)
+    return kept[level]
 
 
 def _of_one_scale(node: Any) -> bool:
@@ -193,8 +209,9 @@ def on_the_path(
         return fn, 1.0
     if likelihood == "widened" and widening.basis is not None:
         return _Correlated(unwrapped(fn), widening.basis, widening.variances), 1.0
-    wide = _widened(fn, widening.variances) if likelihood == "widened" else None
-    return (fn, min(prior.schedule.alpha(level) for prior in priors) ** 2) if wide is None else (wide, 1.0)
+    if likelihood == "widened" and isinstance(unwrapped(fn), LOCATED):
+        return rewrapped(fn, lambda inner: _widened(inner, widening.variances)), 1.0
+    return fn, min(prior.schedule.alpha(level) for prior in priors) ** 2
 
 
 class _Correlated(NamedTuple):
@@ -217,17 +234,9 @@ class _Correlated(NamedTuple):
 
 
 def _widened(fn: Any, variance: Any) -> Any:
-    """A distribution whose scale has grown by a variance; None for one that has no location and scale."""
-    if isinstance(fn, dist.Independent):
-        inner = _widened(fn.base_dist, variance)
-        return None if inner is None else inner.to_event(fn.reinterpreted_batch_ndims)
-    if isinstance(fn, dist.MaskedDistribution):
-        inner = _widened(fn.base_dist, variance)
-        return None if inner is None else inner.mask(fn._mask)
-    if not isinstance(fn, LOCATED):
-        return None
-    parameters = {name: getattr(fn, name) for name in fn.arg_constraints}
-    scale = parameters["scale"]
+    """A distribution that has a location and a scale, whose scale has grown by a variance."""
+    scale = fn.scale
     if isinstance(variance, Tensor):
         variance = variance.to(scale)
+    parameters = {name: getattr(fn, name) for name in fn.arg_constraints}
     return type(fn)(**parameters | {"scale": (scale**2 + variance).sqrt()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -101,7 +101,8 @@ class at_level(Messenger):
         self.level = level
 
     def _pyro_sample(self, msg: Any) -> None:
-        msg["fn"] = _with_level(msg["fn"], self.level)
+        if prior_of(msg["fn"]) is not None:
+            msg["fn"] = rewrapped(msg["fn"], lambda prior: prior.at(self.level))
 
 
 def prior_of(fn: Any) -> DiffusionPrior | None:
@@ -128,6 +129,15 @@ def unwrapped(fn: Any) -> Any:
     return fn
 
 
+def rewrapped(fn: Any, change: Callable[[Any], Any]) -> Any:
+    """``change`` of what is inside ``fn``, masked and independent as ``fn`` is."""
+    if isinstance(fn, dist.Independent):
+        return rewrapped(fn.base_dist, change).to_event(fn.reinterpreted_batch_ndims)
+    if isinstance(fn, dist.MaskedDistribution):
+        return rewrapped(fn.base_dist, change).mask(fn._mask)
+    return change(fn)
+
+
 def through(fn: Any, energy: Tensor) -> Tensor:
     """Energies of the diffusion prior inside ``fn``, ``(chains, *batch)``, masked and summed as ``fn`` does it."""
     if isinstance(fn, DiffusionPrior):
@@ -136,14 +146,3 @@ def through(fn: Any, energy: Tensor) -> Tensor:
     if isinstance(fn, dist.MaskedDistribution):
         return scale_and_mask(inner, mask=fn._mask)
     return sum_rightmost(inner, fn.reinterpreted_batch_ndims)
-
-
-def _with_level(fn: Any, level: int) -> Any:
-    if isinstance(fn, DiffusionPrior):
-        return fn.at(level)
-    if prior_of(fn) is None:
-        return fn
-    inner = _with_level(fn.base_dist, level)
-    if isinstance(fn, dist.MaskedDistribution):
-        return inner.mask(fn._mask)
-    return inner.to_event(fn.reinterpreted_batch_ndims)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ppl_diffusion.kernel import State, SteppedKernel
 from ppl_diffusion.potential import Potential
-from ppl_diffusion.step import as_policy, block_scales, rescaling
+from ppl_diffusion.step import as_policy
 
 from .torch_jax import to_torch
 
@@ -97,17 +97,10 @@ class PyroWalker:
         x = np.asarray(positions, dtype=np.float64)
         energy, gradient = (value.detach().cpu().numpy() for value in self.potential.value_and_grad(x, level=level))
         finite = np.isfinite(energy) & np.isfinite(gradient.reshape(len(x), -1)).all(1)
-        sigma = self.potential.schedule.sigma(level)
-        guess = max(1.0, sigma) * x[0].size ** -0.25
-        size, scales, rescale = x[0].size, np.ones(x[0].size), 1.0
-        if previous is not None:
-            before, after = (g.reshape(-1, size) for g in (previous.gradient, gradient))
-            scales = block_scales(previous.scales, before, self.diffused)
-            rescale = rescaling(before * previous.scales, after * scales)
-        step = self.policy.enter(None if previous is None else previous.step, sigma=sigma, guess=guess, rescale=rescale)
-        return State(
-            level, x, np.where(finite, energy, np.inf), gradient, step, np.tile(scales**2, (len(x), 1)), scales
-        )
+        scales = self.kernel.scales(previous, self.diffused)
+        step = self.kernel.enter(previous, gradient, scales, sigma=self.potential.schedule.sigma(level))
+        masses = np.tile(scales**2, (len(x), 1))
+        return State(level, x, np.where(finite, energy, np.inf), gradient, step, masses, scales)
 
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
         chains = len(state.energy)

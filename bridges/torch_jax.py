@@ -9,9 +9,9 @@ becomes one call for all chains, and energies stay float64 wherever 64-bit mode 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,12 +21,11 @@ import torch
 from jax.experimental.buffer_callback import buffer_callback
 
 from ppl_diffusion.arrays import Array, double
+from ppl_diffusion.density import energy_of_each, evaluate_each
 from ppl_diffusion.potential import Mixture, Potential, Product
 from ppl_diffusion.tapestry import Tapestry
 
 _thread = threading.local()
-_failures: deque[BaseException] = deque(maxlen=1)
-"""What a call from XLA has failed with or was interrupted by: XLA may call from a thread of its own, and keeps text."""
 
 
 def to_jax(potential: Potential) -> Potential:
@@ -49,18 +48,18 @@ def to_torch(potential: Potential, *, device: str = "cpu") -> Potential:
 def host_for(potential: Potential, platform: str) -> jax.Device | None:
     """The processor, if JAX computes elsewhere, on ``platform``, and networks that ``potential`` calls are on it:
     their points would be sent there and back, where torch knows the platform at all. None: JAX may choose."""
-    return jax.local_devices(backend="cpu")[0] if platform != "cpu" and _calls_host(potential) else None
+    on_host = any(crossing.potential.device.type == "cpu" for crossing in crossings(potential))
+    return jax.local_devices(backend="cpu")[0] if platform != "cpu" and on_host else None
 
 
-def _calls_host(potential: Potential) -> bool:
-    if isinstance(potential, Tapestry):
-        return any(_calls_host(window) for window in potential.potentials)
-    return any(
-        leaf.potential.device.type == "cpu"
-        if isinstance(leaf, TorchInJax)
-        else leaf is not potential and _calls_host(leaf)
-        for leaf in potential.leaves()
-    )
+def crossings(potential: Potential) -> Iterator[TorchInJax]:
+    """The torch potentials inside a JAX one."""
+    if isinstance(potential, TorchInJax):
+        yield potential
+    inside = potential.potentials if isinstance(potential, Tapestry) else potential.leaves()
+    for part in inside:
+        if part is not potential:
+            yield from crossings(part)
 
 
 def _holds_jax(potential: Potential) -> bool:
@@ -84,20 +83,16 @@ def _rebuilt(potential: Potential, crossed: dict[Potential, Potential]) -> Poten
     return crossed.setdefault(potential, to_jax(potential))
 
 
-class TorchInJax(Potential):
-    """What :func:`to_jax` returns.
+class Crossed(Potential):
+    """A potential of one library inside the other.
 
     Attributes:
-        potential: the torch potential.
-        calls: batched evaluations so far.
+        potential: the one that it carries.
     """
-
-    backend = "jax"
 
     def __init__(self, potential: Potential) -> None:
         self.potential = potential
         self.schedule, self.event_shape, self.name = potential.schedule, potential.event_shape, potential.name
-        self.calls = 0
 
     @property
     def exponent(self) -> Any:
@@ -111,74 +106,136 @@ class TorchInJax(Potential):
     def diffused(self) -> Any:
         return self.potential.diffused
 
+    def start(self, level: int, *, chains: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return self.potential.start(level, chains=chains, rng=rng)
+
+    def refresh(self, positions: Any, level: int, *, rng: np.random.Generator) -> tuple[Any, Any]:
+        return self.potential.refresh(positions, level, rng=rng)
+
+
+class TorchInJax(Crossed):
+    """What :func:`to_jax` returns.
+
+    Attributes:
+        potential: the torch potential.
+        calls: batched evaluations so far.
+        failure: what the last call from XLA has failed with or was interrupted by: XLA may call from a thread of its
+            own, and keeps text only.
+    """
+
+    backend = "jax"
+
+    def __init__(self, potential: Potential) -> None:
+        super().__init__(potential)
+        self.calls = 0
+        self.failure: BaseException | None = None
+
+    @property
+    def group(self) -> Any:
+        """All torch potentials of an expression are evaluated in one call from XLA."""
+        return TorchInJax
+
+    def evaluate_group(self, members: Sequence[Any], points: Sequence[Array], level: Any) -> list[tuple[Array, Array]]:
+        """Energies and gradients by one call, in which networks that are shared are called once."""
+        shapes = tuple((self._energy_like(x), jax.ShapeDtypeStruct(x.shape, x.dtype)) for x in points)
+        return list(_cross(partial(self._write_both, members), shapes)(*points, jnp.asarray(level)))
+
+    def energy_group(self, members: Sequence[Any], points: Sequence[Array], level: Any) -> list[Array]:
+        """As :meth:`evaluate_group`, energies only, which JAX can differentiate: forward and gradient come from one
+        call."""
+
+        @jax.custom_vjp
+        def energies(points: tuple[Array, ...], level: Array) -> tuple[Array, ...]:
+            shapes = tuple(self._energy_like(x) for x in points)
+            return tuple(_cross(partial(self._write_energies, members), shapes)(*points, level))
+
+        def forward(points: tuple[Array, ...], level: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+            found = self.evaluate_group(members, points, level)
+            return tuple(energy for energy, _ in found), tuple(gradient for _, gradient in found)
+
+        def backward(gradients: tuple[Array, ...], cotangents: tuple[Array, ...]) -> tuple[tuple[Array, ...], None]:
+            extra = (1,) * len(self.event_shape)
+            pairs = zip(gradients, cotangents, strict=True)
+            return tuple(c.reshape(c.shape + extra).astype(g.dtype) * g for g, c in pairs), None
+
+        energies.defvjp(forward, backward)
+        return list(energies(tuple(points), jnp.asarray(level)))
+
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
-        shapes = self._energy_like(x), jax.ShapeDtypeStruct(x.shape, x.dtype)
-        return _cross(self._write_both, shapes)(x, jnp.asarray(level))
+        return self.evaluate_group([self], [x], level)[0]
 
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
-        return _energy_of(self, x, jnp.asarray(level))
+        return self.energy_group([self], [x], level)[0]
 
     def _energy_like(self, x: Array) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self._chains(x), jax.dtypes.canonicalize_dtype(jnp.float64))
 
-    def _write_both(self, context: Any, out: Any, x: Any, level: Any) -> None:
-        with _callback(context, x):
-            points, where = self._receive(x, level)
-            values = self.potential.value_and_grad(points, level=where)
-            for buffer, value, shape in zip(out, values, (self._chains(points), points.shape), strict=True):
-                torch.from_dlpack(buffer).copy_(self._of_shape(value.detach(), shape))
+    def _write_both(self, members: Sequence[TorchInJax], context: Any, out: Any, *given: Any) -> None:
+        with self._called(context, given[0]):
+            points, level = self._receive(members, given)
+            found = evaluate_each([member.potential for member in members], points, level)
+            for buffers, values, x in zip(out, found, points, strict=True):
+                self._fill(buffers[0], values[0], self._chains(x))
+                self._fill(buffers[1], values[1], x.shape)
 
-    def _write_energy(self, context: Any, out: Any, x: Any, level: Any) -> None:
-        with _callback(context, x), torch.no_grad():
-            points, where = self._receive(x, level)
-            energy = self.potential.energy(points, level=where)
-            torch.from_dlpack(out).copy_(self._of_shape(energy, self._chains(points)))
+    def _write_energies(self, members: Sequence[TorchInJax], context: Any, out: Any, *given: Any) -> None:
+        with self._called(context, given[0]), torch.no_grad():
+            points, level = self._receive(members, given)
+            energies = energy_of_each([member.potential for member in members], points, level)
+            for buffer, energy, x in zip(out, energies, points, strict=True):
+                self._fill(buffer, energy, self._chains(x))
+
+    @contextmanager
+    def _called(self, context: Any, x: Any) -> Iterator[None]:
+        """Inside a call from XLA: what torch does on an accelerator is queued behind what XLA has queued there."""
+        device, number = x.__dlpack_device__()
+        on_host = int(device) == 1
+        queue = nullcontext() if on_host else torch.cuda.stream(torch.cuda.ExternalStream(context.stream, number))
+        _thread.in_callback = True
+        try:
+            with queue:
+                yield
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            _thread.in_callback = False
 
     def _chains(self, x: Any) -> Any:
         return x.shape[: x.ndim - len(self.event_shape)]
 
-    def _of_shape(self, value: torch.Tensor, shape: Any) -> torch.Tensor:
+    def _fill(self, buffer: Any, value: torch.Tensor, shape: Any) -> None:
         if tuple(value.shape) != tuple(shape):  # copied, one chain's value would be repeated for all of them
             raise ValueError(f"{self.name} returned shape {tuple(value.shape)} where {tuple(shape)} is due")
-        return value
+        torch.from_dlpack(buffer).copy_(value.detach())
 
-    def _receive(self, x: Any, level: Any) -> tuple[torch.Tensor, int]:
-        self.calls += 1
-        # A copy: the buffer belongs to XLA and is used again when the callback has returned.
-        points = torch.from_dlpack(x).to(self.potential.device, copy=True)
-        levels = set(torch.from_dlpack(level).flatten().tolist())
+    def _receive(self, members: Sequence[TorchInJax], given: Sequence[Any]) -> tuple[list[torch.Tensor], int]:
+        points = []
+        for member, x in zip(members, given[:-1], strict=True):
+            member.calls += 1
+            # A copy: the buffer belongs to XLA and is used again when the callback has returned.
+            points.append(torch.from_dlpack(x).to(member.potential.device, copy=True))
+        levels = set(torch.from_dlpack(given[-1]).flatten().tolist())
         if len(levels) > 1:
             raise ValueError(f"{self.name} takes one level for all chains, got {levels}: call it once a level")
         return points, int(levels.pop())
 
 
 @contextmanager
-def _callback(context: Any, x: Any) -> Iterator[None]:
-    """Inside a call from XLA: what torch does on an accelerator is queued behind what XLA has queued there."""
-    device, number = x.__dlpack_device__()
-    on_host = int(device) == 1
-    queue = nullcontext() if on_host else torch.cuda.stream(torch.cuda.ExternalStream(context.stream, number))
-    _thread.in_callback = True
-    try:
-        with queue:
-            yield
-    except BaseException as error:
-        _failures.append(error)
-        raise
-    finally:
-        _thread.in_callback = False
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Errors of torch code that JAX has called come out as they were raised, not inside XLA's or as its text."""
-    _failures.clear()
+def plain_errors(potential: Potential) -> Iterator[None]:
+    """Errors of torch code that JAX has called for a potential come out as they were raised, not inside XLA's or as its
+    text."""
+    called = list(crossings(potential))
     try:
         yield
     except Exception:
-        if _failures:
-            raise _failures[-1] from None
+        for crossing in called:
+            if crossing.failure is not None:
+                raise crossing.failure from None
         raise
+    finally:
+        for crossing in called:
+            crossing.failure = None
 
 
 def _cross(write: Callable[..., None], shapes: Any) -> Callable[..., Any]:
@@ -186,25 +243,7 @@ def _cross(write: Callable[..., None], shapes: Any) -> Callable[..., Any]:
     return buffer_callback(write, shapes, vmap_method="expand_dims")
 
 
-def _energy_of(crossing: TorchInJax, x: Array, level: Array) -> Array:
-    """Energies that JAX can differentiate: forward and gradient come from one call."""
-
-    @jax.custom_vjp
-    def energy(x: Array, level: Array) -> Array:
-        return _cross(crossing._write_energy, crossing._energy_like(x))(x, level)
-
-    def forward(x: Array, level: Array) -> tuple[Array, Array]:
-        return crossing._evaluate(x, level)
-
-    def backward(gradient: Array, cotangent: Array) -> tuple[Array, None]:
-        extra = (1,) * len(crossing.event_shape)
-        return cotangent.reshape(cotangent.shape + extra).astype(gradient.dtype) * gradient, None
-
-    energy.defvjp(forward, backward)
-    return energy(x, level)
-
-
-class JaxInTorch(Potential):
+class JaxInTorch(Crossed):
     """What :func:`to_torch` returns; evaluated in 64-bit mode.
 
     Attributes:
@@ -214,22 +253,13 @@ class JaxInTorch(Potential):
     backend = "torch"
 
     def __init__(self, potential: Potential, *, device: str = "cpu") -> None:
-        self.potential, self._device = potential, torch.device(device)
-        self.schedule, self.event_shape, self.name = potential.schedule, potential.event_shape, potential.name
-        self._compiled = jax.jit(lambda x, level: potential.value_and_grad(x, level=level))
+        super().__init__(potential)
+        self._device = torch.device(device)
 
     @property
     def device(self) -> torch.device:
         """Where tensors come back, and points must be."""
         return self._device
-
-    @property
-    def exponent(self) -> Any:
-        return self.potential.exponent
-
-    @property
-    def reference(self) -> tuple[Any, Any]:
-        return self.potential.reference
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
         if getattr(_thread, "in_callback", False):
@@ -237,10 +267,14 @@ class JaxInTorch(Potential):
                 f"{self.name} computes with JAX and was called by a JAX callback, which may wait for ever: "
                 "compose it as a JAX potential, without to_torch"
             )
+        compiled = self.memo("compiled", self._compile)
         with jax.enable_x64(True):
-            energy, gradient = self._compiled(x.detach().cpu().numpy(), level)
+            energy, gradient = compiled(x.detach().cpu().numpy(), level)
             values = np.array(energy, dtype=np.float64), np.array(gradient)
         return tuple(torch.from_numpy(value).to(x.device) for value in values)  # type: ignore[return-value]
+
+    def _compile(self) -> Callable[..., Any]:
+        return jax.jit(lambda x, level: self.potential.value_and_grad(x, level=level))
 
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
         return double(_JaxEnergy.apply(x, self, level)[0])

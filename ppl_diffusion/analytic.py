@@ -54,8 +54,8 @@ class GaussianMixture(Potential):
         name: str = "gaussian_mixture",
     ) -> None:
         self.means = np.array(means, dtype=np.float64)
-        if self.means.ndim != 2:
-            raise ValueError(f"means must have shape (components, dimensions), got {self.means.shape}")
+        if self.means.ndim != 2 or not np.all(np.isfinite(self.means)):
+            raise ValueError(f"means must be finite, of shape (components, dimensions), got {means!r}")
         components, dimensions = self.means.shape
         self.axes, self.variances = _principal_axes(scales, covariances, components, dimensions)
         weights = np.ones(components) if weights is None else np.array(weights, dtype=np.float64)

@@ -16,6 +16,7 @@ weights: Annealed Importance Sampling (Neal, 2001), https://arxiv.org/abs/physic
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -117,7 +118,8 @@ def anneal(
         arrival = proposals.arrive(walker, potential, positions, level, state, reverse_step, population, next(host))
         state, increments = arrival.state, arrival.increments
         if rung == 0:
-            increments = np.zeros(chains) if init is not None else -arrival.energy - log_weights
+            given = np.where(np.isfinite(arrival.energy), 0.0, -np.inf)
+            increments = given if init is not None else -arrival.energy - log_weights
             log_weights = np.zeros(chains)
         record: dict[str, Any] = {
             "log_normaliser": weights.log_normaliser_increment(log_weights, increments),
@@ -125,10 +127,11 @@ def anneal(
         }
         log_weights = weights.alive(log_weights + increments)
         record["ess"] = weights.effective_sample_size(log_weights)
-        if record["ess"] == 0 and rung == 0:
+        if record["ess"] == 0 and (rung == 0 or rungs[-1]["ess"] > 0):
+            where = "for any chain at level" if rung == 0 else "on all levels for any chain down to"
             notes.append(
-                f"the energy of {potential} is not finite for any chain at level {level}: look for NaN in what it was "
-                "given, such as missing data"
+                f"the energy of {potential} is not finite {where} {level}: look for NaN in what it was given, such as "
+                "missing data"
             )
         elif rung == 0 and init is None and record["ess"] < 0.1 * chains:
             notes.append(
@@ -144,7 +147,7 @@ def anneal(
         record["energy_arrival"] = np.asarray(state.energy)
         state, moved = walker.move(state, steps, seed=next(host))
         record |= moved
-        record["nonfinite"] = record["nonfinite"] + ~np.isfinite(arrival.energy)
+        record["nonfinite"] = np.nan_to_num(record["nonfinite"]) + ~np.isfinite(arrival.energy)
         record["gradient_calls"] = 1 + int(moved["gradient_calls"])
         record["energy"], positions = np.asarray(state.energy), state.positions
         rungs.append(record)
@@ -161,7 +164,7 @@ def anneal(
     with jax.enable_x64(True):
         notes += check_quotient(potential, levels=(), positions=drawn[:256, -1], level=ladder.levels[-1])
     for note in dict.fromkeys(notes):
-        warnings.warn(note, SamplingWarning, stacklevel=3)  # past the decorator, where the caller is
+        warn_caller(note)
     attributes = {
         "potential": str(potential),
         "kernel": str(kernel),
@@ -197,6 +200,14 @@ def reverse_diffusion(
     return anneal(
         potential, Still(), ladder=ladder, chains=chains, seed=seed, init=init, reverse_step=True, progress=progress
     )
+
+
+def warn_caller(note: str) -> None:
+    """A :class:`SamplingWarning` at the line that called this library, whichever of its doors that went through."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("ppl_diffusion", "bridges", "contextlib"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(note, SamplingWarning, stacklevel=level)
 
 
 def _resample(
@@ -289,6 +300,8 @@ def _check(
     if resample is not None and (not isinstance(resample, Real) or isinstance(resample, bool) or not 0 < resample <= 1):
         raise ValueError(f"resample is a share of the chains between 0 and 1, got {resample!r}: try resample=0.5")
     ladder = ladder if ladder is not None else Ladder.full(potential.schedule)
+    if isinstance(kernel, Still) and isinstance(ladder, Ladder):
+        ladder = Ladder(levels=ladder.levels, steps=0)
     if not isinstance(ladder, Ladder):
         raise TypeError(f"ladder must be a Ladder, got {ladder!r}: try Ladder.full(potential.schedule, steps=10)")
     if ladder.levels[0] >= len(potential.schedule):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 COORDINATES = 200_000
 """In a chunk on a processor: pictures of 3x32x32 went fastest 64 at a time, of 3x64x64 16 at a time."""
@@ -32,15 +32,31 @@ class MemoryWarning(UserWarning):
 
 
 class Chunks:
-    """How a network is evaluated on one device, shared by all of its conditions.
+    """How a network is evaluated on the device that it is on, shared by all of its conditions.
 
-    Attributes:
-        size: most points that are evaluated at once; None for all.
+    Args:
+        coordinates: of one point.
+        network: what is evaluated.
     """
 
-    def __init__(self, coordinates: int, device: torch.device) -> None:
-        self.device = device
-        self.size = max(SMALLEST, COORDINATES // coordinates) if device.type == "cpu" else None
+    def __init__(self, coordinates: int, network: nn.Module) -> None:
+        self.coordinates, self.network = coordinates, network
+        self._sizes: dict[torch.device, int | None] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @property
+    def size(self) -> int | None:
+        """Most points that are evaluated at once there; None for all."""
+        rule = max(SMALLEST, COORDINATES // self.coordinates) if self.device.type == "cpu" else None
+        return self._sizes.get(self.device, rule)
+
+    @size.setter
+    def size(self, size: int | None) -> None:
+        self._sizes[self.device] = size
 
     def evaluate(self, call: Call, points: int) -> tuple[Tensor, ...]:
         """``call`` on all points, ``0`` to ``points - 1``, some at a time.

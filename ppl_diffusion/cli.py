@@ -44,6 +44,7 @@ class Engine(StrEnum):
     """Libraries that kernels come from."""
 
     blackjax = "blackjax"
+    pyro = "pyro"
 
 
 def main() -> None:
@@ -65,12 +66,12 @@ def sample(
     expression: Annotated[str, typer.Argument(help="For example 'ring * bar' or 'digits[3]'.")],
     out: Annotated[Path, typer.Option(help="New folder for the trace, the summary and the picture.")],
     kernel: KernelName = KernelName.hmc,
-    engine: Engine = Engine.blackjax,
+    engine: Annotated[Engine, typer.Option(help="Where it comes from; pyro has hmc and nuts.")] = Engine.blackjax,
     chains: int = 256,
     draws: int = 1,
-    steps: Annotated[int, typer.Option(help="Kernel steps at every rung.")] = 10,
+    steps: Annotated[int | None, typer.Option(help="Kernel steps at every rung; 10 by default.")] = None,
     rungs: Annotated[int | None, typer.Option(help="Levels visited; all by default.")] = None,
-    leapfrogs: Annotated[int, typer.Option(help="For hmc and uhmc.")] = 3,
+    leapfrogs: Annotated[int | None, typer.Option(help="Of hmc and uhmc; 3 by default.")] = None,
     step: Annotated[float | None, typer.Option(help="Leapfrog step; adapted by default.")] = None,
     resample: Annotated[float | None, typer.Option(help="Share of the chains, e.g. 0.5.")] = None,
     reverse_step: Annotated[bool, typer.Option("--reverse-step", help="Arrive by reverse diffusion.")] = False,
@@ -90,18 +91,26 @@ def sample(
         from .expression import parse
         from .schedule import Ladder
 
-        if kernel is KernelName.reverse and (draws != 1 or resample is not None):
-            raise ValueError("reverse diffusion has one draw a chain and no weights: leave --draws and --resample out")
+        if kernel is KernelName.reverse:
+            numbers = {"--steps": steps, "--leapfrogs": leapfrogs, "--step": step, "--resample": resample}
+            unread = [name for name, value in numbers.items() if value is not None]
+            unread += ["--draws"] * (draws != 1) + ["--reverse-step"] * reverse_step
+            if unread:
+                raise ValueError(
+                    f"reverse diffusion has one draw a chain, no steps and no weights: leave {', '.join(unread)} out"
+                )
+        else:
+            built = _kernel(engine, kernel, leapfrogs, step)
         target = parse(expression, load=zoo.load, known=zoo.names())
         schedule = target.schedule
-        ladder = Ladder.spaced(schedule, rungs=len(schedule) if rungs is None else rungs, steps=steps)
+        count = len(schedule) if rungs is None else rungs
+        ladder = Ladder.spaced(schedule, rungs=count, steps=10 if steps is None else steps)
         options: dict[str, Any] = {"ladder": ladder, "chains": chains, "seed": seed}
         with _staging(out) as folder, _bar(expression, quiet or as_json) as tell, warnings.catch_warnings():
             warnings.simplefilter("ignore", SamplingWarning)  # they are part of the diagnosis
             if kernel is KernelName.reverse:
                 trace = reverse_diffusion(target, **options, progress=tell)
             else:
-                built = _kernel(kernel, leapfrogs, step)
                 trace = anneal(
                     target, built, **options, draws=draws, resample=resample, reverse_step=reverse_step, progress=tell
                 )
@@ -175,14 +184,16 @@ def train(
             typer.echo(f"{weights}: load it with load({str(weights)!r})")
 
 
-def _kernel(name: KernelName, leapfrogs: int, step: float | None) -> Any:
-    from bridges import blackjax as kernels
+def _kernel(engine: Engine, name: KernelName, leapfrogs: int | None, step: float | None) -> Any:
+    from bridges import blackjax, pyro
 
-    options: dict[str, Any] = {} if step is None else {"step": step}
-    if name in (KernelName.hmc, KernelName.uhmc):
-        options["leapfrogs"] = leapfrogs
-    built = {"hmc": kernels.HMC, "mala": kernels.MALA, "nuts": kernels.NUTS, "uhmc": kernels.UHMC, "ula": kernels.ULA}
-    return built[name.value](**options)
+    kernel = getattr(pyro if engine is Engine.pyro else blackjax, name.value.upper(), None)
+    if kernel is None:
+        raise ValueError(f"Pyro has no {name.value}: use --kernel hmc or --kernel nuts, or leave --engine out")
+    if leapfrogs is not None and name not in (KernelName.hmc, KernelName.uhmc):
+        raise ValueError(f"the number of leapfrogs of {name.value} is its own affair: leave --leapfrogs out")
+    options = {"step": step, "leapfrogs": leapfrogs}
+    return kernel(**{option: value for option, value in options.items() if value is not None})
 
 
 def _report(found: Any, quiet: bool, as_json: bool, *, extra: dict[str, Any]) -> None:

@@ -90,7 +90,7 @@ def image_data(
         kept = kept.reshape(-1, *[1] * (tokens.ndim - 1))
         return pixels[index].float() / 127.5 - 1, torch.where(kept, tokens, anything)
 
-    sample = pixels[:1000].double() / 127.5 - 1
+    sample = pixels[:: -(-len(pixels) // 1000)].double() / 127.5 - 1  # of all the file, which may be sorted
     return Data(draw, tuple(pictures.shape[1:]), conditions, (float(sample.mean()), float(sample.var())))
 
 
@@ -104,9 +104,14 @@ def _by_class(source: str | Path, labels: np.ndarray) -> tuple[Conditions, Pick]
     return Classes(int(labels.max()) + 1), lambda index, generator: tokens[index]
 
 
+def _first_come(present: np.ndarray) -> bool:
+    """Whether in every row at least one is there, and none after one that is not."""
+    return bool(present[:, 0].all() and np.all(present[:, 1:] <= present[:, :-1]))
+
+
 def _by_position(source: str | Path, positions: np.ndarray) -> tuple[Conditions, Pick]:
     present = ~np.isnan(positions).any(-1)
-    if positions.ndim != 3 or positions.shape[2] != 2 or not present[:, 0].all():
+    if positions.ndim != 3 or positions.shape[2] != 2 or not _first_come(present):
         raise ValueError(
             f"positions in {source} must be (n, most, 2), those that are there first and then NaN, at least one for "
             f"each picture, got {positions.dtype} {positions.shape}"

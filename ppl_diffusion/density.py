@@ -139,8 +139,11 @@ class Density(ABC):
         """The distinct densities that it is made of."""
         return (self,)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_memo"}
+
     def memo(self, key: Hashable, build: Callable[[], Any]) -> Any:
-        """What ``build()`` returned for ``key`` the first time: compiled code that lives as long as the potential."""
+        """What ``build()`` returned for ``key`` the first time: compiled code and the like, which is not pickled."""
         cache = self.__dict__.setdefault("_memo", {})
         if key not in cache:
             cache[key] = build()
@@ -242,6 +245,11 @@ def common_ground(potentials: Sequence[Density]) -> tuple[Backend, NoiseSchedule
     for potential in potentials:
         if not isinstance(potential, Density):
             raise TypeError(f"only potentials can be composed, got {potential!r}: wrap a function in EnergyFunction")
+        if not np.all(potential.diffused):
+            raise ValueError(
+                f"{potential} has coordinates that no noise level belongs to, and is walked on alone: compose the "
+                "priors inside the model"
+            )
     first = potentials[0]
     for other in potentials[1:]:
         if other.backend != first.backend:

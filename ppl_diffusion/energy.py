@@ -85,7 +85,7 @@ class EnergyModel(Potential):
         self.conditions = conditions or Classes(0)
         self.token = self.conditions.anything if token is None else token
         self.name, self.info, self._reference = name, dict(info or {}), reference
-        self.chunks = chunks or Chunks(math.prod(self.event_shape), self.device)
+        self.chunks = chunks or Chunks(math.prod(self.event_shape), self.network)
 
     @property
     def reference(self) -> Reference:
@@ -95,14 +95,12 @@ class EnergyModel(Potential):
     @property
     def device(self) -> torch.device:
         """Where the network is, and points must be."""
-        return next(self.network.parameters()).device
+        return self.chunks.device
 
     def to(self, device: str | torch.device) -> EnergyModel:
-        """The same model with its network moved to ``device``, as torch moves modules: for all who share it."""
-        network = self.network.to(device)
-        where = next(network.parameters()).device
-        chunks = self.chunks if where == self.chunks.device else Chunks(math.prod(self.event_shape), where)
-        return self._with(self.token, self.name, network, chunks)
+        """This model, its network moved to ``device``, as torch moves modules: for all who share it."""
+        self.network.to(device)
+        return self
 
     def given(self, *condition: Any, **named: Any) -> EnergyModel:
         """The model under one condition, ``.given(3)`` or ``.given(x=0.3, y=0.6)``; without it, that of all.
@@ -113,20 +111,17 @@ class EnergyModel(Potential):
         """
         base = self.name.split("[")[0]
         token, text = self.conditions.token(base, *condition, **named)
-        return self._with(token, f"{base}[{text}]", self.network, self.chunks)
-
-    def _with(self, token: Token, name: str, network: nn.Module, chunks: Chunks) -> EnergyModel:
         return EnergyModel(
-            network,
+            self.network,
             form=self.form,
             schedule=self.schedule,
             event_shape=self.event_shape,
             conditions=self.conditions,
             token=token,
             reference=self.reference,
-            name=name,
+            name=f"{base}[{text}]",
             info=self.info,
-            chunks=chunks,
+            chunks=self.chunks,
         )
 
     @property
@@ -138,13 +133,10 @@ class EnergyModel(Potential):
         self, members: Sequence[Density], points: Sequence[Array], level: Any
     ) -> list[tuple[Array, Array]]:
         """Energies and gradients under every condition, by one call of the network on the stacked points."""
-        stacked, sizes, condition = self._together(members, [x.detach() for x in points])
+        stacked, sizes, condition = self._together(members, points)
 
         def some(part: slice) -> tuple[Tensor, Tensor]:
-            with torch.enable_grad():
-                x = stacked[part].requires_grad_()
-                energy = self._network_energy(x, level, condition if len(condition) == 1 else condition[part])
-                return energy.detach(), torch.autograd.grad(energy.sum(), x)[0]
+            return self._network_gradient(stacked[part], level, condition if len(condition) == 1 else condition[part])
 
         with full_precision(self.device):
             energies, gradients = (values.split(sizes) for values in self.chunks.evaluate(some, len(stacked)))
@@ -190,10 +182,7 @@ class EnergyModel(Potential):
         where = len(self.schedule) // 2 if level is None else level
 
         def some(part: slice) -> tuple[Tensor, Tensor]:
-            with torch.enable_grad():
-                leaf = x[part].requires_grad_()
-                energy = self._network_energy(leaf, where, self._stack([self.token], [1]))
-                return energy.detach(), torch.autograd.grad(energy.sum(), leaf)[0]
+            return self._network_gradient(x[part], where, self._stack([self.token], [1]))
 
         with full_precision(self.device):
             return self.chunks.tune(some, points)
@@ -219,6 +208,13 @@ class EnergyModel(Potential):
         where = torch.tensor([int(level)], device=x.device)  # one for all: the embedding is computed once
         f = noise_potential(self.network, self.form, self.schedule, x, where, condition, self.reference)
         return f / self.schedule.sigma(level)
+
+    def _network_gradient(self, x: Tensor, level: Any, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with their gradients, ``(batch, *event_shape)``."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            energy = self._network_energy(x, level, condition)
+            return energy.detach(), torch.autograd.grad(energy.sum(), x)[0]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Expressions of potentials as text, for the command line: parsed by a grammar, never evaluated as Python.
 
     ring * bar    0.3 * left + 0.7 * right    ring / wide**0.5    guidance(ring, wide, 1.5)
-    mixture(ring, bar)    conjunction(base, p, q)    digits[3] * digits[8]
+    mixture([ring, bar])    conjunction([p, q], base)    digits[3] * digits[8]
 
 Operators and precedence are Python's, whose parser is used for the syntax; every node that is not in the
 grammar is refused with its position.
@@ -36,7 +36,10 @@ def parse(text: str, *, load: Callable[[str], Potential], known: Sequence[str]) 
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         column = getattr(error, "offset", None) or 1
         raise ValueError(f"cannot read {text!r} at position {column}: write for example 'ring * bar'") from error
-    value = _Reader(text, load, known).read(tree)
+    try:
+        value = _Reader(text, load, known).read(tree)
+    except RecursionError as error:
+        raise ValueError("the expression is too deep: a power, ring**3, is shorter than ring * ring * ring") from error
     if not isinstance(value, Potential):
         raise ValueError(f"{text!r} is a number, not a density: write for example 'ring * bar'")
     return value
@@ -49,7 +52,10 @@ class _Reader:
 
     def read(self, node: ast.expr) -> Potential | float:
         if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-            return float(node.value)  # type: ignore[arg-type]
+            try:
+                return float(node.value)  # type: ignore[arg-type]
+            except OverflowError as error:
+                raise self.error(node, "this number is too large") from error
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
             return -self.number(node.operand)
         if isinstance(node, ast.Name):
@@ -58,7 +64,7 @@ class _Reader:
             return self.operation(node)
         if isinstance(node, ast.Subscript):
             return self.condition(node)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             return self.call(node, node.func.id)
         raise self.error(node, "only names, numbers, * / + **, brackets and functions are allowed")
 
@@ -91,7 +97,11 @@ class _Reader:
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         values = [part.value if isinstance(part, ast.Constant) else None for part in parts]
         position = len(values) == 2 and all(type(value) in (int, float) for value in values)
-        if not hasattr(model, "given") or not (position or [type(value) for value in values] == [int]):
+        if (
+            not isinstance(node.value, ast.Name)
+            or not hasattr(model, "given")
+            or not (position or [type(value) for value in values] == [int])
+        ):
             raise self.error(node, "a condition stands in brackets, a class, digits[3], or a place, cubes[0.3, 0.6]")
         key = ast.dump(node)
         try:
@@ -104,22 +114,27 @@ class _Reader:
     def call(self, node: ast.Call, name: str) -> Potential:
         if name not in FUNCTIONS:
             raise self.error(node, f"no function is called {name!r}: use {', '.join(FUNCTIONS)}")
-        values = [self.read(argument) for argument in node.args]
-        scale = None
-        if name == "guidance" and values and isinstance(values[-1], float):
-            scale = float(values.pop())  # type: ignore[arg-type]
-        densities = [value for value in values if isinstance(value, Potential)]
+        given = [*node.args, *(keyword.value for keyword in node.keywords)]
+        values = [self.parts(value) if isinstance(value, ast.List) else self.read(value) for value in given]
         try:
-            if name == "guidance" and len(densities) == len(values) == 2 and scale is not None:
-                return guidance(densities[0], densities[1], scale=scale)
-            if name == "mixture" and densities and len(densities) == len(values):
-                return mixture(densities)
-            if name == "conjunction" and len(densities) == len(values) >= 2:
-                return conjunction(densities[1:], densities[0])
+            match name, values, [keyword.arg for keyword in node.keywords]:
+                case "guidance", [Potential() as p, Potential() as q, float(scale)], [] | ["scale"]:
+                    return guidance(p, q, scale=scale)
+                case "mixture", [list(parts)], []:
+                    return mixture(parts)
+                case "conjunction", [list(parts), Potential() as base], [] | ["base"]:
+                    return conjunction(parts, base)
         except (TypeError, ValueError) as error:
             raise self.error(node, str(error)) from error
-        usage = {"guidance": "p, q, 1.5", "mixture": "p, q", "conjunction": "base, p, q"}[name]
+        usage = {"guidance": "p, q, scale=1.5", "mixture": "[p, q]", "conjunction": "[p, q], base"}[name]
         raise self.error(node, f"write {name}({usage})")
+
+    def parts(self, node: ast.List) -> list[Potential]:
+        found = [self.read(part) for part in node.elts]
+        densities = [part for part in found if isinstance(part, Potential)]
+        if len(densities) < len(found):
+            raise self.error(node, "a list holds densities, not numbers")
+        return densities
 
     def number(self, node: ast.expr) -> float:
         value = self.read(node)

@@ -17,7 +17,7 @@ import numpy as np
 
 from .arrays import Array, as_numpy
 from .potential import Potential
-from .step import StepPolicy, StepState, as_policy, centred
+from .step import StepPolicy, StepState, as_policy, block_scales, centred, rescaling
 
 
 class State(NamedTuple):
@@ -107,6 +107,21 @@ class SteppedKernel(ABC):
     def bind(self, potential: Potential) -> Walker:
         """Prepare to walk on ``potential``."""
 
+    def scales(self, previous: State | None, diffused: np.ndarray) -> np.ndarray:
+        """Scales of coordinates, ``(size,)``, on arrival from ``previous``; ``diffused`` says which are 1."""
+        if previous is None:
+            return np.ones(diffused.size)
+        return block_scales(previous.scales, np.asarray(previous.gradient, float).reshape(-1, diffused.size), diffused)
+
+    def enter(self, previous: State | None, gradient: Any, scales: np.ndarray, *, sigma: float) -> StepState:
+        """The step on arrival from ``previous``, where the ``gradient (chains, *event_shape)`` is another."""
+        policy, guess = as_policy(self.step), max(1.0, sigma) * scales.size**-0.25
+        if previous is None:
+            return policy.enter(None, sigma=sigma, guess=guess)
+        before, after = (np.asarray(g, float).reshape(-1, scales.size) for g in (previous.gradient, gradient))
+        rescale = rescaling(before * previous.scales, after * scales)
+        return policy.enter(previous.step, sigma=sigma, guess=guess, rescale=rescale)
+
 
 def check_count(name: str, value: Any, *, example: int) -> None:
     """Raise ``ValueError`` unless ``value`` is a whole number >= 1."""
@@ -118,7 +133,10 @@ def check_count(name: str, value: Any, *, example: int) -> None:
 class Still:
     """The kernel that never moves: with ``reverse_step=True`` the walk is plain reverse diffusion."""
 
-    adjusted: bool = True
+    @property
+    def adjusted(self) -> bool:
+        """False: nothing is tested."""
+        return False
 
     def bind(self, potential: Potential) -> Walker:
         return _StillWalker(potential)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
+from copy import deepcopy
 
 import blackjax
 import jax
@@ -12,7 +14,9 @@ import pytest
 import torch
 from scipy import stats
 
+from bridges.arviz import diagnose
 from bridges.blackjax import HMC, MALA, NUTS, UHMC, ULA, from_blackjax
+from bridges.torch_jax import to_torch
 from ppl_diffusion import (
     Adaptive,
     EnergyFunction,
@@ -234,6 +238,9 @@ def test_a_chain_without_a_gradient_stays_where_it_is():
     kept = reverse_diffusion(holed, init=start, ladder=Ladder(levels=(2, 1), steps=0), chains=20, seed=0)
     assert np.all(np.isfinite(kept.positions))
     np.testing.assert_array_equal(kept.positions[1::2, 0], start[1::2])
+    assert kept.stats.nonfinite.sum("chain").to_numpy().tolist() == [10, 10]
+    assert any("20 energies or gradients were not finite" in words for words in diagnose(kept).warnings)
+    np.testing.assert_allclose(kept.stats.ess[0], 10)  # of given positions too
 
     def nowhere(x, level):
         return jnp.nan * x.sum(-1)
@@ -241,6 +248,50 @@ def test_a_chain_without_a_gradient_stays_where_it_is():
     lost = EnergyFunction(nowhere, schedule=SCHEDULE, event_shape=(2,), backend="jax", name="lost")
     with pytest.warns(SamplingWarning, match="energy of lost is not finite for any chain at level 99"):
         walk(lost)
+    with pytest.warns(SamplingWarning, match="energy of lost is not finite for any chain at level 99"):
+        dead = walk(lost, init=np.zeros((50, 2)), resample=0.5)
+    assert not dead.stats.ess.any()
+
+    def floor(x, level):
+        return jnp.where(level > 50, 0.0, jnp.nan) * x.sum(-1) + 0.5 * (x**2).sum(-1)
+
+    sinking = EnergyFunction(floor, schedule=SCHEDULE, event_shape=(2,), backend="jax", name="sinking")
+    with pytest.warns(SamplingWarning, match="not finite on all levels for any chain down to 45") as caught:
+        reverse_diffusion(sinking, ladder=SHORT, chains=5, seed=0)
+    assert {w.filename for w in caught} == {__file__}
+
+
+def test_any_kernel_of_blackjax_is_annealed_and_says_what_it_has():
+    def generator(key, x):
+        return x + 0.3 * jax.random.normal(key, x.shape)
+
+    rmh = from_blackjax(blackjax.rmh.build_kernel, blackjax.rmh.init, transition_generator=generator)
+    trace = walk(kernel=rmh, ladder=Ladder(levels=(99, 30, 0), steps=20), draws=10)
+    assert np.isnan(trace.stats.step_size).all()
+    assert np.isnan(trace.sample_stats.step_size).all()
+    assert float(trace.stats.acceptance_rate.mean()) > 0.2
+
+    def without_a_rate():
+        kernel = blackjax.mala.build_kernel()
+
+        def step(key, state, logdensity_fn, step_size):
+            return kernel(key, state, logdensity_fn, step_size)[0], ()
+
+        return step
+
+    with pytest.raises(TypeError, match="no acceptance_rate to adapt"):
+        walk(kernel=from_blackjax(without_a_rate, blackjax.mala.init, step_size=Adaptive()))
+    rough = from_blackjax(without_a_rate, blackjax.mala.init, adjusted=False, step_size=0.01)
+    assert any("unadjusted" in words for words in diagnose(walk(kernel=rough)).warnings)
+
+
+def test_a_potential_is_copied_and_pickled_after_a_walk_as_before():
+    walk(MODES)
+    for copy in (pickle.loads(pickle.dumps(MODES)), deepcopy(MODES)):
+        np.testing.assert_array_equal(walk(copy).positions, walk(MODES).positions)
+    inside = to_torch(MODES)
+    inside.energy(np.zeros((3, 2)), level=2)
+    assert pickle.loads(pickle.dumps(inside)).energy(np.zeros((3, 2)), level=2).shape == (3,)
 
 
 @pytest.mark.parametrize("draws", [53, 4])

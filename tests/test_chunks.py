@@ -82,6 +82,19 @@ def test_a_device_without_memory_is_asked_for_less():
         model(room=0).value_and_grad(points(1), level=3)
 
 
+def test_a_network_that_moves_takes_all_its_conditions_along():
+    base = model()
+    given = base.given(x=0.5, y=0.5)
+    base.chunks.size = 3
+    assert base.to("meta") is base
+    assert given.device == torch.device("meta")
+    assert given.chunks.size is None, "all at once on an accelerator"
+    given.chunks.size = 7
+    assert base.chunks.size == 7
+    base.network.to_empty(device="cpu")
+    assert given.chunks.size == 3, "what was found there before"
+
+
 def test_a_walk_survives_it():
     ladder = Ladder(levels=(19, 5), steps=2)
     with pytest.warns(MemoryWarning):

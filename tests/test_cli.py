@@ -49,12 +49,22 @@ def test_sample_writes_trace_summary_and_pictures(run, tmp_path):
     assert len(json.loads(printed)["rungs"]["acceptance"]) == 4
 
 
-@pytest.mark.parametrize("kernel", ["mala", "nuts", "uhmc", "ula", "reverse"])
-def test_every_kernel_has_a_name(run, tmp_path, kernel):
-    status, printed, progress = run(
-        "sample", "0.5*left + 0.5*right", "--kernel", kernel, "--out", tmp_path / "x", *QUICK, "--quiet"
-    )
-    assert (status, printed, progress) == (0, "", "")
+@pytest.mark.parametrize(
+    ("kernel", "name"),
+    [
+        (("mala", "--steps", 1), "MALA("),
+        (("nuts", "--steps", 1), "NUTS("),
+        (("uhmc", "--steps", 1, "--leapfrogs", 2), "leapfrogs=2"),
+        (("ula", "--steps", 1), "ULA("),
+        (("hmc", "--steps", 1, "--engine", "pyro"), "adapt_mass_matrix"),
+        (("reverse",), "Still"),
+    ],
+)
+def test_every_kernel_has_a_name(run, tmp_path, kernel, name):
+    out = tmp_path / "x"
+    few = ("--chains", 4, "--rungs", 3, "--quiet")
+    assert run("sample", "0.5*left + 0.5*right", "--kernel", *kernel, "--out", out, *few) == (0, "", "")
+    assert name in Trace.load(out / "trace.nc").attributes["kernel"]
 
 
 def test_json_is_the_only_thing_on_standard_output(run, tmp_path):
@@ -108,6 +118,15 @@ REFUSED = {
         ["sample", "ring", "--out", "{tmp}/x", "--kernel", "reverse", "--draws", "3"],
         "leave --draws",
     ),
+    "steps of reverse diffusion": (
+        ["sample", "ring", "--out", "{tmp}/x", "--kernel", "reverse", "--steps", "3"],
+        "leave --steps out",
+    ),
+    "leapfrogs of mala": (
+        ["sample", "ring", "--out", "{tmp}/x", "--kernel", "mala", "--leapfrogs", "3"],
+        "leave --leapfrogs out",
+    ),
+    "ula of pyro": (["sample", "ring", "--out", "{tmp}/x", "--kernel", "ula", "--engine", "pyro"], "Pyro has no ula"),
     "no device": (["train", "ring", "--device", "cuda:99", "--checkpoint", "{tmp}/c"], "use --device cpu"),
     "no folder": (
         ["train", "ring", "--checkpoint", "{tmp}/a/c.safetensors", "--out", "{tmp}/w.safetensors"],
@@ -171,8 +190,10 @@ TABLE = {name: exact(name, backend="jax") for name in NAMES}
         ("ring**1.3 / (bar * wide)**.1", lambda t: t["ring"] ** 1.3 / (t["bar"] * t["wide"]) ** 0.1),
         ("ring**-0.5 * wide", lambda t: t["wide"] / t["ring"] ** 0.5),
         ("guidance(ring, wide, 1.5)", lambda t: t["ring"] ** 1.5 / t["wide"] ** 0.5),
-        ("mixture(left, right)", lambda t: 0.5 * t["left"] + 0.5 * t["right"]),
-        ("conjunction(wide, ring, bar)", lambda t: t["ring"] * t["bar"] / t["wide"]),
+        ("guidance(ring, wide, scale=1.5)", lambda t: t["ring"] ** 1.5 / t["wide"] ** 0.5),
+        ("mixture([left, right])", lambda t: 0.5 * t["left"] + 0.5 * t["right"]),
+        ("conjunction([ring, bar], wide)", lambda t: t["ring"] * t["bar"] / t["wide"]),
+        ("conjunction([ring, bar**2], base=wide)", lambda t: t["ring"] * t["bar"] ** 2 / t["wide"]),
     ],
 )
 def test_expressions_mean_what_python_would_mean(text, build):
@@ -183,7 +204,7 @@ def test_expressions_mean_what_python_would_mean(text, build):
 
 
 def test_a_place_stands_in_brackets():
-    found = parse("conjunction(cubes, cubes[0.3, 0.4], cubes[0.7, 0.6])", load=load, known=["cubes"])
+    found = parse("conjunction([cubes[0.3, 0.4], cubes[0.7, 0.6]], cubes)", load=load, known=["cubes"])
     assert str(found) == "cubes**-1 * cubes[0.3, 0.4] * cubes[0.7, 0.6]"
 
 
@@ -215,6 +236,16 @@ def test_expressions_load_each_model_once():
         "guidance(ring)",
         "mixture()",
         "conjunction(ring)",
+        "conjunction(ring, bar, wide)",
+        "conjunction([], ring)",
+        "mixture([ring, 2])",
+        "mixture([ring, bar], scale=3)",
+        "guidance(ring, bar, base=3)",
+        "guidance(ring, bar, **wide)",
+        "ring * " + "9" * 400,
+        "ring" + " * ring" * 600,
+        "1" + " + 1" * 2000,
+        "digits[3][4]",
         "f'{ring}'",
         "ring(3)",
         "(" * 500 + "ring" + ")" * 500,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bridges.blackjax import HMC, MALA, ULA
-from bridges.torch_jax import to_jax
+from bridges.torch_jax import to_jax, to_torch
 from ppl_diffusion import Adaptive, EnergyModel, GaussianMixture, Ladder, NoiseSchedule, anneal, conjunction, guidance
 from ppl_diffusion.condition import Classes
 from ppl_diffusion.networks import EnergyMLP
@@ -93,6 +94,24 @@ def test_conditions_of_one_network_are_one_call():
     before = len(base.network.calls)
     guidance(base.given(1), base, scale=1.5).value_and_grad(x, level=3)
     assert len(base.network.calls) == before + 1
+
+
+def test_a_factor_in_jax_leaves_conditions_of_one_network_together():
+    base = model(0, classes=4)
+    home = to_torch(GaussianMixture([[0.0, 0.0]], [1.0], schedule=SCHEDULE, backend="jax"))
+    target = conjunction([base.given(i) for i in range(3)], base) * home
+    trace = anneal(target, HMC(), ladder=Ladder(levels=(19, 0), steps=1), chains=5, seed=0)
+    sizes = [size for size, _ in base.network.calls]
+    assert [size for size in sizes if size == 4 * 5] == [20] * trace.gradient_calls
+    before, crossed = len(sizes), to_jax(target)
+    x = np.random.default_rng(0).standard_normal((5, 2))
+    with jax.enable_x64(True):
+        energy = crossed.energy(x, level=3)
+        gradient = jax.grad(lambda x: crossed.energy(x, level=3).sum())(x)
+    assert len(base.network.calls) == before + 2
+    expected = target.value_and_grad(x, level=3)
+    np.testing.assert_allclose(energy, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected[1], rtol=1e-5, atol=1e-4)
 
 
 def test_a_quotient_costs_its_check_and_no_more():

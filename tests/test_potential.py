@@ -275,6 +275,11 @@ REFUSED = {
         ValueError,
         "no gradient",
     ),
+    "a mean that is none": (
+        lambda: GaussianMixture([[0.0, np.nan]], [1.0], schedule=SCHEDULE, backend="jax"),
+        ValueError,
+        "must be finite",
+    ),
     "weights of means": (
         lambda: GaussianMixture([[0.0, 1.0]], [1.0], weights=[0.5, 0.5], schedule=SCHEDULE, backend="jax"),
         ValueError,

@@ -235,9 +235,18 @@ def test_positions_are_drawn_among_those_that_are_there(tmp_path):
     one, other = (m.given(x=0.3, y=0.7).energy(x, level=2) for m in (model, loaded))
     torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert isinstance(loaded.conditions, Positions)
-    with pytest.raises(ValueError, match="at least one for each picture"):
-        np.savez(path, x_train=np.zeros((2, 3, 8, 8), np.uint8), places=np.full((2, 1, 2), np.nan))
-        image_data(path, **options)
+    holed = places[:2].copy()
+    holed[:, 1], holed[:, 2] = np.nan, 0.5
+    for bad in (np.full((2, 1, 2), np.nan), holed):
+        np.savez(path, x_train=np.zeros((2, 3, 8, 8), np.uint8), places=bad)
+        with pytest.raises(ValueError, match="there first and then NaN, at least one for each picture"):
+            image_data(path, **options)
+
+
+def test_the_reference_is_that_of_a_file_that_is_sorted(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.repeat(np.uint8([0, 255]), 1500)[:, None, None], y=np.zeros(3000, int))
+    options = {"images": "x", "labels": "y", "positions": None, "batch": 4, "label_dropout": 0.1}
+    assert image_data(tmp_path / "x.npz", **options).reference == pytest.approx((0.0, 1.0), abs=2e-3)
 
 
 def test_a_training_that_diverged_is_no_model_and_leaves_its_checkpoint_alone(tmp_path):

@@ -13,6 +13,7 @@ from pyro.infer.reparam import LocScaleReparam
 import bridges.blackjax as batched
 from bridges.arviz import diagnose, to_inference_data
 from bridges.pyro import HMC, DiffusionPrior, JointPotential, anneal_model, from_model
+from bridges.torch_jax import to_jax
 from ppl_diffusion import (
     EnergyFunction,
     GaussianMixture,
@@ -23,6 +24,7 @@ from ppl_diffusion import (
     Trace,
     anneal,
     load,
+    mixture,
 )
 
 SCHEDULE = NoiseSchedule.cosine(20)
@@ -197,6 +199,35 @@ def test_a_plate_is_no_latent_site_of_a_factor():
     factor = from_model(model, schedule=SCHEDULE)
     x = torch.zeros(1, 2, dtype=torch.float64)
     torch.testing.assert_close(factor.energy(x, level=0)[0], -dist.Normal(0.0, 0.5).log_prob(Y).sum().double())
+
+
+def test_a_factor_is_a_density_of_real_numbers():
+    def positive():
+        x = pyro.sample("x", dist.Gamma(2.0, 1.0).expand([2]).to_event(1))
+        pyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=Y)
+
+    with pytest.raises(ValueError, match=r"support .*transform it in the model"):
+        from_model(positive, schedule=SCHEDULE)
+
+
+def test_a_joint_density_with_other_latent_sites_is_walked_on_alone():
+    """A product would start and refresh them as if noise were added to them too."""
+
+    def model(y):
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        scale = pyro.sample("scale", dist.HalfNormal(0.5))
+        pyro.sample("y", dist.Normal(x, scale).to_event(1), obs=y)
+
+    joint = JointPotential(model, (Y,), likelihood="widened")
+    for compose in (lambda: joint * 2.0, lambda: joint**0.5, lambda: mixture([joint, joint])):
+        with pytest.raises(ValueError, match="compose the priors inside the model"):
+            compose()
+    crossed = to_jax(joint)
+    here, there = (p.start(19, chains=4, rng=np.random.default_rng(0)) for p in (joint, crossed))
+    np.testing.assert_array_equal(here[0], there[0])
+    options = {"ladder": Ladder((19, 0), steps=2), "chains": 4, "seed": 0}
+    walked = [anneal(p, batched.HMC(), **options).positions for p in (joint, crossed)]
+    np.testing.assert_array_equal(*walked)
 
 
 def test_a_ladder_that_stops_early_is_no_posterior():

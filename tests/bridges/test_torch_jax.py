@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from bridges import torch_jax
 from bridges.blackjax import HMC
 from bridges.torch_jax import host_for, plain_errors, to_jax, to_torch
 from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, Potential, anneal, tapestry
@@ -149,14 +148,16 @@ def test_errors_inside_a_callback_reach_the_caller(kind):
     broken = EnergyFunction(fails, schedule=SCHEDULE, event_shape=(2,), backend="torch", name="broken")
     with pytest.raises(kind, match=r"^the network is out of order$"):  # as it was raised
         anneal(broken, HMC(), ladder=Ladder(levels=(29, 0), steps=1), chains=3, seed=0)
-    with pytest.raises(kind, match=r"^the network is out of order$"), plain_errors():
+    crossed = to_jax(broken)
+    with pytest.raises(kind, match=r"^the network is out of order$"), plain_errors(crossed):
         try:  # XLA may call on the caller's own thread, and JAX then raises what it likes
             broken.energy(torch.zeros(1, 2), level=0)
         except BaseException as error:
-            torch_jax._failures.append(error)
+            crossed.failure = error
             raise ValueError("INTERNAL: CpuCallback error") from error
-    with pytest.raises(ValueError, match="ours"), plain_errors():
+    with pytest.raises(ValueError, match="ours"), plain_errors(crossed):
         raise ValueError("ours")
+    assert crossed.failure is None, "the walk of another potential, or a later one, knows nothing of it"
 
 
 def test_one_level_for_all_chains():
