@@ -1,7 +1,9 @@
 """Diffusion models as priors in Pyro models, annealed with Pyro's or BlackJAX's kernels.
 
+    prior = load("digits")
+
     def model(y):
-        x = pyro.sample("x", DiffusionPrior(load("digits")))
+        x = pyro.sample("x", DiffusionPrior(prior))
         noise = pyro.sample("noise", dist.HalfNormal(0.5))
         pyro.sample("y", dist.Normal(x[..., 14:], noise).to_event(2), obs=y)
 

@@ -14,13 +14,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_diffusion.arrays import double
 from ppl_diffusion.energy import Reference
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.schedule import NoiseSchedule
 
 from .pyro_path import Widening, left_over, on_the_path, seen, stand_in, widenings_at
-from .pyro_sites import is_deterministic, sample_sites
+from .pyro_sites import is_deterministic, log_density, sample_sites
 
 
 class ModelPotential(Potential):
@@ -96,8 +95,8 @@ class ModelPotential(Potential):
         total: Any = 0.0
         for name, node in sample_sites(self._nodes(value), self.name).items():
             fn, power = on_the_path(node["fn"], [self], level, "widened", widening=widenings.get(name, Widening()))
-            log_p = scale_and_mask(fn.log_prob(node["value"]), node["scale"], node["mask"])
-            total = total - power * double(log_p).sum()
+            log_p = scale_and_mask(log_density(fn, node["value"]), node["scale"], node["mask"])
+            total = total - power * log_p.sum()
         return total
 
     def _nodes(self, value: Tensor) -> Any:

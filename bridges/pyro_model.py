@@ -24,13 +24,18 @@ from torch import Tensor
 from ppl_diffusion.potential import Potential
 
 from .pyro_path import Likelihood, Seen, Widening, by_row, left_over, on_the_path, seen, stand_in, widenings_at
-from .pyro_sites import Given, Site, layout_of, native, sample_sites, unconstrained
+from .pyro_sites import Given, Site, layout_of, log_density, native, sample_sites, unconstrained
+from .torch_jax import holds_jax
 
 REFRESHMENTS = 8
 """Metropolis steps of other latent sites on arrival at a level."""
 
 REFRESHMENT_SIZES = (-2.0, 0.5)
 """Least and greatest standard deviation of such a step, as powers of ten, in unconstrained coordinates."""
+
+
+PROBES = 64
+"""Draws of the latent sites by which a model is looked at."""
 
 
 class JointPotential(Potential):
@@ -65,7 +70,8 @@ class JointPotential(Potential):
         priors = self.priors = [site.prior.potential for site in self.sites if site.prior is not None]
         if not priors:
             raise ValueError(
-                f'{self.name} has no diffusion prior: write x = pyro.sample("x", DiffusionPrior(load("digits")))'
+                f'{self.name} has no diffusion prior: write x = pyro.sample("x", DiffusionPrior(prior)), and above the '
+                'model prior = load("digits")'
             )
         if len({len(prior.schedule) for prior in priors}) > 1:
             counts = ", ".join(f"{prior}: {len(prior.schedule)}" for prior in priors)
@@ -74,7 +80,11 @@ class JointPotential(Potential):
             )
         self.schedule = priors[0].schedule
         self.event_shape = (self.sites[-1].stop,)
-        self.seen = self._seen() if likelihood == "widened" else {}
+        if likelihood == "tweedie" and any(holds_jax(prior) for prior in priors):
+            raise ValueError("JAX potentials in torch lack the second derivatives of likelihood='tweedie': use another")
+        drawn, _ = self.start(len(self.schedule) - 1, chains=PROBES, rng=np.random.default_rng(0))
+        self._check_randomness(torch.from_numpy(drawn[0]))
+        self.seen = self._seen(drawn) if likelihood == "widened" else {}
 
     @property
     def diffused(self) -> np.ndarray:
@@ -95,12 +105,13 @@ class JointPotential(Potential):
                 log_density += log_q.reshape(chains, -1).sum(1)
                 drawn[site.name] = self._stand_in(site, torch.from_numpy(x.reshape(chains, *site.shape)), level)
         others = [site for site in self.sites if site.prior is None]
-        if others:
+        if others or len(drawn) > 1:
             with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
                 torch.default_generator.manual_seed(int(rng.integers(2**63)))
                 for chain in range(chains):
                     handler = Given(native({name: value[chain] for name, value in drawn.items()}))
                     nodes = self._run(handler)
+                    self._check_priors(nodes)
                     for site in others:
                         u, log_p = unconstrained(nodes[site.name])
                         values[chain, site.start : site.stop] = u.numpy().ravel()
@@ -154,9 +165,28 @@ class JointPotential(Potential):
                 groups[group][name] = values.numpy().reshape(*flat.shape[:2], *values.shape[1:])
         return groups["latent"], {"log_likelihood": groups["likelihood"], "observed_data": self.observed}
 
-    def _seen(self) -> dict[str, Seen]:
+    def _check_priors(self, nodes: Any) -> None:
+        for site in self._priors():
+            if not site.alike(nodes[site.name]):
+                raise ValueError(
+                    f"the prior of {site.name} in {self.name}, its scale or its mask depends on other latent sites, "
+                    f"and would be fixed here: sample {site.name} from one prior, and let the model do the rest, as in "
+                    f"tau * {site.name}"
+                )
+
+    def _check_randomness(self, point: Tensor) -> None:
+        """Refuse what a model draws with all of its sites given: energies would be noise."""
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
+            before = torch.random.get_rng_state()
+            self._nodes(point, {site.name: site.of(point) for site in self._priors()})
+            if not torch.equal(before, torch.random.get_rng_state()):
+                raise ValueError(
+                    f"{self.name} draws random numbers that are no sites of it, such as torch.randn, dropout, or sites "
+                    "hidden by poutine.block: make them sites, or draw them once, outside"
+                )
+
+    def _seen(self, drawn: np.ndarray) -> dict[str, Seen]:
         """Measured at the mean of the priors, other latent sites at the mean of draws from theirs."""
-        drawn, _ = self.start(len(self.schedule) - 1, chains=64, rng=np.random.default_rng(0))
         centre = torch.from_numpy(drawn.mean(0))
         for site in self._priors():
             mean = np.broadcast_to(site.prior.potential.reference[0], site.prior.event_shape)  # type: ignore[union-attr]
@@ -279,6 +309,6 @@ class JointPotential(Potential):
             if node["is_observed"]:
                 widening = widenings.get(name, Widening())
                 fn, exponent = on_the_path(fn, self.priors, level, self.likelihood, widening=widening)
-            log_p = scale_and_mask(fn.log_prob(node["value"]), node["scale"], node["mask"]).double().sum()
+            log_p = scale_and_mask(log_density(fn, node["value"]), node["scale"], node["mask"]).sum()
             total = total + exponent * log_p
         return total + handler.log_jacobian

@@ -25,11 +25,11 @@ DRAW = {"rungs": 50, "steps": 5}
 
 
 class DiffusionPrior(TorchDistribution):
-    """An unnormalised density as a Pyro distribution: ``x = pyro.sample("x", DiffusionPrior(load("digits")))``.
+    """An unnormalised density as a Pyro distribution: ``x = pyro.sample("x", DiffusionPrior(prior))``.
 
     ``log_prob`` is minus the energy at a noise level, the cleanest unless :func:`at_level` says otherwise; the
     unknown normaliser is left out. It works in plates, beside other latent sites, and as the prior of a
-    variational guide (gradients flow).
+    variational guide (gradients flow). Load the potential outside the model, which runs at every evaluation.
 
     ``sample`` draws by annealed HMC: approximate, and as slow as that is. MCMC never starts from it.
 
@@ -53,7 +53,7 @@ class DiffusionPrior(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         if not isinstance(potential, Potential):
-            raise TypeError(f"DiffusionPrior takes a potential, got {potential!r}: try DiffusionPrior(load('digits'))")
+            raise TypeError(f"DiffusionPrior takes a potential, got {potential!r}: give load('digits')")
         potential.schedule.check_level(level)
         self.potential, self.level = to_torch(potential), level
         super().__init__(torch.Size(batch_shape), torch.Size(potential.event_shape), validate_args=validate_args)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
 import torch
 from pyro import distributions as dist
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
+
+from ppl_diffusion.arrays import double
 
 from .pyro_prior import DiffusionPrior, prior_of, through, unwrapped
 
@@ -57,6 +59,24 @@ class Site:
             leaf = energy.detach().requires_grad_()
             total = self.total(leaf).sum()
             return torch.autograd.grad(total, leaf)[0] if total.requires_grad else torch.zeros_like(energy)
+
+    def alike(self, node: Any) -> bool:
+        """Whether another run of the model has the same diffusion prior here, and counts it as often."""
+        prior = prior_of(node["fn"])
+        if prior is None or self.prior is None or prior.batch_shape != self.prior.batch_shape:
+            return False
+        energy = torch.arange(1.0, prior.batch_shape.numel() + 1).reshape(1, *prior.batch_shape)
+        here = replace(self, prior=prior, fn=node["fn"], scale=node["scale"], mask=node["mask"])
+        return torch.equal(here.total(energy), self.total(energy)) and self.prior.potential.same_as(prior.potential)
+
+
+def log_density(fn: Any, value: Tensor) -> Tensor:
+    """``fn.log_prob(value)``, summed in float64 over what is one event: an image has many pixels."""
+    if isinstance(fn, dist.Independent):
+        return sum_rightmost(log_density(fn.base_dist, value), fn.reinterpreted_batch_ndims)
+    if isinstance(fn, dist.MaskedDistribution):
+        return scale_and_mask(log_density(fn.base_dist, value), mask=fn._mask)
+    return double(fn.log_prob(value))
 
 
 def sample_sites(nodes: Any, model: str) -> dict[str, Any]:
@@ -128,8 +148,15 @@ def unconstrained(node: Any) -> tuple[Tensor, Tensor]:
     """A drawn site in unconstrained coordinates, and the log-density that it was drawn from there."""
     transform = biject_to(node["fn"].support)
     u = transform.inv(node["value"])
-    log_p = node["fn"].log_prob(node["value"]).sum()
+    log_p = log_density(without_masks(node["fn"]), node["value"]).sum()  # a mask does not change what is drawn
     return u, log_p + transform.log_abs_det_jacobian(u, node["value"]).sum()
+
+
+def without_masks(fn: Any) -> Any:
+    """What a distribution draws from, which masks do not change."""
+    if isinstance(fn, dist.Independent):
+        return without_masks(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
+    return without_masks(fn.base_dist) if isinstance(fn, dist.MaskedDistribution) else fn
 
 
 def dims_of(name: str, node: Any) -> list[str]:
@@ -205,6 +232,12 @@ def _site(name: str, node: Any, start: int, model: str) -> Site:
             f"{model} has the discrete latent site {name}, which has no gradient: sum it out inside "
             "the model, for example by a MixtureSameFamily"
         )
-    shape = tuple(node["value"].shape if prior is not None else biject_to(fn.support).inv(node["value"]).shape)
+    try:
+        shape = tuple(node["value"].shape if prior is not None else biject_to(fn.support).inv(node["value"]).shape)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the support of the latent site {name} of {model}, {fn.support}, cannot be made unconstrained: build it "
+            "from sites that can"
+        ) from error
     extra = {} if prior is None else {"fn": fn, "scale": node["scale"], "mask": node["mask"]}
     return Site(name, start, start + int(np.prod(shape)), shape, prior, **extra)

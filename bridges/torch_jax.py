@@ -34,7 +34,7 @@ def to_jax(potential: Potential) -> Potential:
         return potential.potential
     if potential.backend == "jax":
         return potential
-    return _rebuilt(potential, {}) if _holds_jax(potential) else TorchInJax(potential)
+    return _rebuilt(potential, {}) if holds_jax(potential) else TorchInJax(potential)
 
 
 def to_torch(potential: Potential, *, device: str = "cpu") -> Potential:
@@ -62,11 +62,12 @@ def crossings(potential: Potential) -> Iterator[TorchInJax]:
             yield from crossings(part)
 
 
-def _holds_jax(potential: Potential) -> bool:
+def holds_jax(potential: Potential) -> bool:
+    """Whether a torch potential computes with JAX somewhere inside."""
     if isinstance(potential, Tapestry):
-        return any(_holds_jax(window) for window in potential.potentials)
+        return any(holds_jax(window) for window in potential.potentials)
     return any(
-        isinstance(leaf, JaxInTorch) or (leaf is not potential and _holds_jax(leaf)) for leaf in potential.leaves()
+        isinstance(leaf, JaxInTorch) or (leaf is not potential and holds_jax(leaf)) for leaf in potential.leaves()
     )
 
 
@@ -77,7 +78,7 @@ def _rebuilt(potential: Potential, crossed: dict[Potential, Potential]) -> Poten
         return Product(factors, potential.exponents, log_scale=potential.log_scale)
     if isinstance(potential, Mixture):
         return Mixture([_rebuilt(component, crossed) for component in potential.components], potential.log_weights)
-    if isinstance(potential, Tapestry) and _holds_jax(potential):
+    if isinstance(potential, Tapestry) and holds_jax(potential):
         windows = [_rebuilt(window, crossed) for window in potential.potentials]
         return Tapestry(windows, potential.event_shape, potential.windows, potential.weights, potential.name)
     return crossed.setdefault(potential, to_jax(potential))
@@ -93,6 +94,10 @@ class Crossed(Potential):
     def __init__(self, potential: Potential) -> None:
         self.potential = potential
         self.schedule, self.event_shape, self.name = potential.schedule, potential.event_shape, potential.name
+
+    @property
+    def identity(self) -> Any:
+        return type(self), self.potential.identity
 
     @property
     def exponent(self) -> Any:

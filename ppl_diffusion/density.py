@@ -12,10 +12,11 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 
-from .arrays import Array, Backend, as_backend, cast_like, outside_inference_mode, weighted
+from .arrays import Array, Backend, as_backend, as_numpy, cast_like, outside_inference_mode, weighted
 from .schedule import NoiseSchedule
 
 
@@ -134,6 +135,31 @@ class Density(ABC):
         noise = rng.standard_normal((chains, *self.event_shape))
         constant = np.sum(np.log(scale)) + 0.5 * scale.size * np.log(2 * np.pi)
         return noise * scale, -0.5 * np.sum(noise.reshape(chains, -1) ** 2, axis=1) - constant
+
+    def same_as(self, other: Density) -> bool:
+        """Whether another expression, built anew perhaps, is the same density at every level."""
+        if other is self:
+            return True
+        spaces = [(p.backend, p.schedule, tuple(p.event_shape)) for p in (self, other)]
+        if spaces[0] != spaces[1]:
+            return False
+        mine, theirs = self.leaves(), other.leaves()
+        if [leaf.identity for leaf in mine] == [leaf.identity for leaf in theirs]:  # then the algebra decides
+            xp: Any = jnp if self.backend == "jax" else torch
+            values = [xp.asarray(u) for u in np.random.default_rng(0).uniform(1, 2, len(mine))]
+            one, two = (p._combine(dict(zip(p.leaves(), values, strict=True)))[0] for p in (self, other))
+            return bool(one == two)
+        point = np.random.default_rng(0).standard_normal(self.event_shape)
+        for level in (0, len(self.schedule) - 1):
+            one, two = (as_numpy(p.energy(point, level=level)) for p in (self, other))
+            if not np.allclose(one, two):
+                return False
+        return True
+
+    @property
+    def identity(self) -> Any:
+        """Equal for leaves that are the same density."""
+        return self
 
     def leaves(self) -> tuple[Density, ...]:
         """The distinct densities that it is made of."""

@@ -125,6 +125,11 @@ class EnergyModel(Potential):
         )
 
     @property
+    def identity(self) -> Any:
+        """Network and condition."""
+        return self.group, self.token
+
+    @property
     def group(self) -> Any:
         """The network and what makes an energy of it: conditions of one model are evaluated together."""
         return self.network, self.form, id(self._reference)

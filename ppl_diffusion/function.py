@@ -19,7 +19,8 @@ class EnergyFunction(Potential):
     Args:
         function: ``(x, level) -> energies``, from ``(*chains, *event_shape)`` to ``(*chains,)``, in
             the backend's arrays and differentiable there; chains must not depend on each other.
-            In JAX ``level`` is a traced integer while chains walk.
+            In JAX ``level`` is a traced integer while chains walk, and whatever else the function reads is compiled
+            in at the first walk: make a new one for other values.
         schedule: the noise levels.
         event_shape: shape of one point.
         backend: "torch" or "jax".

@@ -84,6 +84,8 @@ def load(name: str | Path) -> EnergyModel:
             info=header,
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if "vmap" in str(error):
+            raise ValueError(f"load({str(name)!r}) in a model runs at every evaluation: load it outside") from error
         raise ValueError(f"{path} does not describe its model ({_first_line(error)}): get the file again") from error
 
 

@@ -210,6 +210,144 @@ def test_a_factor_is_a_density_of_real_numbers():
         from_model(positive, schedule=SCHEDULE)
 
 
+NEAR, FAR = (GaussianMixture([[v, v]], [0.5], schedule=SCHEDULE, backend="torch") for v in (-2.0, 2.0))
+
+
+def scaled_prior():
+    tau = pyro.sample("tau", dist.LogNormal(0.0, 0.5))
+
+    def energy(x, level):
+        return (0.5 * (x / tau) ** 2 + torch.log(tau)).sum(-1)
+
+    prior = EnergyFunction(energy, schedule=SCHEDULE, event_shape=(2,), backend="torch")
+    pyro.sample("y", dist.Normal(pyro.sample("x", DiffusionPrior(prior)), 0.5).to_event(1), obs=Y)
+
+
+def power_prior():
+    with poutine.scale(scale=pyro.sample("a", dist.Beta(2.0, 2.0))):
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+    pyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=Y)
+
+
+def either_prior():
+    x = pyro.sample("x", DiffusionPrior(NEAR if pyro.sample("z", dist.Normal(0.0, 1.0)) > 0 else FAR))
+    pyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=Y)
+
+
+def chained_prior():
+    first = pyro.sample("first", DiffusionPrior(PRIOR))
+    pyro.sample("x", DiffusionPrior(NEAR if first[0] > 0 else FAR))
+
+
+@pytest.mark.parametrize("likelihood", ["widened", "tempered"])
+@pytest.mark.parametrize("model", [scaled_prior, power_prior, either_prior, chained_prior])
+def test_a_prior_that_depends_on_other_sites_is_refused(model, likelihood):
+    """It was taken from one run of the model, and would be another density in the next."""
+    with pytest.raises(ValueError, match=r"the prior of x in .* depends on other latent sites"):
+        anneal_model(model, **QUICK | {"kernel": HMC()}, likelihood=likelihood)
+
+
+def test_a_prior_that_is_built_anew_in_every_run_is_the_same_prior():
+    ring, digits = load("ring"), load("digits")
+
+    def model():
+        x = pyro.sample("x", DiffusionPrior(ring**1.5 / ring.to("cpu") ** 0.5))
+        picture = pyro.sample("picture", DiffusionPrior(digits.given(3) * digits.given(8) ** 0.5))
+        pyro.sample("y", dist.Normal(x.sum() + picture.mean(), 0.5), obs=torch.tensor(0.1))
+
+    joint = JointPotential(model, likelihood="tempered")
+    calls = []
+    for network in (ring.network, digits.network):
+        network.register_forward_hook(lambda *_: calls.append(1))
+    joint.start(99, chains=4, rng=np.random.default_rng(0))
+    assert not calls, "no network is asked"
+
+    def loads():
+        pyro.sample("x", DiffusionPrior(load("ring")))
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
+
+    with pytest.raises(ValueError, match=r"load\('ring'\) in a model runs at every evaluation: load it outside"):
+        anneal_model(loads, **QUICK | {"ladder": Ladder((99, 0), steps=1)})
+
+
+@pytest.mark.parametrize("chains", [1, 3])
+def test_random_numbers_that_are_no_sites_are_refused(chains):
+    def noisy():
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        pyro.sample("y", dist.Normal(x + torch.randn(2), 0.5).to_event(1), obs=Y)
+
+    def hidden():
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        with poutine.block():
+            shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x + shift, 0.5).to_event(1), obs=Y)
+
+    for model in (noisy, hidden):
+        with pytest.raises(ValueError, match="draws random numbers that are no sites of it"):
+            anneal_model(model, **QUICK | {"kernel": HMC(), "chains": chains})
+
+
+def test_a_masked_site_starts_where_it_is_drawn_and_not_where_it_counts():
+    """The integral of a flat b over its likelihood is 1, whatever y is."""
+
+    def flat():
+        b = pyro.sample("b", dist.Normal(0.0, 3.0).mask(False))
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        pyro.sample("y", dist.Normal(x.sum() + b, 1.0), obs=torch.tensor(0.7))
+
+    found = [
+        anneal_model(
+            flat, kernel=batched.HMC(), ladder=Ladder.full(SCHEDULE, steps=2), chains=500, seed=seed
+        ).log_normaliser
+        for seed in range(3)
+    ]
+    assert abs(np.mean(found)) < 0.15
+
+
+def test_images_are_seen_in_double_precision():
+    """In float32 the sum over a picture's pixels would move acceptances by more than a thousandth."""
+    shape, scale = (3, 32, 32), 0.02
+    free = EnergyFunction(
+        lambda x, level: 0.0 * x.double().sum((-1, -2, -3)), schedule=SCHEDULE, event_shape=shape, backend="torch"
+    )
+    rng = np.random.default_rng(0)
+    y = torch.from_numpy(rng.uniform(-1, 1, shape)).float()
+
+    def model():
+        x = pyro.sample("x", DiffusionPrior(free))
+        pyro.sample("y", dist.Normal(x, scale).to_event(3), obs=y)
+
+    joint, size = JointPotential(model, likelihood="widened"), y.numel()
+    x = y.double().flatten() + scale * torch.from_numpy(rng.standard_normal((40, size)))
+    moved = x + 0.05 * scale * torch.from_numpy(rng.standard_normal((40, size)))
+    exact = [0.5 * (((z.float().double() - y.double().flatten()) / scale) ** 2).sum(1) for z in (x, moved)]
+    error = (joint.energy(moved, level=0) - joint.energy(x, level=0)) - (exact[1] - exact[0])
+    assert float(error.std()) < 2e-4
+
+
+def test_second_derivatives_of_jax_are_not_made_up():
+    prior = GaussianMixture([[0.0, 0.0], [1.0, 1.0]], [1.0, 0.5], schedule=SCHEDULE, backend="jax")
+
+    def model():
+        x = pyro.sample("x", DiffusionPrior(prior))
+        pyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=Y)
+
+    with pytest.raises(ValueError, match="second derivatives of likelihood='tweedie'"):
+        JointPotential(model, likelihood="tweedie")
+
+
+def test_a_support_that_cannot_be_unconstrained_is_refused_in_one_line():
+    def model():
+        parts = dist.Normal(torch.zeros(2), 1.0), dist.Categorical(logits=torch.zeros(2))
+        m = pyro.sample("m", dist.MixtureSameFamily(parts[1], parts[0]))
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        pyro.sample("y", dist.Normal(x + m, 0.5).to_event(1), obs=Y)
+
+    with pytest.raises(ValueError, match="support of the latent site m of model") as caught:
+        anneal_model(model, **QUICK)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_joint_density_with_other_latent_sites_is_walked_on_alone():
     """A product would start and refresh them as if noise were added to them too."""
 
