@@ -24,7 +24,11 @@ results: $(VENV)/.ready  ## every benchmark, into benchmarks/results/ and the RE
 	$(BIN)/python -m benchmarks.calibration
 	$(BIN)/python -m benchmarks.models --mnist $(MNIST)
 	$(BIN)/python -m benchmarks.inverse --mnist $(MNIST)
-	$(BIN)/python -m benchmarks.cubes
+	$(BIN)/python -m benchmarks.cubes --counts 1 2 3 4 5
+	$(BIN)/python -m benchmarks.cubes --samplers ULA UHMC
+	$(BIN)/python -m benchmarks.cubes --targets product --counts 3 5
+	$(BIN)/python -m benchmarks.cubes --settings paper --samplers MALA HMC "weighted HMC"
+	$(BIN)/python -m benchmarks.cubes --settings long --counts 5 --samplers MALA HMC "weighted HMC"
 	$(BIN)/python -m benchmarks.tapestries
 	$(BIN)/python -m benchmarks.mixing
 	$(BIN)/python -m benchmarks.levels --mnist $(MNIST) --cubes $(CUBES)
@@ -37,5 +41,5 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,demo]'
 	touch $@
 
-clean:
-	rm -rf $(VENV) runs build *.egg-info
+clean:  ## all but runs/, from which benchmarks go on
+	rm -rf $(VENV) build *.egg-info

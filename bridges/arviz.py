@@ -25,6 +25,8 @@ from ppl_diffusion.trace import Trace
 
 from .diagnosis import FEWEST_DRAWS, Diagnosis, words
 
+__all__ = ["Diagnosis", "diagnose", "summaries", "to_inference_data"]
+
 SCALARS = 16
 """Events with more coordinates than this are summarised by scalars for R-hat and ESS."""
 
@@ -97,12 +99,15 @@ def _prior_groups(trace: Trace, prior: Mapping[str, Any]) -> dict[str, dict[str,
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, draws in prior.items():
         if name in trace.sites:
-            group = "prior"
+            group, shape = "prior", trace.sites[name].shape[2:]
         elif name in trace.groups.get("observed_data", {}):
-            group = "prior_predictive"
+            group, shape = "prior_predictive", np.shape(trace.groups["observed_data"][name])
         else:
             raise ValueError(f"the prior has a site {name!r} that the trace lacks: use those of {[*trace.sites]}")
-        found.setdefault(group, {})[name] = np.asarray(draws)[None]
+        values = np.asarray(draws)
+        if values.size == len(values) * int(np.prod(shape)):  # Predictive adds dimensions of plates
+            values = values.reshape(len(values), *shape)
+        found.setdefault(group, {})[name] = values[None]
     return found
 
 

@@ -34,6 +34,8 @@ from ppl_diffusion.step import Adaptive, StepPolicy, StepState, centred
 
 from .blackjax_walker import BlackJAXKernel, Info, LogDensity
 
+__all__ = ["HMC", "MALA", "NUTS", "UHMC", "ULA", "FromBlackJAX", "from_blackjax"]
+
 
 @dataclass(frozen=True)
 class HMC(BlackJAXKernel):

@@ -9,9 +9,10 @@ import xarray as xr
 from scipy.stats import f as f_distribution
 
 from ppl_diffusion.trace import Trace
+from ppl_diffusion.weights import effective_sample_size
 
-UNEVEN = 1.5
-"""Spread of the log-weights of one rung, in nats, of which a tenth of the chains survives."""
+FEW = 0.1
+"""Share of the chains that the weights of one rung leave, of which resampling is of no use."""
 
 FEWEST_DRAWS = 20
 """Recorded draws below which R-hat and ESS are not reported: they alarm on short stationary chains."""
@@ -84,7 +85,8 @@ def words(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> list[str]:
     low = np.flatnonzero((steps > 0) & (acceptance < 0.2))
     if len(low):
         where = int(rungs.level[low[0]])
-        found.append(f"acceptance is under .2 on {len(low)} rungs (first at level {where}): take smaller steps")
+        rows = f"{len(low)} rung{'s' * (len(low) > 1)}"
+        found.append(f"acceptance is under .2 on {rows} (first at level {where}): take smaller steps")
     nonfinite = float(np.nansum(rungs.nonfinite))
     if nonfinite:
         found.append(f"{nonfinite:.0f} energies or gradients were not finite and were refused: look at the potential")
@@ -118,9 +120,10 @@ def _weight_words(trace: Trace, rungs: xr.Dataset) -> list[str]:
     if chains < 2 or not len(spreads) or not np.any(np.isfinite(spreads)):
         return []
     typical, worst = float(np.nanmedian(spreads)), float(np.nanmax(spreads))
+    uneven = min(effective_sample_size(row) for row in trace.stats.log_weight.to_numpy()[1:]) < max(FEW * chains, 2)
     biased = "" if trace.attributes["adjusted"] else ", approximately"
     resample = trace.attributes.get("resample")
-    if worst > 3:
+    if worst > 3 and uneven:
         unused = resample is None
         advice = "weights are meaningless" if unused else "the weights that were used are meaningless: resample=None"
         return [
@@ -131,10 +134,13 @@ def _weight_words(trace: Trace, rungs: xr.Dataset) -> list[str]:
         left = float(rungs.ess[-1]) / chains
         if left > 0.9:
             return []
-        if worst > UNEVEN:
+        if uneven:
+            levels = rungs.level.to_numpy()
+            coarse = len(levels) < levels[0] - levels[-1] + 1
+            advice = ", take a ladder with more rungs before resample=0.5" if coarse else ""
             return [
                 f"log-weights spread {typical:.2g} nats a rung (up to {worst:.2g}): resampling would leave few "
-                "ancestors, take a ladder with more rungs before resample=0.5"
+                f"ancestors{advice}"
             ]
         return [
             f"log-weights spread {typical:.2g} nats a rung (up to {worst:.2g}) and keep {left:.0%} of the chains: "

@@ -124,9 +124,13 @@ def anneal_model(
         model: a Pyro model; run once for each evaluation of all chains, batched by ``torch.func.vmap``.
         args, kwargs: of the model.
         kernel: of this module, chain by chain, or of ``bridges.blackjax``, all chains at once.
-        ladder, chains, draws, seed, init, resample, reverse_step, progress: as in :func:`ppl_diffusion.anneal`;
-            ``init`` is flat, shape ``(chains, size)``, and unconstrained.
-        likelihood: what observed sites see at noisy levels: "widened", "tempered", "rescaled" or "tweedie".
+        ladder, chains, draws, seed, resample, reverse_step, progress: as in :func:`ppl_diffusion.anneal`.
+        init: values of every latent site by name, constrained, each ``(chains, *shape)``, to start from; or what
+            ``trace.positions`` holds, flat and unconstrained, ``(chains, size)``; ``x`` as at the first level.
+        likelihood: the path on which observed sites come in; at level 0 all are the exact density. "widened": of the
+            mean of ``x`` given its noised self, with a covariance grown by what is left uncertain. "tempered": of
+            ``x_k / alpha_k``, to the power ``alpha_k ** 2``. "rescaled": of ``x_k / alpha_k``, which binds ``x`` too
+            early. "tweedie": of the network's estimate of the clean ``x``, which costs second derivatives.
         workers: processes that the chains of a kernel of this module are spread over; more than one needs a model that
             can be imported, and gives the same trace.
 
@@ -141,7 +145,11 @@ def anneal_model(
     check_count("workers", workers, example=2)
     if workers > 1 and not isinstance(kernel, PyroKernel):
         raise ValueError(f"{kernel} moves all chains by one call: leave workers= out, or use bridges.pyro.HMC()")
-    joint = JointPotential(model, args, kwargs, likelihood=likelihood)
+    if not isinstance(args, (tuple, list)) or not isinstance(kwargs or {}, Mapping):
+        raise TypeError(f"args is a tuple and kwargs a dictionary of what {model} takes: give (y,) for one argument y")
+    joint = JointPotential(model, tuple(args), kwargs, likelihood=likelihood)
+    if isinstance(init, Mapping):
+        init = joint.flatten(init)
     joint.one_by_one = isinstance(kernel, PyroKernel)
     with over_processes(kernel, joint, workers) if workers > 1 else nullcontext(kernel) as moving:
         trace = anneal(

@@ -140,6 +140,32 @@ class JointPotential(Potential):
                 x, energy = torch.where(accepted[:, None], proposed, x), torch.where(accepted, there, energy)
         return x.numpy(), torch.where(energy == begun, 0.0, energy - begun).numpy()
 
+    def flatten(self, values: Mapping[str, Any]) -> np.ndarray:
+        """Constrained values of every latent site, each ``(chains, *shape)``, as flat, unconstrained points.
+
+        Raises:
+            ValueError: sites that are missing or unknown, of other shapes, or values outside their support.
+        """
+        names = [site.name for site in self.sites]
+        if sorted(values) != sorted(names):
+            raise ValueError(f"init holds {', '.join(values) or 'nothing'}: give the latent sites, {', '.join(names)}")
+        given = {name: torch.as_tensor(values[name]).double().cpu() for name in names}
+        rows = []
+        for chain in range(len(given[names[0]])):
+            point = {name: value[chain] for name, value in given.items()}
+            try:
+                conditioned = poutine.condition(self.model, native(point))
+                nodes: Any = poutine.trace(conditioned).get_trace(*self.args, **self.kwargs).nodes
+                point |= {site.name: unconstrained(nodes[site.name])[0] for site in self.sites if site.prior is None}
+                flat = [point[site.name].reshape(site.shape).double().flatten() for site in self.sites]
+                rows.append(torch.cat(flat).numpy())
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise ValueError(
+                    f"init does not fit {self.name} ({str(error).splitlines()[0]}): give values of shape (chains, "
+                    "*shape of the site) within their support"
+                ) from error
+        return np.stack(rows)
+
     def report(self, flat: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
         """What draws ``flat (chains, draws, size)`` mean for the model.
 

@@ -92,7 +92,9 @@ def sample_sites(nodes: Any, model: str) -> dict[str, Any]:
         fn = node["fn"]
         if type(fn).__name__ != "_Subsample":
             found[name] = node
-            if node["is_observed"] and isinstance(node["value"], Tensor) and node["value"].device.type != "cpu":
+            if node["is_observed"] and not isinstance(node["value"], Tensor):
+                raise TypeError(f"the data of {name} in {model} are no tensor: give obs=torch.as_tensor(...)")
+            if node["is_observed"] and node["value"].device.type != "cpu":
                 raise ValueError(
                     f"the data of {name} are on {node['value'].device}, and {model} runs on the CPU, wherever the "
                     f"networks of its priors are: give {name}.cpu()"

@@ -25,6 +25,8 @@ from ppl_diffusion.density import energy_of_each, evaluate_each
 from ppl_diffusion.potential import Mixture, Potential, Product
 from ppl_diffusion.tapestry import Tapestry
 
+__all__ = ["to_jax", "to_torch"]
+
 _thread = threading.local()
 
 
@@ -233,10 +235,12 @@ def plain_errors(potential: Potential) -> Iterator[None]:
     called = list(crossings(potential))
     try:
         yield
-    except Exception:
+    except Exception as error:
         for crossing in called:
             if crossing.failure is not None:
                 raise crossing.failure from None
+        if "KeyboardInterrupt" in str(error):  # in JAX's own part of the call
+            raise KeyboardInterrupt from None
         raise
     finally:
         for crossing in called:

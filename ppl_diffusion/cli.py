@@ -74,6 +74,7 @@ def sample(
     leapfrogs: Annotated[int | None, typer.Option(help="Of hmc and uhmc; 3 by default.")] = None,
     step: Annotated[float | None, typer.Option(help="Leapfrog step; adapted by default.")] = None,
     resample: Annotated[float | None, typer.Option(help="Share of the chains, e.g. 0.5.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A model of yours: NAME=FILE.safetensors.")] = None,
     reverse_step: Annotated[bool, typer.Option("--reverse-step", help="Arrive by reverse diffusion.")] = False,
     seed: int = 0,
     quiet: Quiet = False,
@@ -101,7 +102,8 @@ def sample(
                 )
         else:
             built = _kernel(engine, kernel, leapfrogs, step)
-        target = parse(expression, load=zoo.load, known=zoo.names())
+        files = _files(model or [])
+        target = parse(expression, load=lambda name: zoo.load(files.get(name, name)), known=[*zoo.names(), *files])
         schedule = target.schedule
         count = len(schedule) if rungs is None else rungs
         ladder = Ladder.spaced(schedule, rungs=count, steps=10 if steps is None else steps)
@@ -160,7 +162,7 @@ def models(as_json: AsJson = False) -> None:
 @app.command()
 def train(
     config: Annotated[str, typer.Argument(help="A TOML file, or the name of a shipped configuration.")],
-    data: Annotated[Path | None, typer.Option(help="An .npz file of images, if the model needs one.")] = None,
+    data: Annotated[Path | None, typer.Option(help="An .npz file of images or points, if it needs one.")] = None,
     out: Annotated[Path | None, typer.Option(help="Weight file; NAME.safetensors by default.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Goes on from here if it exists.")] = None,
     device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
@@ -172,16 +174,28 @@ def train(
 
         settings = training.load_config(config)
         weights = out or Path(f"{settings.name}.safetensors")
+        if weights.suffix != ".safetensors":
+            raise ValueError(f"{weights} is to be a weight file: give --out {weights.with_suffix('.safetensors')}")
         if weights.exists():
             raise ValueError(f"{weights} exists and is kept: give another --out, or remove it first")
         if not weights.parent.is_dir():
             raise ValueError(f"there is no folder {weights.parent} for {weights.name}: make it, or give another --out")
         kept = checkpoint or Path(f"{settings.name}.checkpoint.safetensors")
-        with _bar(settings.name, quiet) as tell:
+        if kept.exists() and not quiet:
+            typer.echo(f"going on from {kept}", err=True)
+        with _bar(settings.name, quiet) as tell, _going_on(kept):
             model = training.train(settings, checkpoint=kept, data=data, device=device, progress=tell)
         zoo.save_weights(model, weights)
         if not quiet:
             typer.echo(f"{weights}: load it with load({str(weights)!r})")
+
+
+def _files(models: list[str]) -> dict[str, str]:
+    named = dict(text.partition("=")[::2] for text in models)
+    for name, file in named.items():
+        if not name.isidentifier() or not file.endswith(".safetensors"):
+            raise ValueError(f"--model {name}={file} names no weight file: write --model mine=mine.safetensors")
+    return named
 
 
 def _kernel(engine: Engine, name: KernelName, leapfrogs: int | None, step: float | None) -> Any:
@@ -219,8 +233,11 @@ def _without_nan(value: Any) -> Any:
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that becomes ``out`` when all is well, and nothing otherwise."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written ({error.strerror}): give another --out") from error
     try:
         yield folder
         folder.chmod(0o755)
@@ -266,6 +283,18 @@ def _progress(state: Any) -> tuple[float, str]:
     if state.draw:
         return share, f"draw {state.draw} of {state.draws}"
     return share, f"level {state.level}, acceptance {state.acceptance_rate:.2f}"
+
+
+@contextmanager
+def _going_on(kept: Path) -> Iterator[None]:
+    """Says after an interruption that nothing of a training is lost, if there is a checkpoint."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not kept.exists():
+            raise
+        typer.echo(f"ppl-diffusion: interrupted, the same command goes on from {kept}", err=True)
+        raise typer.Exit(130) from None
 
 
 @contextmanager

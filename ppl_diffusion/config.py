@@ -35,9 +35,9 @@ class Config:
 
     Attributes:
         name: of the model, and of its weight file.
-        data: a planar density by name, or "npz", images in a file that is given at the command.
-        images: key of the pictures in that file, uint8 ``(n, ..., height, width)``.
-        labels: key of class labels, integers ``(n,)``; not read where there are positions.
+        data: a planar density by name, or "npz", points in a file that is given at the command.
+        images: key of them in that file: pictures, uint8 ``(n, ..., height, width)``, or floating points ``(n, ...)``.
+        labels: key of class labels, integers ``(n,)``, "" for none; not read where there are positions.
         positions: key of the places of the objects in each picture, ``(n, most, 2)`` in [0, 1], padded with NaN.
         description: one line for people.
         network: kind ("mlp" or "unet") and arguments of the network.

@@ -47,14 +47,15 @@ def planar_data(name: str, *, batch: int, seed: int) -> Data:
 def image_data(
     source: str | Path | None, *, images: str, labels: str, positions: str | None, batch: int, label_dropout: float
 ) -> Data:
-    """Images of an .npz file, scaled to [-1, 1], with their classes or with the positions of what they show.
+    """Points of an .npz file, with their classes, with the positions of what they show, or with neither.
 
     A picture with several positions is drawn with one of them, at random.
 
     Args:
         source: the file.
-        images: key of uint8 images ``(n, ..., height, width)`` in it.
-        labels: key of integer labels ``(n,)``; not read with ``positions``.
+        images: key of uint8 images ``(n, ..., height, width)`` in it, which are scaled to [-1, 1], or of floating
+            points ``(n, *event_shape)``, which are taken as they are.
+        labels: key of integer labels ``(n,)``, "" for none; not read with ``positions``.
         positions: key of positions ``(n, most, 2)`` in [0, 1], padded with NaN, at least one for each image; or None.
         batch: size of a batch.
         label_dropout: share of conditions that are replaced by "any".
@@ -65,33 +66,50 @@ def image_data(
     """
     if source is None or not Path(source).is_file():
         raise FileNotFoundError(f"this model is trained on images, an .npz file with {images!r}: --data FILE.npz")
-    kind = positions or labels
+    keys = [key for key in (images, positions or labels) if key]
     try:
         with Path(source).open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             names = list(stored)
-            found = [stored[name] for name in (images, kind) if name in stored]
+            found = [stored[name] for name in keys if name in stored]
     except (ValueError, TypeError, EOFError, BadZipFile) as error:
         raise ValueError(f"{source} is not an .npz file, or it is damaged: write one with numpy.savez") from error
-    if len(found) < 2:
-        raise ValueError(f"{source} lacks {images!r} or {kind!r}: it has {', '.join(names)}")
-    pictures, given = found
-    if pictures.dtype != np.uint8 or pictures.ndim not in (3, 4) or len(given) != len(pictures) or not len(given):
+    if len(found) < len(keys):
+        raise ValueError(f"{source} lacks {' or '.join(map(repr, keys))}: it has {', '.join(names)}")
+    points, given = found[0], found[-1]
+    whole, real = points.dtype == np.uint8 and points.ndim in (3, 4), np.issubdtype(points.dtype, np.floating)
+    if not (whole or (real and points.ndim > 1)) or len(given) != len(points) or not len(points):
         raise ValueError(
-            f"{source} must hold uint8 images (n, ..., height, width) and as many conditions, "
-            f"got {pictures.dtype} {pictures.shape} and {given.shape}"
+            f"{source} must hold uint8 images (n, ..., height, width) or floating points (n, ...), and as many "
+            f"conditions, got {points.dtype} {points.shape} and {given.shape}"
         )
+    if real and not np.isfinite(points).all():
+        raise ValueError(f"{images!r} in {source} holds values that are not finite: leave those points out")
+    pixels = torch.from_numpy(points)
+
+    def scaled(values: Tensor) -> Tensor:
+        return values.float() if real else values.float() / 127.5 - 1
+
+    sample = scaled(pixels[:: -(-len(pixels) // 1000)]).double()  # of all the file, which may be sorted
+    reference: Reference = (float(sample.mean()), float(sample.var()))
+    if points.ndim == 2:  # coordinates have scales of their own
+        reference = (sample.mean(0).tolist(), sample.var(0).tolist())
+    if len(keys) == 1:
+
+        def alone(generator: torch.Generator) -> tuple[Tensor, None]:
+            return scaled(pixels[torch.randint(len(pixels), (batch,), generator=generator)]), None
+
+        return Data(alone, tuple(points.shape[1:]), Classes(0), reference)
     conditions, pick = (_by_position if positions else _by_class)(source, given)
-    pixels, anything = torch.from_numpy(pictures), conditions.stack([conditions.anything], torch.device("cpu"))
+    anything = conditions.stack([conditions.anything], torch.device("cpu"))
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         index = torch.randint(len(pixels), (batch,), generator=generator)
         kept = torch.rand(batch, generator=generator) >= label_dropout
         tokens = pick(index, generator)
         kept = kept.reshape(-1, *[1] * (tokens.ndim - 1))
-        return pixels[index].float() / 127.5 - 1, torch.where(kept, tokens, anything)
+        return scaled(pixels[index]), torch.where(kept, tokens, anything)
 
-    sample = pixels[:: -(-len(pixels) // 1000)].double() / 127.5 - 1  # of all the file, which may be sorted
-    return Data(draw, tuple(pictures.shape[1:]), conditions, (float(sample.mean()), float(sample.var())))
+    return Data(draw, tuple(points.shape[1:]), conditions, reference)
 
 
 Pick = Callable[[Tensor, torch.Generator], Tensor]

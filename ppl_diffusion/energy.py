@@ -46,20 +46,24 @@ class EnergyModel(Potential):
     Conditions of one model share its network, and are evaluated by one call of it.
 
     Args:
-        network: ``s(x, log_snr, condition)`` with ``x (batch, *event)``, images with a channel axis; it is put
-            in evaluation mode and its parameters are frozen.
-        form: how the energy is made of ``s``.
+        network: a torch module ``s(x, log_snr, condition)`` of the shape of ``x``: ``x (batch, *event)``, images with a
+            channel axis; ``log_snr (batch,)`` or ``(1,)``, one level for all, so broadcast it; ``condition``, tokens of
+            length ``batch`` or 1, to be ignored by a network without conditions. It is put in evaluation mode and its
+            parameters are frozen. ``ppl_diffusion.objective.denoising_loss`` is what it is trained by.
+        form: how the energy is made of ``s``: "squared_distance", "squared_norm" or "inner_product", see
+            :func:`noise_potential`.
         schedule: the noise levels.
         event_shape: shape of one point; images of one channel may leave the channel out.
         conditions: what the network can be conditioned on; by default nothing.
         token: of one condition, or None for the unconditional model.
-        reference: mean and variance of the data, numbers or arrays that broadcast to ``event_shape``.
+        reference: mean and variance of the data, numbers or arrays that broadcast to ``event_shape``, as in training.
         name: what it is called in expressions.
         info: provenance, as it stands in the weight file.
         chunks: how many points are evaluated at once; a rule of its own by default, see ``ppl_diffusion.chunks``.
 
     Raises:
-        ValueError: an unknown form.
+        ValueError: an unknown form; at evaluation, a network that returns another shape.
+        TypeError: a network that is no module with parameters, or no schedule.
     """
 
     backend = "torch"
@@ -80,6 +84,10 @@ class EnergyModel(Potential):
     ) -> None:
         if form not in get_args(Form):
             raise ValueError(f"unknown form {form!r}: use one of {', '.join(get_args(Form))}")
+        if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
+            raise TypeError(f"network must be a torch module with parameters, got {network!r}: see EnergyFunction")
+        if not isinstance(schedule, NoiseSchedule):
+            raise TypeError(f"schedule must be a NoiseSchedule, got {schedule!r}: try NoiseSchedule.cosine(100)")
         self.network = network.eval().requires_grad_(False)
         self.form, self.schedule, self.event_shape = form, schedule, tuple(event_shape)
         self.conditions = conditions or Classes(0)
@@ -274,7 +282,11 @@ def noise_potential(
     """
     precision = next(network.parameters()).dtype
     images = x[:, None] if x.ndim == 3 else x
-    s = network(images.to(precision), schedule.log_snr(level).to(precision), condition).reshape(x.shape)
+    s = network(images.to(precision), schedule.log_snr(level).to(precision), condition)
+    if not isinstance(s, Tensor) or s.numel() != x.numel():
+        found = tuple(s.shape) if isinstance(s, Tensor) else type(s).__name__
+        raise ValueError(f"the network must return the shape of its points, {tuple(images.shape)}, it returned {found}")
+    s = s.reshape(x.shape)
     axes = tuple(range(1, x.ndim))
     if form == "squared_distance":
         return 0.5 * ((x.double() - s.double()) ** 2).sum(axes)

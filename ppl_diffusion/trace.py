@@ -22,7 +22,7 @@ import xarray as xr
 FORMAT = "ppl-diffusion trace 1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trace:
     """The result of annealed sampling.
 
@@ -64,16 +64,29 @@ class Trace:
         """Batched evaluations of the potential in the whole run, recorded draws included."""
         return int(self.stats["gradient_calls"].sum()) + int(self.sample_stats.attrs.get("gradient_calls", 0))
 
-    def save(self, path: str | Path) -> Path:
+    def __repr__(self) -> str:
+        chains, draws = self.positions.shape[:2]
+        made, rungs = self.attributes, self.stats.sizes["rung"]
+        return (
+            f"Trace({made.get('potential')} by {made.get('kernel')}: {chains} chains x {draws} draws of shape "
+            f"{self.positions.shape[2:]}, {rungs} rungs, {self.gradient_calls} gradient calls, "
+            f"{len(made.get('warnings', ()))} warnings)"
+        )
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write to one NetCDF file, which appears only when it is complete.
 
+        Args:
+            path: of the file; its folder must exist.
+            overwrite: take the place of a file that is there.
+
         Raises:
-            FileExistsError: ``path`` exists: nothing is overwritten.
+            FileExistsError: ``path`` exists and may not be overwritten.
             FileNotFoundError: the folder does not exist.
         """
         path = Path(path)
-        if path.exists():
-            raise FileExistsError(f"{path} exists and is kept: choose another name or remove it first")
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists and is kept: choose another name, or say overwrite=True")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"the folder {path.parent} does not exist: mkdir -p {path.parent}")
         with replacing(path) as partial:

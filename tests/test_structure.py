@@ -74,7 +74,7 @@ def test_nothing_happens_at_import():
 import random, numpy, torch, jax
 before = (random.getstate()[1][:5], numpy.random.get_state()[1][:5].tolist(), torch.get_rng_state().sum().item(),
           torch.get_default_dtype(), torch.get_num_threads(), jax.config.jax_enable_x64)
-import ppl_diffusion, bridges.blackjax, bridges.arviz, bridges.plots, bridges.torch_jax
+import ppl_diffusion, bridges.blackjax, bridges.arviz, bridges.plots, bridges.torch_jax, bridges.pyro
 after = (random.getstate()[1][:5], numpy.random.get_state()[1][:5].tolist(), torch.get_rng_state().sum().item(),
          torch.get_default_dtype(), torch.get_num_threads(), jax.config.jax_enable_x64)
 assert before == after, (before, after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -54,6 +55,18 @@ def test_a_trace_says_how_it_was_made(trace):
     assert {"ess", "log_normaliser", "gradient_calls"} <= set(trace.stats)
     assert trace.stats["ess"].dims == ("rung",)
     assert trace.stats["energy"].dims == ("rung", "chain")
+
+
+def test_a_trace_prints_as_a_line(trace):
+    assert re.fullmatch(
+        r"Trace\(gaussian_mixture by HMC\(.*7 chains x 4 draws of shape \(2,\), 10 rungs.*", repr(trace)
+    )
+
+
+def test_a_file_is_overwritten_when_that_is_asked_for(trace, tmp_path):
+    path = trace.save(tmp_path / "run.nc")
+    other = dataclasses.replace(trace, positions=trace.positions + 1)
+    np.testing.assert_array_equal(Trace.load(other.save(path, overwrite=True)).positions, other.positions)
 
 
 def test_nothing_is_overwritten(trace, tmp_path):

@@ -243,6 +243,23 @@ def test_positions_are_drawn_among_those_that_are_there(tmp_path):
             image_data(path, **options)
 
 
+def test_points_of_ones_own_are_trained_on_as_they_are(tmp_path):
+    points = np.random.default_rng(0).normal([3.0, -1.0], [0.5, 0.1], (400, 2))
+    np.savez(tmp_path / "points.npz", x=points, kind=np.arange(400) % 2)
+    own = dataclasses.replace(SMALL, data="npz", images="x", labels="", steps=20)
+    model = train(own, checkpoint=tmp_path / "c.safetensors", data=tmp_path / "points.npz")
+    np.testing.assert_allclose(model.reference[0], points.mean(0), atol=0.01)
+    np.testing.assert_allclose(model.reference[1], points.var(0), rtol=0.02)
+    with pytest.raises(ValueError, match="not conditional"):
+        model.given(1)
+    source = image_data(tmp_path / "points.npz", images="x", labels="kind", positions=None, batch=64, label_dropout=0.5)
+    drawn, tokens = source.draw(torch.Generator().manual_seed(0))
+    rows = [np.flatnonzero(np.isclose(points.astype(np.float32), x, atol=1e-6).all(1))[0] for x in drawn.numpy()]
+    kept = tokens.numpy() != source.conditions.anything
+    assert 10 < kept.sum() < 54
+    np.testing.assert_array_equal(np.array(rows)[kept] % 2, tokens.numpy()[kept])
+
+
 def test_the_reference_is_that_of_a_file_that_is_sorted(tmp_path):
     np.savez(tmp_path / "x.npz", x=np.repeat(np.uint8([0, 255]), 1500)[:, None, None], y=np.zeros(3000, int))
     options = {"images": "x", "labels": "y", "positions": None, "batch": 4, "label_dropout": 0.1}
@@ -266,8 +283,10 @@ def test_what_cannot_be_used_is_refused_in_one_line(images, tmp_path):
     kept = tmp_path / "c.safetensors"
     train(SMALL, checkpoint=kept)
     other = dataclasses.replace(SMALL, seed=1)
+    holed = tmp_path / "holed.npz"
     floats, keyless, damaged = tmp_path / "floats.npz", tmp_path / "keyless.npz", tmp_path / "damaged.safetensors"
-    np.savez(floats, x_train=np.zeros((5, 8, 8)), y_train=np.zeros(5, dtype=int))
+    np.savez(floats, x_train=np.zeros((5, 8, 8), int), y_train=np.zeros(5, dtype=int))
+    np.savez(holed, x_train=np.full((5, 8, 8), np.nan), y_train=np.zeros(5, dtype=int))
     np.savez(keyless, images=np.zeros(3))
     large, empty = tmp_path / "large.npz", tmp_path / "empty.npz"
     for path, shape in ((large, (5, 9, 9)), (empty, (0, 8, 8))):
@@ -292,6 +311,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(images, tmp_path):
         (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=tmp_path / "none.npz"), "--data"),
         (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=floats), "uint8"),
         (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=keyless), "lacks"),
+        (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=holed), "not finite"),
         (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=cut), "damaged"),
         (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=large), r"shape \(9, 9\), the network"),
         (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=empty), "uint8"),

@@ -180,7 +180,16 @@ def test_weights_are_judged_by_their_spread(good):
     useful = with_stats(good, log_weight=0.3 * rng.standard_normal((30, 100)), ess=40.0)
     assert says(useful, "resample=0.5 would correct")
     uneven = with_stats(good, log_weight=2.0 * rng.standard_normal((30, 100)), ess=4.0)
-    assert says(uneven, "ladder with more rungs")
+    assert says(uneven, "few ancestors")
+    assert not says(uneven, "more rungs"), "it has them all"
+    fewer = {name: uneven.attributes[name][::3] for name in ("levels", "steps")}
+    coarse = dataclasses.replace(
+        uneven, stats=uneven.stats.isel(rung=slice(0, None, 3)), attributes={**uneven.attributes, **fewer}
+    )
+    assert says(coarse, "ladder with more rungs")
+    one_lost = np.zeros((30, 100))
+    one_lost[:, 0] = -100.0
+    assert says(with_stats(good, log_weight=one_lost, ess=40.0), "resample=0.5 would correct")
     assert not says(good, "log-weights")
     used = dataclasses.replace(rough, attributes={**rough.attributes, "resample": 0.5})
     assert says(used, "the weights that were used are meaningless")

@@ -631,6 +631,20 @@ def test_prior_predictive_draws_by_annealing(monkeypatch):
         to_inference_data(trace, prior={"z": drawn["x"]})
 
 
+def test_prior_draws_align_with_the_posterior_whatever_plates_there_are():
+    def model(y=None):
+        with pyro.plate("items", 2):
+            pyro.sample("s", dist.HalfNormal(1.0))
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        pyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=y)
+
+    drawn = {"x": torch.zeros(4, 1, 3), "s": torch.ones(4, 2), "y": torch.zeros(4, 1, 3)}  # as Predictive shapes them
+    data = to_inference_data(anneal_model(model, (torch.zeros(3),), **QUICK), prior=drawn)
+    assert data["prior"]["x"].dims == data["posterior"]["x"].dims == ("chain", "draw", "x_dim_0")
+    assert data["prior"]["s"].dims == data["posterior"]["s"].dims == ("chain", "draw", "items")
+    assert data["prior_predictive"]["y"].shape == (1, 4, 3)
+
+
 def test_gradients_flow_to_a_variational_guide(monkeypatch):
     """SVI with AutoNormal: the guide finds the posterior mean of one Gaussian mode."""
     gauss = GaussianMixture([[0.5, -0.5]], [0.4], schedule=SCHEDULE, backend="torch")

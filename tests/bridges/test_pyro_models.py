@@ -348,6 +348,41 @@ def test_a_support_that_cannot_be_unconstrained_is_refused_in_one_line():
     assert "\n" not in str(caught.value)
 
 
+def test_chains_start_from_values_by_name():
+    def model(y):
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        share = pyro.sample("share", dist.Dirichlet(torch.ones(3)))
+        pyro.sample("y", dist.Normal(x * share[0], scale).to_event(1), obs=y)
+
+    first = anneal_model(model, (Y,), **QUICK)
+    init = {name: value[:, 0] for name, value in first.sites.items()}
+    joint = JointPotential(model, (Y,), likelihood="widened")
+    np.testing.assert_allclose(joint.flatten(init), first.positions[:, 0], atol=1e-5)
+    flat, named = (anneal_model(model, (Y,), **QUICK, init=start).positions for start in (joint.flatten(init), init))
+    np.testing.assert_array_equal(flat, named)
+    for bad, words in (
+        ({"x": init["x"]}, "give the latent sites, x, scale, share"),
+        (init | {"scale": -init["scale"]}, "does not fit model"),
+        (init | {"x": init["x"][:, :1]}, "does not fit model"),
+        ({name: value[:2] for name, value in init.items()}, r"init has shape \(2, 5\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            anneal_model(model, (Y,), **QUICK, init=bad)
+
+
+def test_what_is_passed_by_mistake_is_said():
+    with pytest.raises(TypeError, match=r"give \(y,\) for one argument y"):
+        anneal_model(lambda y: None, Y, **QUICK)
+
+    def model(y):
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        pyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=y)
+
+    with pytest.raises(TypeError, match=r"give obs=torch\.as_tensor"):
+        anneal_model(model, (Y.numpy(),), **QUICK)
+
+
 def test_a_joint_density_with_other_latent_sites_is_walked_on_alone():
     """A product would start and refresh them as if noise were added to them too."""
 

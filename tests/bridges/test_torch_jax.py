@@ -155,6 +155,8 @@ def test_errors_inside_a_callback_reach_the_caller(kind):
         except BaseException as error:
             crossed.failure = error
             raise ValueError("INTERNAL: CpuCallback error") from error
+    with pytest.raises(KeyboardInterrupt), plain_errors(crossed):
+        raise ValueError("INTERNAL: CpuCallback error: ... in wrapped_callback KeyboardInterrupt:")
     with pytest.raises(ValueError, match="ours"), plain_errors(crossed):
         raise ValueError("ours")
     assert crossed.failure is None, "the walk of another potential, or a later one, knows nothing of it"
