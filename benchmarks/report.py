@@ -1,4 +1,4 @@
-"""Put the figures of ``benchmarks/results/`` into the README, between its ``<!-- name -->`` marks.
+"""Put the figures of ``benchmarks/results/`` into the READMEs, between their ``<!-- name -->`` marks.
 
 python -m benchmarks.report
 """
@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.levels import tell
 from benchmarks.problems import RESULTS, cell
 
-README = Path(__file__).parent.parent / "README.md"
+READMES = (Path(__file__).parent.parent / "README.md", Path(__file__).parent / "README.md")
 
 
 def oracle(content: Mapping[str, Any]) -> str:
@@ -205,7 +205,7 @@ def calibration(content: Mapping[str, Any]) -> str:
 
 
 def render(text: str) -> str:
-    """The README with every marked part made anew from the results."""
+    """A README with every marked part made anew from the results."""
     for make in (oracle, composition, overhead, digits, models, inverse, calibration, cubes, mixing, levels, forms):
         text = _fill(text, make)
     return text
@@ -232,4 +232,5 @@ def _sampler_table(content: Mapping[str, Any], columns: Iterable[tuple[str, str]
 
 
 if __name__ == "__main__":
-    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for readme in READMES:
+        readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")

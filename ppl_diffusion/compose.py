@@ -119,9 +119,11 @@ def observation(
         name: what it is called in expressions.
 
     Raises:
-        ValueError: shapes that do not fit, a scale that is not positive, nothing seen, or seen
-            values that are not finite.
+        ValueError: shapes that do not fit, a scale that is not positive, nothing seen, bytes,
+            or seen values that are not finite.
     """
+    if np.asarray(values).dtype == np.uint8:
+        raise ValueError("values are bytes, and pictures are in [-1, 1]: scale them by x / 127.5 - 1")
     values = np.array(values, dtype=np.float64)
     seen = np.ones(values.shape, dtype=bool) if seen is None else np.array(seen)
     if seen.dtype != bool or seen.shape != values.shape:

@@ -302,6 +302,11 @@ REFUSED = {
         "seen",
     ),
     "seen is nan": (lambda: observation([np.nan], scale=1.0, schedule=SCHEDULE, backend="jax"), ValueError, "finite"),
+    "bytes": (
+        lambda: observation(np.uint8([0, 200]), scale=1.0, schedule=SCHEDULE, backend="jax"),
+        ValueError,
+        "127.5",
+    ),
     "no scale": (lambda: observation([1.0], scale=0.0, schedule=SCHEDULE, backend="jax"), ValueError, "scale=0.1"),
     "seen of another shape": (
         lambda: observation([1.0, 2.0], seen=[True], scale=1.0, schedule=SCHEDULE, backend="jax"),

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from typer.main import get_command
 
-from benchmarks.report import render
+from benchmarks.report import READMES, render
 from ppl_diffusion import cli
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+README = READMES[0].read_text(encoding="utf-8")
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 
@@ -35,19 +35,26 @@ def test_python_in_the_readme_runs_as_written(tmp_path, monkeypatch, capsys):
 def test_commands_in_the_readme_exist():
     command = get_command(cli.app)
     lines = re.findall(r"^ppl-diffusion (.+)$", README, flags=re.MULTILINE)
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         name, *arguments = shlex.split(line)
         command.commands[name].make_context(name, arguments)
 
 
-def test_figures_in_the_readme_are_those_of_the_results():
-    assert render(README) == README, "python -m benchmarks.report"
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+def test_figures_in_the_readmes_are_those_of_the_results(readme):
+    text = readme.read_text(encoding="utf-8")
+    assert "<!-- end -->" in text
+    assert render(text) == text, "python -m benchmarks.report"
 
 
-def test_pictures_in_the_readme_exist():
-    for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (Path(__file__).parent.parent / path).stat().st_size > 10_000
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+def test_what_the_readmes_point_to_exists(readme):
+    text = readme.read_text(encoding="utf-8")
+    for path in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (readme.parent / path).stat().st_size > 10_000
+    for path in re.findall(r"\]\(([^)]*\.md)\)", text):
+        assert (readme.parent / path).is_file()
 
 
 @pytest.mark.parametrize(
