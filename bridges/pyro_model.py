@@ -24,7 +24,17 @@ from torch import Tensor
 from ppl_diffusion.potential import Potential
 
 from .pyro_path import Likelihood, Seen, Widening, by_row, left_over, on_the_path, seen, stand_in, widenings_at
-from .pyro_sites import Given, Site, layout_of, log_density, native, sample_sites, unconstrained
+from .pyro_sites import (
+    Given,
+    Site,
+    check_priors,
+    check_randomness,
+    layout_of,
+    log_density,
+    native,
+    sample_sites,
+    unconstrained,
+)
 from .torch_jax import holds_jax
 
 REFRESHMENTS = 8
@@ -83,7 +93,8 @@ class JointPotential(Potential):
         if likelihood == "tweedie" and any(holds_jax(prior) for prior in priors):
             raise ValueError("JAX potentials in torch lack the second derivatives of likelihood='tweedie': use another")
         drawn, _ = self.start(len(self.schedule) - 1, chains=PROBES, rng=np.random.default_rng(0))
-        self._check_randomness(torch.from_numpy(drawn[0]))
+        point = torch.from_numpy(drawn[0])
+        check_randomness(lambda: self._nodes(point, {s.name: s.of(point) for s in self._priors()}), self.name)
         self.seen = self._seen(drawn) if likelihood == "widened" else {}
 
     @property
@@ -111,7 +122,7 @@ class JointPotential(Potential):
                 for chain in range(chains):
                     handler = Given(native({name: value[chain] for name, value in drawn.items()}))
                     nodes = self._run(handler)
-                    self._check_priors(nodes)
+                    check_priors(self._priors(), nodes, self.name)
                     for site in others:
                         u, log_p = unconstrained(nodes[site.name])
                         values[chain, site.start : site.stop] = u.numpy().ravel()
@@ -190,26 +201,6 @@ class JointPotential(Potential):
             for (group, name), values in by_row(one, torch.from_numpy(flat.reshape(-1, flat.shape[-1]))).items():
                 groups[group][name] = values.numpy().reshape(*flat.shape[:2], *values.shape[1:])
         return groups["latent"], {"log_likelihood": groups["likelihood"], "observed_data": self.observed}
-
-    def _check_priors(self, nodes: Any) -> None:
-        for site in self._priors():
-            if not site.alike(nodes[site.name]):
-                raise ValueError(
-                    f"the prior of {site.name} in {self.name}, its scale or its mask depends on other latent sites, "
-                    f"and would be fixed here: sample {site.name} from one prior, and let the model do the rest, as in "
-                    f"tau * {site.name}"
-                )
-
-    def _check_randomness(self, point: Tensor) -> None:
-        """Refuse what a model draws with all of its sites given: energies would be noise."""
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
-            before = torch.random.get_rng_state()
-            self._nodes(point, {site.name: site.of(point) for site in self._priors()})
-            if not torch.equal(before, torch.random.get_rng_state()):
-                raise ValueError(
-                    f"{self.name} draws random numbers that are no sites of it, such as torch.randn, dropout, or sites "
-                    "hidden by poutine.block: make them sites, or draw them once, outside"
-                )
 
     def _seen(self, drawn: np.ndarray) -> dict[str, Seen]:
         """Measured at the mean of the priors, other latent sites at the mean of draws from theirs."""

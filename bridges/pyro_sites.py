@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -243,3 +243,25 @@ def _site(name: str, node: Any, start: int, model: str) -> Site:
         ) from error
     extra = {} if prior is None else {"fn": fn, "scale": node["scale"], "mask": node["mask"]}
     return Site(name, start, start + int(np.prod(shape)), shape, prior, **extra)
+
+
+def check_priors(sites: Sequence[Site], nodes: Any, model: str) -> None:
+    """Refuse diffusion priors, ``sites`` of a first run of the model, that are others in another run."""
+    for site in sites:
+        if not site.alike(nodes[site.name]):
+            raise ValueError(
+                f"the prior of {site.name} in {model}, its scale or its mask depends on other latent sites, and would "
+                f"be fixed here: sample {site.name} from one prior, and let the model do the rest, tau * {site.name}"
+            )
+
+
+def check_randomness(run: Callable[[], Any], model: str) -> None:
+    """Refuse a model that draws numbers with all of its sites given: its energies would be noise."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
+        before = torch.random.get_rng_state()
+        run()
+        if not torch.equal(before, torch.random.get_rng_state()):
+            raise ValueError(
+                f"{model} draws random numbers that are no sites of it, such as torch.randn, dropout, or sites hidden "
+                "by poutine.block: make them sites, or draw them once, outside"
+            )
