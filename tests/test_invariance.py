@@ -45,7 +45,17 @@ STEPS = {
     "NUTS": {"modes": 0.78, "tilted": 1.0, "walls": 0.83},
     "blackjax_mala": {"modes": 0.29, "tilted": 0.44, "walls": 0.33},
     "blackjax_barker": {"modes": 0.82, "tilted": 0.86, "walls": 0.83},
+    "blackjax_rmh": {"modes": 0.3, "tilted": 0.3, "walls": 0.15},
 }
+
+
+def random_walk(step: float, *, drift: float = 0.0):
+    """Knows no gradient; a drift makes the proposal one that is taken for symmetric and is not."""
+
+    def propose(key, x):
+        return x + step * jax.random.normal(key, x.shape) + drift
+
+    return from_blackjax(blackjax.rmh.build_kernel, blackjax.rmh.init, transition_generator=propose)
 
 
 def kernel_of(name: str, step: float):
@@ -59,6 +69,7 @@ def kernel_of(name: str, step: float):
         "blackjax_barker": lambda: from_blackjax(
             blackjax.barker_proposal.build_kernel, blackjax.barker_proposal.init, step_size=step
         ),
+        "blackjax_rmh": lambda: random_walk(step),
     }[name]()
 
 
@@ -213,6 +224,7 @@ WRONG = {
     "kinetic term dropped": KineticDropped(step=0.78),
     "wrong proposal variance": WrongProposalVariance(step=0.76),
     "no flip after rejection": NoFlip(step=0.78, refreshment=0.1),
+    "a drift that is not weighed": random_walk(0.3, drift=0.1),
     "one decision for the batch": mutant(_JointAccept, 0.78),
     "a step that depends on the state": mutant(_StepOfTheState, 0.9),
 }
