@@ -127,6 +127,8 @@ def diagnose(trace: Trace) -> Diagnosis:
     errors, chains were still in transit when they left. Along the ladder that is a finite number of
     steps at work; at the last rung it is bias.
     """
+    if not isinstance(trace, Trace):
+        raise TypeError(f"diagnose reads a Trace, got {type(trace).__name__}: give Trace.load('run.nc')")
     stats, steps = trace.stats, np.array(trace.attributes["steps"])
     increments = np.where(np.isfinite(stats.log_weight), stats.log_weight, np.nan)
     change, jumps = (stats.energy - stats.energy_midway).to_numpy(), stats.jump_distance

@@ -32,12 +32,14 @@ from ppl_diffusion.schedule import Ladder
 from ppl_diffusion.step import Adaptive, StepPolicy
 from ppl_diffusion.trace import Trace
 
+from .blackjax_walker import BlackJAXKernel
 from .pyro_expression import from_model
 from .pyro_model import JointPotential
 from .pyro_path import Likelihood
 from .pyro_prior import DiffusionPrior, at_level
 from .pyro_walker import PyroKernel
 from .pyro_workers import over_processes
+from .torch_jax import holds_jax
 
 __all__ = ["HMC", "NUTS", "DiffusionPrior", "JointPotential", "anneal_model", "at_level", "from_model"]
 
@@ -148,6 +150,12 @@ def anneal_model(
     if not isinstance(args, (tuple, list)) or not isinstance(kwargs or {}, Mapping):
         raise TypeError(f"args is a tuple and kwargs a dictionary of what {model} takes: give (y,) for one argument y")
     joint = JointPotential(model, tuple(args), kwargs, likelihood=likelihood)
+    home = [str(prior) for prior in joint.priors if holds_jax(prior)]
+    if home and isinstance(kernel, BlackJAXKernel):
+        raise ValueError(
+            f"{home[0]} computes with JAX, which a call from JAX cannot: use a kernel of bridges.pyro, or "
+            "backend='torch' for it"
+        )
     if isinstance(init, Mapping):
         init = joint.flatten(init)
     joint.one_by_one = isinstance(kernel, PyroKernel)

@@ -104,7 +104,7 @@ def anneal(
         ValueError, TypeError: arguments that do not fit, each with what to write instead.
     """
     begun = time.perf_counter()
-    ladder = _check(potential, kernel, ladder, chains, draws, seed, resample)
+    ladder = _check(potential, kernel, ladder, chains, draws, seed, resample, progress)
     streams = np.random.SeedSequence(seed)
     population, host = np.random.default_rng(streams.spawn(1)[0]), _seeds(streams)
     positions, log_weights = proposals.start(potential, ladder.levels[0], chains=chains, init=init, rng=population)
@@ -289,6 +289,7 @@ def _check(
     draws: int,
     seed: int,
     resample: float | None,
+    progress: Any,
 ) -> Ladder:
     if not isinstance(potential, Potential):
         raise TypeError(f"anneal samples a potential, got {potential!r}: wrap a function in EnergyFunction")
@@ -299,6 +300,8 @@ def _check(
             raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}: try {name}={max(least, 100)}")
     if resample is not None and (not isinstance(resample, Real) or isinstance(resample, bool) or not 0 < resample <= 1):
         raise ValueError(f"resample is a share of the chains between 0 and 1, got {resample!r}: try resample=0.5")
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress is called with a Progress after every rung, got {progress!r}: try progress=print")
     ladder = ladder if ladder is not None else Ladder.full(potential.schedule)
     if isinstance(kernel, Still) and isinstance(ladder, Ladder):
         ladder = Ladder(levels=ladder.levels, steps=0)

@@ -52,7 +52,7 @@ def conjunction(potentials: Sequence[Potential], base: Potential) -> Product:
     Raises:
         ValueError, TypeError: no potentials, or potentials that do not fit together.
     """
-    if not potentials:
+    if isinstance(potentials, Potential) or not potentials:
         raise ValueError("a conjunction needs at least one potential: conjunction([p1, p2], base)")
     return Product([base, *potentials], [1.0 - len(potentials), *([1.0] * len(potentials))])
 

@@ -266,6 +266,8 @@ def common_ground(potentials: Sequence[Density]) -> tuple[Backend, NoiseSchedule
     Raises:
         ValueError, TypeError: no potentials, or potentials that do not have these in common.
     """
+    if isinstance(potentials, Density):
+        raise TypeError(f"potentials are composed as a list, got {potentials!r}: write [p, q]")
     if not potentials:
         raise ValueError("a composition needs at least one potential")
     for potential in potentials:

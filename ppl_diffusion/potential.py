@@ -184,6 +184,7 @@ def product(potentials: Sequence[Potential]) -> Product:
     Raises:
         ValueError, TypeError: no potentials, or potentials that do not fit together.
     """
+    common_ground(potentials)
     return Product(potentials, [1.0] * len(potentials))
 
 
@@ -199,6 +200,7 @@ def mixture(potentials: Sequence[Potential], *, log_weights: Sequence[float] | N
         ValueError, TypeError: no potentials, as many weights as there are not components, weights
             that are not finite, or potentials that do not fit together.
     """
+    common_ground(potentials)
     if log_weights is None:
         log_weights = [-float(np.log(max(len(potentials), 1)))] * len(potentials)
     if len(log_weights) != len(potentials) or not np.all(np.isfinite(log_weights)):

@@ -360,6 +360,7 @@ REFUSED = {
     "a kernel class": (lambda: walk(kernel=HMC), TypeError, r"HMC\(leapfrogs=3\)"),
     "no kernel": (lambda: walk(kernel="hmc"), TypeError, "kernel"),
     "no chains": (lambda: walk(chains=0), ValueError, "chains"),
+    "a bar for progress": (lambda: walk(progress=True), TypeError, "progress=print"),
     "half a chain": (lambda: walk(chains=2.5), ValueError, "whole number"),
     "no draws": (lambda: walk(draws=0), ValueError, "draws"),
     "negative seed": (lambda: walk(seed=-1), ValueError, "seed"),

@@ -334,6 +334,8 @@ def test_second_derivatives_of_jax_are_not_made_up():
 
     with pytest.raises(ValueError, match="second derivatives of likelihood='tweedie'"):
         JointPotential(model, likelihood="tweedie")
+    with pytest.raises(ValueError, match=r"computes with JAX, .* use a kernel of bridges\.pyro"):
+        anneal_model(model, **QUICK)
 
 
 def test_a_support_that_cannot_be_unconstrained_is_refused_in_one_line():
