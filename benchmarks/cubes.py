@@ -239,8 +239,8 @@ def draw_grid(rows: Mapping[str, Sequence[tuple[np.ndarray, Sequence[tuple[float
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(name, fontsize=8)
         for axis, (x, positions) in zip(line, row, strict=False):
-            if line is axes[0]:
-                axis.set_title(str(len(positions)), fontsize=8)
+            if axis in axes[0]:
+                axis.set_title(f"{len(positions)} asked for", fontsize=7)
             axis.imshow((np.clip(x.astype(float).transpose(1, 2, 0), -1, 1) + 1) / 2)
             for px, py in positions:
                 axis.plot(x.shape[2] * px - 0.5, x.shape[1] * py - 0.5, "+", color="white", ms=5, mew=0.6)
