@@ -307,4 +307,4 @@ def common_device(densities: Sequence[Density]) -> torch.device:
 def common_reference(leaves: Sequence[Density]) -> tuple[Any, Any]:
     """Mean and variance of the data of potentials that share them; those of unit data otherwise."""
     first = leaves[0].reference
-    return first if all(leaf.reference is first or leaf.group == leaves[0].group for leaf in leaves) else (0.0, 1.0)
+    return first if all(leaf.reference is first for leaf in leaves) else (0.0, 1.0)

@@ -114,6 +114,15 @@ def test_a_composition_of_jax_potentials_in_torch_does_not_cross_twice():
     np.testing.assert_allclose(trace.positions, direct.positions, rtol=1e-10)
 
 
+def test_torch_factors_beside_jax_ones_keep_their_references_apart():
+    p, q = pair("torch")
+    home = to_torch(pair("jax")[0])
+    for expression in (p * q, p * q * home, p * p**0.5):
+        theirs = to_jax(expression).reference
+        for mine, yours in zip(expression.reference, theirs, strict=True):
+            np.testing.assert_array_equal(mine, yours)
+
+
 def test_windows_of_a_tapestry_do_not_cross_twice():
     square = EnergyFunction(
         lambda x, level: (x**2).sum((-1, -2)), schedule=SCHEDULE, event_shape=(2, 2), backend="jax", name="square"
