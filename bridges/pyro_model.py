@@ -16,25 +16,15 @@ from typing import Any, get_args
 
 import numpy as np
 import pyro
-import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from ppl_diffusion.potential import Potential
 
-from .pyro_path import Likelihood, Seen, Widening, by_row, left_over, on_the_path, seen, stand_in, widenings_at
-from .pyro_sites import (
-    Given,
-    Site,
-    check_priors,
-    check_randomness,
-    layout_of,
-    log_density,
-    native,
-    sample_sites,
-    unconstrained,
-)
+from .pyro_flat import FlatModel
+from .pyro_path import Likelihood, Seen, Widening, left_over, on_the_path, seen, stand_in, widenings_at
+from .pyro_sites import Given, Site, check_priors, check_randomness, log_density, native, sample_sites, unconstrained
 from .torch_jax import holds_jax
 
 REFRESHMENTS = 8
@@ -43,12 +33,11 @@ REFRESHMENTS = 8
 REFRESHMENT_SIZES = (-2.0, 0.5)
 """Least and greatest standard deviation of such a step, as powers of ten, in unconstrained coordinates."""
 
-
 PROBES = 64
 """Draws of the latent sites by which a model is looked at."""
 
 
-class JointPotential(Potential):
+class JointPotential(FlatModel, Potential):
     """A Pyro model's joint density over all latent sites, flattened; built by ``bridges.pyro.anneal_model``.
 
     Args:
@@ -61,8 +50,9 @@ class JointPotential(Potential):
             refused.
 
     Raises:
-        ValueError: no diffusion prior, discrete latent sites or others that cannot be drawn, plates that draw a
-            subsample, schedules of unequal length, an unknown ``likelihood``.
+        ValueError: no diffusion prior or one that depends on other sites, discrete latent sites or others that cannot
+            be drawn, random numbers that are no sites, plates that draw a subsample, schedules of unequal length, an
+            unknown ``likelihood``.
     """
 
     backend = "torch"
@@ -72,11 +62,8 @@ class JointPotential(Potential):
     ) -> None:
         if likelihood not in get_args(Likelihood):
             raise ValueError(f"unknown likelihood {likelihood!r}: use one of {', '.join(get_args(Likelihood))}")
-        self.model, self.args, self.kwargs, self.likelihood = model, tuple(args), dict(kwargs or {}), likelihood
-        self.name = getattr(model, "__name__", "model")
-        self.one_by_one = False
-        found = layout_of(self._run, self.name)
-        self.sites, self.observed, self.recorded, self.dims = found.sites, found.observed, found.recorded, found.dims
+        super().__init__(model, args, kwargs)
+        self.likelihood, self.one_by_one = likelihood, False
         priors = self.priors = [site.prior.potential for site in self.sites if site.prior is not None]
         if not priors:
             raise ValueError(
@@ -91,7 +78,10 @@ class JointPotential(Potential):
         self.schedule = priors[0].schedule
         self.event_shape = (self.sites[-1].stop,)
         if likelihood == "tweedie" and any(holds_jax(prior) for prior in priors):
-            raise ValueError("JAX potentials in torch lack the second derivatives of likelihood='tweedie': use another")
+            raise ValueError(
+                "JAX potentials in torch lack the second derivatives of likelihood='tweedie': leave likelihood= out, or "
+                "give the prior backend='torch'"
+            )
         drawn, _ = self.start(len(self.schedule) - 1, chains=PROBES, rng=np.random.default_rng(0))
         point = torch.from_numpy(drawn[0])
         check_randomness(lambda: self._nodes(point, {s.name: s.of(point) for s in self._priors()}), self.name)
@@ -151,57 +141,6 @@ class JointPotential(Potential):
                 x, energy = torch.where(accepted[:, None], proposed, x), torch.where(accepted, there, energy)
         return x.numpy(), torch.where(energy == begun, 0.0, energy - begun).numpy()
 
-    def flatten(self, values: Mapping[str, Any]) -> np.ndarray:
-        """Constrained values of every latent site, each ``(chains, *shape)``, as flat, unconstrained points.
-
-        Raises:
-            ValueError: sites that are missing or unknown, of other shapes, or values outside their support.
-        """
-        names = [site.name for site in self.sites]
-        if sorted(values) != sorted(names):
-            raise ValueError(f"init holds {', '.join(values) or 'nothing'}: give the latent sites, {', '.join(names)}")
-        given = {name: torch.as_tensor(values[name]).double().cpu() for name in names}
-        rows = []
-        for chain in range(len(given[names[0]])):
-            point = {name: value[chain] for name, value in given.items()}
-            try:
-                conditioned = poutine.condition(self.model, native(point))
-                nodes: Any = poutine.trace(conditioned).get_trace(*self.args, **self.kwargs).nodes
-                point |= {site.name: unconstrained(nodes[site.name])[0] for site in self.sites if site.prior is None}
-                flat = [point[site.name].reshape(site.shape).double().flatten() for site in self.sites]
-                rows.append(torch.cat(flat).numpy())
-            except (RuntimeError, ValueError, IndexError) as error:
-                raise ValueError(
-                    f"init does not fit {self.name} ({str(error).splitlines()[0]}): give values of shape (chains, "
-                    "*shape of the site) within their support"
-                ) from error
-        return np.stack(rows)
-
-    def report(self, flat: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
-        """What draws ``flat (chains, draws, size)`` mean for the model.
-
-        Returns:
-            Values of every latent site and of what ``pyro.deterministic`` records, each ``(chains, draws, *shape)``;
-            and the groups ``log_likelihood``, of every observed site, each ``(chains, draws, *batch)``, zero where it
-            is masked, and ``observed_data``.
-        """
-
-        names = [*(site.name for site in self.sites), *self.recorded]
-
-        def one(point: Tensor) -> dict[tuple[str, str], Tensor]:
-            nodes = self._nodes(point, {site.name: site.of(point) for site in self._priors()})
-            found = {("latent", name): nodes[name]["value"] for name in names}
-            for name in self.observed:
-                log_p = nodes[name]["fn"].log_prob(nodes[name]["value"])
-                found["likelihood", name] = scale_and_mask(log_p, mask=nodes[name]["mask"])
-            return found
-
-        groups: dict[str, dict[str, np.ndarray]] = {"latent": {}, "likelihood": {}}
-        with torch.no_grad():
-            for (group, name), values in by_row(one, torch.from_numpy(flat.reshape(-1, flat.shape[-1]))).items():
-                groups[group][name] = values.numpy().reshape(*flat.shape[:2], *values.shape[1:])
-        return groups["latent"], {"log_likelihood": groups["likelihood"], "observed_data": self.observed}
-
     def _seen(self, drawn: np.ndarray) -> dict[str, Seen]:
         """Measured at the mean of the priors, other latent sites at the mean of draws from theirs."""
         centre = torch.from_numpy(drawn.mean(0))
@@ -216,9 +155,6 @@ class JointPotential(Potential):
 
         spread = max(float(np.mean(prior.reference[1])) for prior in self.priors) ** 0.5
         return seen(run, self.observed, at=centre[diffused], spread=spread)
-
-    def _free(self, point: Tensor) -> dict[str, Tensor]:
-        return {site.name: site.of(point) for site in self.sites if site.prior is None}
 
     def _evaluate(self, x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
         chains, level = x.shape[:-1], int(level)
@@ -270,9 +206,6 @@ class JointPotential(Potential):
                 clean[site.name] = (points - schedule.sigma(level) ** 2 * slope) / schedule.alpha(level)
         return energy + self._rest(flat, clean or self._clean(flat, level), level)
 
-    def _priors(self) -> list[Site]:
-        return [site for site in self.sites if site.prior is not None]
-
     def _clean(self, flat: Tensor, level: int) -> dict[str, Tensor]:
         """What the observed sites see of each diffusion prior's site."""
         return {site.name: self._stand_in(site, site.of(flat), level) for site in self._priors()}
@@ -307,12 +240,6 @@ class JointPotential(Potential):
         left = [np.broadcast_to(left_over(site.prior.potential, level), site.shape).ravel() for site in self._priors()]  # type: ignore[union-attr]
         variances = torch.from_numpy(np.concatenate(left))
         return {name: site.widening(variances) for name, site in self.seen.items()}
-
-    def _nodes(self, point: Tensor, seen: Mapping[str, Tensor]) -> Any:
-        return self._run(Given(native(seen), native(self._free(point))))
-
-    def _run(self, handler: Given) -> Any:
-        return poutine.trace(handler(self.model)).get_trace(*self.args, **self.kwargs).nodes
 
     def _log_rest(
         self, point: Tensor, seen: Mapping[str, Tensor], level: int, widenings: Mapping[str, Widening]
