@@ -79,8 +79,8 @@ class JointPotential(FlatModel, Potential):
         self.event_shape = (self.sites[-1].stop,)
         if likelihood == "tweedie" and any(holds_jax(prior) for prior in priors):
             raise ValueError(
-                "JAX potentials in torch lack the second derivatives of likelihood='tweedie': leave likelihood= out, or "
-                "give the prior backend='torch'"
+                "JAX potentials in torch lack the second derivatives of likelihood='tweedie': leave likelihood= out, "
+                "or give the prior backend='torch'"
             )
         drawn, _ = self.start(len(self.schedule) - 1, chains=PROBES, rng=np.random.default_rng(0))
         point = torch.from_numpy(drawn[0])
