@@ -26,6 +26,8 @@ from ppl_diffusion.step import StepState, as_policy, centred
 from .torch_jax import host_for, plain_errors, to_jax
 
 LogDensity = Callable[[Array], Array]
+MOVED = ("acceptance_rate", "diverging", "nonfinite", "jump_distance", "energy_midway", "step_size")
+"""What is told of the steps at a rung, for each chain: a mean, two counts, a mean, and two values."""
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -61,12 +63,18 @@ def _computing(method: Method) -> Method:
 
     @wraps(method)
     def inside(self: BlackJAXWalker, *args: Any, **kwargs: Any) -> Any:
-        host = host_for(self.potential, next(iter(jnp.zeros(()).devices())).platform)
+        host = host_for(self.potential, _platform())
         place = nullcontext() if host is None else jax.default_device(host)
         with plain_errors(self.potential), jax.enable_x64(True), place:
             return method(self, *args, **kwargs)
 
     return cast(Method, inside)
+
+
+def _platform() -> str:
+    """Where JAX computes unless it is told otherwise."""
+    platform = jax.default_backend()
+    return platform if platform == "cpu" else next(iter(jnp.zeros(()).devices())).platform
 
 
 class BlackJAXWalker:
@@ -92,16 +100,11 @@ class BlackJAXWalker:
 
     @_computing
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
-        chains, step, totals = self._move_compiled(
-            state.carried, _floats(state.step), state.level, steps, seed, state.scales
+        chains, step, moved, calls = self._move_compiled(
+            state.carried, np.array(state.step, dtype=np.float64), state.level, steps, seed, state.scales
         )
-        totals = {name: np.asarray(value) for name, value in totals.items()}
-        mean = dict.fromkeys(("acceptance_rate", "jump_distance"), max(steps, 1))
-        stats = {name: value / mean.get(name, 1) for name, value in totals.items()}
-        if steps == 0:
-            stats["acceptance_rate"] = np.full(len(stats["acceptance_rate"]), np.nan)
-        stats["step_size"] = np.full(len(stats["acceptance_rate"]), np.exp(float(step.log_step)))
-        return self._state(state.level, chains, step, state.scales), stats
+        stats = dict(zip(MOVED, np.asarray(moved), strict=True)) | {"gradient_calls": np.asarray(calls)}
+        return self._state(state.level, chains, StepState(*np.asarray(step).tolist()), state.scales), stats
 
     @_computing
     def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
@@ -169,10 +172,9 @@ class BlackJAXWalker:
             keys, chains, steps
         )
 
-    def _move(self, chains: Any, step: StepState, level: Array, steps: Array, seed: Array, scales: Array) -> Any:
+    def _move(self, chains: Any, step: Array, level: Array, steps: Array, seed: Array, scales: Array) -> Any:
         key, count = jax.random.key(seed), chains.position.shape[0]
-        names = ("acceptance_rate", "diverging", "nonfinite", "jump_distance")
-        totals = {name: jnp.zeros(count) for name in names}
+        totals = dict.fromkeys(MOVED[:4], jnp.zeros(count))
         totals |= {"energy_midway": -chains.logdensity, "gradient_calls": jnp.zeros((), dtype=jnp.int64)}
 
         def body(i: Array, carry: Any) -> Any:
@@ -189,7 +191,11 @@ class BlackJAXWalker:
             }
             return moved, self.policy.update(step, jnp.nanmean(info.adaptation)), totals
 
-        return jax.lax.fori_loop(0, steps, body, (chains, step, totals))
+        chains, after, totals = jax.lax.fori_loop(0, steps, body, (chains, StepState(*step), totals))
+        totals["acceptance_rate"] = totals["acceptance_rate"] / steps  # NaN without any
+        totals["jump_distance"] = totals["jump_distance"] / jnp.maximum(steps, 1)
+        totals["step_size"] = jnp.full(count, jnp.exp(after.log_step))
+        return chains, jnp.stack(after), jnp.stack([totals[name] for name in MOVED]), totals["gradient_calls"]
 
     def _record(self, chains: Any, step: Array, level: Array, seed: Array, scales: Array, draws: int) -> Any:
         def body(chains: Any, key: Array) -> Any:
@@ -198,7 +204,3 @@ class BlackJAXWalker:
 
         chains, drawn = jax.lax.scan(body, chains, jax.random.split(jax.random.key(seed), draws))
         return chains, jax.tree.map(lambda array: jnp.swapaxes(array, 0, 1), drawn)
-
-
-def _floats(step: StepState) -> StepState:
-    return StepState(*(np.float64(value) for value in step))

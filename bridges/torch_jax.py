@@ -50,8 +50,9 @@ def to_torch(potential: Potential, *, device: str = "cpu") -> Potential:
 def host_for(potential: Potential, platform: str) -> jax.Device | None:
     """The processor, if JAX computes elsewhere, on ``platform``, and networks that ``potential`` calls are on it:
     their points would be sent there and back, where torch knows the platform at all. None: JAX may choose."""
-    on_host = any(crossing.potential.device.type == "cpu" for crossing in crossings(potential))
-    return jax.local_devices(backend="cpu")[0] if platform != "cpu" and on_host else None
+    if platform == "cpu" or not any(crossing.potential.device.type == "cpu" for crossing in crossings(potential)):
+        return None
+    return jax.local_devices(backend="cpu")[0]
 
 
 def crossings(potential: Potential) -> Iterator[TorchInJax]:
@@ -195,9 +196,9 @@ class TorchInJax(Crossed):
     @contextmanager
     def _called(self, context: Any, x: Any) -> Iterator[None]:
         """Inside a call from XLA: what torch does on an accelerator is queued behind what XLA has queued there."""
-        device, number = x.__dlpack_device__()
-        on_host = int(device) == 1
-        queue = nullcontext() if on_host else torch.cuda.stream(torch.cuda.ExternalStream(context.stream, number))
+        queue: Any = nullcontext()
+        if not _on_host(x):
+            queue = torch.cuda.stream(torch.cuda.ExternalStream(context.stream, x.__dlpack_device__()[1]))
         _thread.in_callback = True
         try:
             with queue:
@@ -214,37 +215,47 @@ class TorchInJax(Crossed):
     def _fill(self, buffer: Any, value: torch.Tensor, shape: Any) -> None:
         if tuple(value.shape) != tuple(shape):  # copied, one chain's value would be repeated for all of them
             raise ValueError(f"{self.name} returned shape {tuple(value.shape)} where {tuple(shape)} is due")
-        torch.from_dlpack(buffer).copy_(value.detach())
+        if _on_host(buffer):
+            np.copyto(np.asarray(buffer), value.detach().cpu().numpy())
+        else:
+            torch.from_dlpack(buffer).copy_(value.detach())
 
     def _receive(self, members: Sequence[TorchInJax], given: Sequence[Any]) -> tuple[list[torch.Tensor], int]:
         points = []
         for member, x in zip(members, given[:-1], strict=True):
             member.calls += 1
-            # A copy: the buffer belongs to XLA and is used again when the callback has returned.
-            points.append(torch.from_dlpack(x).to(member.potential.device, copy=True))
-        levels = set(torch.from_dlpack(given[-1]).flatten().tolist())
+            points.append(_copied(x).to(member.potential.device))
+        levels = set(_copied(given[-1]).flatten().tolist())
         if len(levels) > 1:
             raise ValueError(f"{self.name} takes one level for all chains, got {levels}: call it once a level")
         return points, int(levels.pop())
+
+
+def _on_host(buffer: Any) -> bool:
+    return int(buffer.__dlpack_device__()[0]) == 1
+
+
+def _copied(buffer: Any) -> torch.Tensor:
+    """What a buffer holds, which belongs to XLA and is used again when the callback has returned."""
+    return torch.from_numpy(np.asarray(buffer).copy()) if _on_host(buffer) else torch.from_dlpack(buffer).clone()
 
 
 @contextmanager
 def plain_errors(potential: Potential) -> Iterator[None]:
     """Errors of torch code that JAX has called for a potential come out as they were raised, not inside XLA's or as its
     text."""
-    called = list(crossings(potential))
     try:
         yield
-    except Exception as error:
-        for crossing in called:
-            if crossing.failure is not None:
-                raise crossing.failure from None
-        if "KeyboardInterrupt" in str(error):  # in JAX's own part of the call
-            raise KeyboardInterrupt from None
-        raise
-    finally:
+    except BaseException as error:
+        called = list(crossings(potential))
+        failures = [crossing.failure for crossing in called if crossing.failure is not None]
         for crossing in called:
             crossing.failure = None
+        if failures and isinstance(error, Exception):
+            raise failures[0] from None
+        if isinstance(error, Exception) and "KeyboardInterrupt" in str(error):  # in JAX's own part of the call
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _cross(write: Callable[..., None], shapes: Any) -> Callable[..., Any]:

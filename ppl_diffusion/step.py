@@ -177,11 +177,15 @@ def rescaling(before: Array, after: Array) -> float:
     Returns:
         A factor between 1/4 and 4, from the median chain; 1 when it cannot be told.
     """
-    norms = np.array([np.linalg.norm(np.asarray(g).reshape(len(g), -1), axis=1) for g in (before, after)])
-    norms = norms[:, np.all(np.isfinite(norms), axis=0)]
-    typical = np.median(norms, axis=1) if norms.size else np.zeros(2)
-    factor = np.sqrt(typical[0] / typical[1]) if min(typical) > 0 else 1.0
-    return float(np.clip(factor, 0.25, 4.0))
+    flat = (np.asarray(g).reshape(len(g), -1) for g in (before, after))
+    norms = np.sqrt([np.einsum("ij,ij->i", g, g) for g in flat])
+    norms = np.sort(norms[:, np.isfinite(norms).all(0)])
+    count = norms.shape[1]
+    if count == 0:
+        return 1.0
+    left, entered = (norms[:, (count - 1) // 2] + norms[:, count // 2]).tolist()  # twice the medians
+    factor = (left / entered) ** 0.5 if left > 0 and entered > 0 else 1.0
+    return min(max(factor, 0.25), 4.0)
 
 
 def block_scales(previous: Array, gradient: Array, diffused: Array) -> np.ndarray:
@@ -196,8 +200,10 @@ def block_scales(previous: Array, gradient: Array, diffused: Array) -> np.ndarra
         gradient: of the energy there, shape ``(chains, size)``.
         diffused: which coordinates a noise level belongs to, bool ``(size,)``.
     """
+    if diffused.all() or not diffused.any():
+        return previous
     finite = gradient[np.all(np.isfinite(gradient), axis=1)]
-    if diffused.all() or not diffused.any() or not len(finite):
+    if not len(finite):
         return previous
     tiny = np.finfo(float).tiny
     typical = 0.5 * np.log(np.maximum(np.mean(finite[:, diffused] ** 2, axis=1), tiny))

@@ -40,7 +40,8 @@ def effective_sample_size(log_weights: np.ndarray) -> float:
 
 def log_normaliser_increment(log_weights: np.ndarray, increments: np.ndarray) -> float:
     """``log sum_i w_i exp(increment_i)``: estimate of the log-ratio of two normalisers, in nats."""
-    before = np.log(normalise(log_weights), where=normalise(log_weights) > 0, out=np.full(len(increments), -np.inf))
+    shares = normalise(log_weights)
+    before = np.log(shares, where=shares > 0, out=np.full(len(increments), -np.inf))
     return float(np.logaddexp.reduce(alive(before + alive(increments))))
 
 
