@@ -14,8 +14,8 @@ every position has a cube within .06 of the picture. Three settings:
 Every walk takes the reverse step first. Steps adapt; reverse diffusion is an evaluation a level. Weights are used where
 the energies of this network agree from level to level, from 97 (the first betas of the schedule are clipped) to 20, and
 the walk goes on without them. Walks of a product, whose exponents do not sum to one, begin at level 90: the first steps
-would throw them far out. What was drawn is kept, and a run that was interrupted goes on where it was. Standard errors
-are over layouts, whose pictures share their positions.
+would throw them far out. What was drawn is kept, and a run that was interrupted goes on where it was; results of which
+nothing is kept stay as they are. Standard errors are over layouts, whose pictures share their positions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from benchmarks.detector import Detector, load_detector, matched, matched_exactly
+from benchmarks.detector import Detector, load_detector, located, matched, matched_exactly
 from benchmarks.problems import RESULTS, write
 from bridges.blackjax import HMC, MALA, UHMC, ULA
 from ppl_diffusion import (
@@ -78,6 +78,8 @@ WEIGHED = (97, 20)
 SOUND = 90
 """The noisiest level of walks of a product."""
 KERNELS: dict[str, Any] = {"ULA": ULA(), "MALA": MALA(), "UHMC": UHMC(), "HMC": HMC(), "weighted HMC": HMC()}
+SHOWN = ("reverse", "MALA", "HMC", "weighted HMC")
+"""Samplers that are asked for by default, and shown in the picture."""
 TARGETS = ("conjunction", "product")
 
 
@@ -207,13 +209,6 @@ def judge(cell: Cell, *, keep: Path, layouts: int, detector: Detector) -> dict[s
     }
 
 
-def located(detector: Detector, pictures: np.ndarray) -> list[np.ndarray]:
-    """Centres of cubes by picture; none in a picture that is not finite."""
-    finite = np.isfinite(pictures).all((1, 2, 3))
-    found = iter(detector.locate(pictures[finite].clip(-1, 1)) if finite.any() else [])
-    return [next(found) if sound else np.zeros((0, 2)) for sound in finite]
-
-
 def _by_level(walks: Sequence[Mapping[str, np.ndarray]], further: Sequence[str]) -> dict[str, dict[str, float]]:
     """Spread of log-weights in nats, effective sample size as a share, and ancestors that are left, at some levels."""
     keys = ["spread", "ess", "ancestors", *further]
@@ -247,20 +242,18 @@ def draw_grid(rows: Mapping[str, Sequence[tuple[np.ndarray, Sequence[tuple[float
     return figure
 
 
-def grid(keep: Path, settings: Sequence[str], samplers: Sequence[str], counts: Sequence[int], each: int = 3) -> Figure:
-    """Rows are samplers that all layouts are kept of, columns numbers of cubes."""
-    rows = {}
-    for sampler in samplers:
-        row = []
-        for count in counts:
+def grid(keep: Path, setting: str, each: int = 3) -> Figure | None:
+    """Rows are samplers, columns one to five cubes of some layouts; None where not all of it is kept."""
+    rows: dict[str, list[Any]] = {sampler: [] for sampler in SHOWN}
+    for sampler, row in rows.items():
+        for count in range(1, 6):
             for layout in range(each):
-                file = path(keep, (settings[0], "conjunction", sampler, count), layout)
-                if file.is_file():
-                    with np.load(file) as stored:
-                        row.append((stored["pictures"][0], LAYOUTS[layout][:count]))
-        rows[sampler] = row
-    whole = max(len(row) for row in rows.values())
-    return draw_grid({sampler: row for sampler, row in rows.items() if len(row) == whole})
+                file = path(keep, (setting, "conjunction", sampler, count), layout)
+                if not file.is_file():
+                    return None
+                with np.load(file) as stored:
+                    row.append((stored["pictures"][0], LAYOUTS[layout][:count]))
+    return draw_grid(rows)
 
 
 def main() -> None:
@@ -268,7 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", choices=range(1, 6), default=[1, 3, 5])
     parser.add_argument("--settings", nargs="+", choices=LADDERS, default=["equal"])
-    parser.add_argument("--samplers", nargs="+", default=["reverse", "MALA", "HMC", "weighted HMC"])
+    parser.add_argument("--samplers", nargs="+", default=list(SHOWN))
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["conjunction"])
     parser.add_argument("--layouts", type=int, choices=range(1, len(LAYOUTS) + 1), default=len(LAYOUTS))
     parser.add_argument("--chains", type=int, default=8, help="pictures of each layout")
@@ -290,7 +283,8 @@ def main() -> None:
     if not options.judge_only:
         run(asked, keep=options.keep, layouts=options.layouts, chains=options.chains)
     detector = load_detector()
-    found: dict[str, Any] = {}
+    results = RESULTS / "cubes.json"
+    found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
     for setting in LADDERS:
         for kind in TARGETS:
             for sampler in ("reverse", *KERNELS):
@@ -301,7 +295,9 @@ def main() -> None:
                         found.setdefault(setting, {}).setdefault(kind, {}).setdefault(sampler, {})[str(count)] = row
                         print(setting, kind, sampler, count, json.dumps(row["accuracy"]), flush=True)
     write("cubes", found)
-    grid(options.keep, options.settings, ("reverse", *KERNELS), (1, 2, 3, 4, 5)).savefig(RESULTS / "cubes.png", dpi=100)
+    picture = grid(options.keep, options.settings[0])
+    if picture is not None:
+        picture.savefig(RESULTS / "cubes.png", dpi=100)
 
 
 if __name__ == "__main__":

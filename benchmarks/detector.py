@@ -165,6 +165,13 @@ def matched_exactly(found: ArrayLike, wanted: ArrayLike, *, radius: float = RADI
     return matched(found, wanted, radius=radius) and len(places(found, "found")) == len(places(wanted, "wanted"))
 
 
+def located(detector: Detector, pictures: np.ndarray) -> list[np.ndarray]:
+    """Centres of cubes in pictures that were drawn, ``(n, 3, side, side)``; none in one that is not finite."""
+    finite = np.isfinite(pictures).all((1, 2, 3))
+    found = iter(detector.locate(pictures[finite].clip(-1, 1)) if finite.any() else [])
+    return [next(found) if sound else np.zeros((0, 2)) for sound in finite]
+
+
 def places(values: ArrayLike, name: str) -> np.ndarray:
     """Positions as an array ``(k, 2)`` without rows of NaN.
 

@@ -27,13 +27,14 @@ import jax
 import numpy as np
 import xarray as xr
 
-from . import proposals, weights
+from . import proposals
 from .arrays import outside_inference_mode
 from .compose import check_quotient
 from .kernel import Kernel, State, Still, Walker
 from .potential import Potential
 from .schedule import Ladder
 from .trace import Trace, versions
+from .weights import Weights
 
 BLOCK = 25
 """Draws that are recorded at once, at most."""
@@ -107,26 +108,21 @@ def anneal(
     ladder = _check(potential, kernel, ladder, chains, draws, seed, resample, progress)
     streams = np.random.SeedSequence(seed)
     population, host = np.random.default_rng(streams.spawn(1)[0]), _seeds(streams)
-    positions, log_weights = proposals.start(potential, ladder.levels[0], chains=chains, init=init, rng=population)
+    positions, log_density = proposals.start(potential, ladder.levels[0], chains=chains, init=init, rng=population)
     notes = [] if isinstance(kernel, Still) else check_quotient(potential, levels=_probed(ladder))
     if init is not None:
         notes += proposals.odd_start(potential, ladder.levels[0], positions)
     walker = kernel.bind(potential)
-    rungs: list[dict[str, np.ndarray]] = []
+    weights = Weights(chains)
+    rungs: list[dict[str, Any]] = []
     state: State | None = None
     for rung, (level, steps) in enumerate(zip(ladder.levels, ladder.steps_per_rung, strict=True)):
         arrival = proposals.arrive(walker, potential, positions, level, state, reverse_step, population, next(host))
         state, increments = arrival.state, arrival.increments
         if rung == 0:
             given = np.where(np.isfinite(arrival.energy), 0.0, -np.inf)
-            increments = given if init is not None else -arrival.energy - log_weights
-            log_weights = np.zeros(chains)
-        record: dict[str, Any] = {
-            "log_normaliser": weights.log_normaliser_increment(log_weights, increments),
-            "log_weight": increments,
-        }
-        log_weights = weights.alive(log_weights + increments)
-        record["ess"] = weights.effective_sample_size(log_weights)
+            increments = given if init is not None else -arrival.energy - log_density
+        record = weights.move(increments)
         if record["ess"] == 0 and (rung == 0 or rungs[-1]["ess"] > 0):
             where = "for any chain at level" if rung == 0 else "on all levels for any chain down to"
             notes.append(
@@ -138,12 +134,11 @@ def anneal(
                 f"the start density fits level {level} badly (effective sample size {record['ess']:.0f} of {chains} "
                 f"chains): {_better_start(level, len(potential.schedule) - 1)}, or pass init="
             )
-        record["ancestor"], state, resampled = _resample(
-            walker, state, log_weights, resample, record["ess"], rung == len(ladder) - 1, population
-        )
-        if resampled:
-            log_weights = np.zeros(chains)
-        record["resampled"] = resampled
+        ancestors = weights.resample(resample, last=rung == len(ladder) - 1, rng=population)
+        if ancestors is not None:
+            state = walker.select(state, ancestors)
+        record["ancestor"] = np.arange(chains) if ancestors is None else ancestors
+        record["resampled"] = ancestors is not None
         record["energy_arrival"] = np.asarray(state.energy)
         state, moved = walker.move(state, steps, seed=next(host))
         record |= moved
@@ -208,22 +203,6 @@ def warn_caller(note: str) -> None:
     while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("ppl_diffusion", "bridges", "contextlib"):
         frame, level = frame.f_back, level + 1
     warnings.warn(note, SamplingWarning, stacklevel=level)
-
-
-def _resample(
-    walker: Walker,
-    state: State,
-    log_weights: np.ndarray,
-    threshold: float | None,
-    ess: float,
-    last: bool,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, State, bool]:
-    chains = len(log_weights)
-    if threshold is None or ess == 0 or not (last or ess < threshold * chains):
-        return np.arange(chains), state, False
-    ancestors = weights.systematic_resample(log_weights, rng)
-    return ancestors, walker.select(state, ancestors), True
 
 
 def _draw(

@@ -7,21 +7,17 @@ appears only when it is complete.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from . import terminal
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -81,7 +77,7 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Sample a composition of shipped models by annealed MCMC."""
-    with _one_line_errors():
+    with terminal.one_line_errors():
         if out.exists():
             raise ValueError(f"{out} exists and is kept: give another --out, or remove it first")
         from bridges.arviz import SCALARS, arviz, diagnose, to_inference_data
@@ -108,7 +104,11 @@ def sample(
         count = len(schedule) if rungs is None else rungs
         ladder = Ladder.spaced(schedule, rungs=count, steps=10 if steps is None else steps)
         options: dict[str, Any] = {"ladder": ladder, "chains": chains, "seed": seed}
-        with _staging(out) as folder, _bar(expression, quiet or as_json) as tell, warnings.catch_warnings():
+        with (
+            terminal.staging(out) as folder,
+            terminal.bar(expression, quiet or as_json) as tell,
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore", SamplingWarning)  # they are part of the diagnosis
             if kernel is KernelName.reverse:
                 trace = reverse_diffusion(target, **options, progress=tell)
@@ -124,7 +124,7 @@ def sample(
                 arviz().summary(to_inference_data(trace), var_names=scalars).to_csv(folder / "summary.csv")
             plot_samples(trace, title=expression).savefig(folder / "samples.png", dpi=150)
             plot_ladder(trace).savefig(folder / "ladder.png", dpi=150)
-        _report(found, quiet, as_json, extra={"out": str(out), "gradient_calls": trace.gradient_calls})
+        terminal.report(found, quiet, as_json, extra={"out": str(out), "gradient_calls": trace.gradient_calls})
 
 
 @app.command()
@@ -134,19 +134,19 @@ def diagnose(
     as_json: AsJson = False,
 ) -> None:
     """Say whether to believe a run."""
-    with _one_line_errors():
+    with terminal.one_line_errors():
         from bridges.arviz import diagnose as diagnosis
 
         from .trace import Trace
 
         trace = Trace.load(run / "trace.nc" if run.is_dir() else run)
-        _report(diagnosis(trace), quiet, as_json, extra={"potential": trace.attributes["potential"]})
+        terminal.report(diagnosis(trace), quiet, as_json, extra={"potential": trace.attributes["potential"]})
 
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
     """List the shipped models."""
-    with _one_line_errors():
+    with terminal.one_line_errors():
         from . import zoo
 
         cards = zoo.cards()
@@ -169,7 +169,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train an energy model, or go on with one."""
-    with _one_line_errors():
+    with terminal.one_line_errors():
         from . import training, zoo
 
         settings = training.load_config(config)
@@ -183,7 +183,7 @@ def train(
         kept = checkpoint or Path(f"{settings.name}.checkpoint.safetensors")
         if kept.exists() and not quiet:
             typer.echo(f"going on from {kept}", err=True)
-        with _bar(settings.name, quiet) as tell, _going_on(kept):
+        with terminal.bar(settings.name, quiet) as tell, terminal.going_on(kept):
             model = training.train(settings, checkpoint=kept, data=data, device=device, progress=tell)
         zoo.save_weights(model, weights)
         if not quiet:
@@ -208,105 +208,6 @@ def _kernel(engine: Engine, name: KernelName, leapfrogs: int | None, step: float
         raise ValueError(f"the number of leapfrogs of {name.value} is its own affair: leave --leapfrogs out")
     options = {"step": step, "leapfrogs": leapfrogs}
     return kernel(**{option: value for option, value in options.items() if value is not None})
-
-
-def _report(found: Any, quiet: bool, as_json: bool, *, extra: dict[str, Any]) -> None:
-    if as_json:
-        rungs = {name: values.to_numpy().tolist() for name, values in found.rungs.items()}
-        draws = {name: values.to_numpy().tolist() for name, values in found.draws.items()}
-        variables = [str(v) for v in found.draws["variable"].to_numpy()] if draws else []
-        content = {**extra, "warnings": found.warnings, "rungs": rungs, "draws": {"variable": variables, **draws}}
-        typer.echo(json.dumps(_without_nan(content)))
-    elif not quiet:
-        typer.echo(str(found))
-
-
-def _without_nan(value: Any) -> Any:
-    """NaN and infinities are not JSON: they become null."""
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and not -float("inf") < value < float("inf") else value
-
-
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that becomes ``out`` when all is well, and nothing otherwise."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        raise ValueError(f"{out} cannot be written ({error.strerror}): give another --out") from error
-    try:
-        yield folder
-        folder.chmod(0o755)
-        os.rename(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def _bar(title: str, silent: bool) -> Iterator[Callable[[Any], None] | None]:
-    """A progress callback: a bar on a terminal, a line for every tenth in a log, none when silent."""
-    console = Console(stderr=True)
-    if silent:
-        yield None
-        return
-    if not console.is_terminal:
-        last = [-1]
-
-        def tell_log(state: Any) -> None:
-            share, text = _progress(state)
-            if int(share * 10) > last[0]:
-                last[0] = int(share * 10)
-                console.print(f"{title}: {share:.0%}, {text}", markup=False, highlight=False, soft_wrap=True)
-
-        yield tell_log
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title.replace("[", "\\["), total=1.0, text="")
-
-        def tell(state: Any) -> None:
-            share, text = _progress(state)
-            bar.update(task, completed=share, text=text)
-
-        yield tell
-
-
-def _progress(state: Any) -> tuple[float, str]:
-    if hasattr(state, "loss"):
-        return state.step / state.steps, f"step {state.step}, loss {state.loss:.4f}"
-    share = (state.rung + state.draw) / (state.rungs + state.draws)
-    if state.draw:
-        return share, f"draw {state.draw} of {state.draws}"
-    return share, f"level {state.level}, acceptance {state.acceptance_rate:.2f}"
-
-
-@contextmanager
-def _going_on(kept: Path) -> Iterator[None]:
-    """Says after an interruption that nothing of a training is lost, if there is a checkpoint."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if not kept.exists():
-            raise
-        typer.echo(f"ppl-diffusion: interrupted, the same command goes on from {kept}", err=True)
-        raise typer.Exit(130) from None
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, TypeError, OSError) as error:
-        typer.echo(f"ppl-diffusion: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt:
-        typer.echo("ppl-diffusion: interrupted, nothing half-written is left", err=True)
-        raise typer.Exit(130) from None
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from .arrays import Array, logsumexp
-from .density import Density, common_ground, common_reference
+from .arrays import Array, Backend, logsumexp
+from .density import Density, common_reference
+from .schedule import NoiseSchedule
 
 
 class Potential(Density):
@@ -222,6 +223,44 @@ def mixture(potentials: Sequence[Potential], *, log_weights: Sequence[float] | N
             components.append(inner)
             weights.append(log_weight + scale)
     return Mixture(components, weights)
+
+
+def common_ground(potentials: Sequence[Potential]) -> tuple[Backend, NoiseSchedule, tuple[int, ...]]:
+    """Backend, schedule and event shape of potentials that are composed.
+
+    Raises:
+        ValueError, TypeError: no potentials, or potentials that do not have these in common.
+    """
+    if isinstance(potentials, Potential):
+        raise TypeError(f"potentials are composed as a list, got {potentials!r}: write [p, q]")
+    if not potentials:
+        raise ValueError("a composition needs at least one potential")
+    for potential in potentials:
+        if not isinstance(potential, Potential):
+            raise TypeError(f"only potentials can be composed, got {potential!r}: wrap a function in EnergyFunction")
+        if not np.all(potential.diffused):
+            raise ValueError(
+                f"{potential} has coordinates that no noise level belongs to, and is walked on alone: compose the "
+                "priors inside the model"
+            )
+    first = potentials[0]
+    for other in potentials[1:]:
+        if other.backend != first.backend:
+            raise TypeError(
+                f"{first} computes with {first.backend} and {other} with {other.backend}: convert one, "
+                "bridges.torch_jax.to_jax(p) or bridges.torch_jax.to_torch(p)"
+            )
+        if other.event_shape != first.event_shape:
+            raise ValueError(
+                f"{first} has points of shape {first.event_shape} and {other} of {other.event_shape}: "
+                "only potentials over the same space can be composed"
+            )
+        if other.schedule != first.schedule:
+            raise ValueError(
+                f"{first} and {other} have different noise schedules ({first.schedule} and {other.schedule}): "
+                "composition is level by level, give both the same schedule="
+            )
+    return first.backend, first.schedule, first.event_shape
 
 
 def _share(composite: Potential, potentials: Sequence[Potential]) -> None:

@@ -25,8 +25,8 @@ import torch
 from torch.nn import functional as F
 
 from .arrays import Array
-from .density import Density, common_device, common_ground, common_reference, energy_of_each, evaluate_each
-from .potential import Potential
+from .density import Density, common_device, common_reference, energy_of_each, evaluate_each
+from .potential import Potential, common_ground
 
 
 class Tapestry(Potential):

@@ -10,7 +10,46 @@ Sequential Monte Carlo Samplers (Del Moral, Doucet and Jasra, 2006), https://doi
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+
+
+class Weights:
+    """Log-weights of the chains of a walk, from rung to rung.
+
+    Attributes:
+        log: shape ``(chains,)``; zero at the start and after resampling, minus infinity where an energy has failed.
+    """
+
+    def __init__(self, chains: int) -> None:
+        self.log = np.zeros(chains)
+
+    def move(self, increments: np.ndarray) -> dict[str, Any]:
+        """Take the change of density of a rung into account, ``(chains,)``.
+
+        Returns:
+            What a trace records of it: the increments, the estimate of the normaliser's, and the effective sample size.
+        """
+        log_normaliser = log_normaliser_increment(self.log, increments)
+        self.log = alive(self.log + increments)
+        return {
+            "log_normaliser": log_normaliser,
+            "log_weight": increments,
+            "ess": effective_sample_size(self.log),
+        }
+
+    def resample(self, threshold: float | None, *, last: bool, rng: np.random.Generator) -> np.ndarray | None:
+        """Ancestors, if their weights are to be spent: under ``threshold``, a share of the chains, and at the last
+        rung in any case. None: the chains go on as they are."""
+        if threshold is None:
+            return None
+        ess = effective_sample_size(self.log)
+        if ess == 0 or not (last or ess < threshold * len(self.log)):
+            return None
+        ancestors = systematic_resample(self.log, rng)
+        self.log = np.zeros(len(self.log))
+        return ancestors
 
 
 def normalise(log_weights: np.ndarray) -> np.ndarray:

@@ -1,0 +1,188 @@
+"""A torch potential inside JAX: one host call per evaluation, for all chains and all torch leaves of an expression.
+
+XLA hands its own buffers to the call, on the host or on an accelerator, and has energies and gradients written into
+others. The call must not use JAX; torch code does not.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from jax.experimental.buffer_callback import buffer_callback
+
+from ppl_diffusion.arrays import Array
+from ppl_diffusion.density import energy_of_each, evaluate_each
+from ppl_diffusion.potential import Potential
+
+_thread = threading.local()
+
+
+def in_callback() -> bool:
+    """Whether this thread is inside a call from XLA."""
+    return getattr(_thread, "in_callback", False)
+
+
+class Crossed(Potential):
+    """A potential of one library inside the other.
+
+    Attributes:
+        potential: the one that it carries.
+    """
+
+    def __init__(self, potential: Potential) -> None:
+        self.potential = potential
+        self.schedule, self.event_shape, self.name = potential.schedule, potential.event_shape, potential.name
+
+    @property
+    def identity(self) -> Any:
+        return type(self), self.potential.identity
+
+    @property
+    def exponent(self) -> Any:
+        return self.potential.exponent
+
+    @property
+    def reference(self) -> tuple[Any, Any]:
+        return self.potential.reference
+
+    @property
+    def diffused(self) -> Any:
+        return self.potential.diffused
+
+    def start(self, level: int, *, chains: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return self.potential.start(level, chains=chains, rng=rng)
+
+    def refresh(self, positions: Any, level: int, *, rng: np.random.Generator) -> tuple[Any, Any]:
+        return self.potential.refresh(positions, level, rng=rng)
+
+
+class TorchInJax(Crossed):
+    """What :func:`~bridges.torch_jax.to_jax` returns.
+
+    Attributes:
+        potential: the torch potential.
+        calls: batched evaluations so far.
+        failure: what the last call from XLA has failed with or was interrupted by: XLA may call from a thread of its
+            own, and keeps text only.
+    """
+
+    backend = "jax"
+
+    def __init__(self, potential: Potential) -> None:
+        super().__init__(potential)
+        self.calls = 0
+        self.failure: BaseException | None = None
+
+    @property
+    def group(self) -> Any:
+        """All torch potentials of an expression are evaluated in one call from XLA."""
+        return TorchInJax
+
+    def evaluate_group(self, members: Sequence[Any], points: Sequence[Array], level: Any) -> list[tuple[Array, Array]]:
+        """Energies and gradients by one call, in which networks that are shared are called once."""
+        shapes = tuple((self._energy_like(x), jax.ShapeDtypeStruct(x.shape, x.dtype)) for x in points)
+        return list(_cross(partial(self._write_both, members), shapes)(*points, jnp.asarray(level)))
+
+    def energy_group(self, members: Sequence[Any], points: Sequence[Array], level: Any) -> list[Array]:
+        """As :meth:`evaluate_group`, energies only, which JAX can differentiate: forward and gradient come from one
+        call."""
+
+        @jax.custom_vjp
+        def energies(points: tuple[Array, ...], level: Array) -> tuple[Array, ...]:
+            shapes = tuple(self._energy_like(x) for x in points)
+            return tuple(_cross(partial(self._write_energies, members), shapes)(*points, level))
+
+        def forward(points: tuple[Array, ...], level: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+            found = self.evaluate_group(members, points, level)
+            return tuple(energy for energy, _ in found), tuple(gradient for _, gradient in found)
+
+        def backward(gradients: tuple[Array, ...], cotangents: tuple[Array, ...]) -> tuple[tuple[Array, ...], None]:
+            extra = (1,) * len(self.event_shape)
+            pairs = zip(gradients, cotangents, strict=True)
+            return tuple(c.reshape(c.shape + extra).astype(g.dtype) * g for g, c in pairs), None
+
+        energies.defvjp(forward, backward)
+        return list(energies(tuple(points), jnp.asarray(level)))
+
+    def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
+        return self.evaluate_group([self], [x], level)[0]
+
+    def _evaluate_energy(self, x: Array, level: Any) -> Array:
+        return self.energy_group([self], [x], level)[0]
+
+    def _energy_like(self, x: Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self._chains(x), jax.dtypes.canonicalize_dtype(jnp.float64))
+
+    def _write_both(self, members: Sequence[TorchInJax], context: Any, out: Any, *given: Any) -> None:
+        with self._called(context, given[0]):
+            points, level = self._receive(members, given)
+            found = evaluate_each([member.potential for member in members], points, level)
+            for buffers, values, x in zip(out, found, points, strict=True):
+                self._fill(buffers[0], values[0], self._chains(x))
+                self._fill(buffers[1], values[1], x.shape)
+
+    def _write_energies(self, members: Sequence[TorchInJax], context: Any, out: Any, *given: Any) -> None:
+        with self._called(context, given[0]), torch.no_grad():
+            points, level = self._receive(members, given)
+            energies = energy_of_each([member.potential for member in members], points, level)
+            for buffer, energy, x in zip(out, energies, points, strict=True):
+                self._fill(buffer, energy, self._chains(x))
+
+    @contextmanager
+    def _called(self, context: Any, x: Any) -> Iterator[None]:
+        """Inside a call from XLA: what torch does on an accelerator is queued behind what XLA has queued there."""
+        queue: Any = nullcontext()
+        if not _on_host(x):
+            queue = torch.cuda.stream(torch.cuda.ExternalStream(context.stream, x.__dlpack_device__()[1]))
+        _thread.in_callback = True
+        try:
+            with queue:
+                yield
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            _thread.in_callback = False
+
+    def _chains(self, x: Any) -> Any:
+        return x.shape[: x.ndim - len(self.event_shape)]
+
+    def _fill(self, buffer: Any, value: torch.Tensor, shape: Any) -> None:
+        if tuple(value.shape) != tuple(shape):  # copied, one chain's value would be repeated for all of them
+            raise ValueError(f"{self.name} returned shape {tuple(value.shape)} where {tuple(shape)} is due")
+        if _on_host(buffer):
+            np.copyto(np.asarray(buffer), value.detach().cpu().numpy())
+        else:
+            torch.from_dlpack(buffer).copy_(value.detach())
+
+    def _receive(self, members: Sequence[TorchInJax], given: Sequence[Any]) -> tuple[list[torch.Tensor], int]:
+        points = []
+        for member, x in zip(members, given[:-1], strict=True):
+            member.calls += 1
+            points.append(_copied(x).to(member.potential.device))
+        levels = set(_copied(given[-1]).flatten().tolist())
+        if len(levels) > 1:
+            raise ValueError(f"{self.name} takes one level for all chains, got {levels}: call it once a level")
+        return points, int(levels.pop())
+
+
+def _cross(write: Callable[..., None], shapes: Any) -> Callable[..., Any]:
+    """A host call that fills XLA's own buffers: ``pure_callback`` would round float64 arguments to float32."""
+    return buffer_callback(write, shapes, vmap_method="expand_dims")
+
+
+def _on_host(buffer: Any) -> bool:
+    return int(buffer.__dlpack_device__()[0]) == 1
+
+
+def _copied(buffer: Any) -> torch.Tensor:
+    """What a buffer holds, which belongs to XLA and is used again when the callback has returned."""
+    return torch.from_numpy(np.asarray(buffer).copy()) if _on_host(buffer) else torch.from_dlpack(buffer).clone()

@@ -1,0 +1,117 @@
+"""What a command shows while it runs and when it ends, and what it leaves behind when it does not end well."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def report(found: Any, quiet: bool, as_json: bool, *, extra: dict[str, Any]) -> None:
+    """A diagnosis, as a table and words or as JSON with what is ``extra``."""
+    if as_json:
+        rungs = {name: values.to_numpy().tolist() for name, values in found.rungs.items()}
+        draws = {name: values.to_numpy().tolist() for name, values in found.draws.items()}
+        variables = [str(v) for v in found.draws["variable"].to_numpy()] if draws else []
+        content = {**extra, "warnings": found.warnings, "rungs": rungs, "draws": {"variable": variables, **draws}}
+        typer.echo(json.dumps(_without_nan(content)))
+    elif not quiet:
+        typer.echo(str(found))
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN and infinities are not JSON: they become null."""
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not -float("inf") < value < float("inf") else value
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that becomes ``out`` when all is well, and nothing otherwise."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written ({error.strerror}): give another --out") from error
+    try:
+        yield folder
+        folder.chmod(0o755)
+        os.rename(folder, out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def bar(title: str, silent: bool) -> Iterator[Callable[[Any], None] | None]:
+    """A progress callback: a bar on a terminal, a line for every tenth in a log, none when silent."""
+    console = Console(stderr=True)
+    if silent:
+        yield None
+        return
+    if not console.is_terminal:
+        last = [-1]
+
+        def tell_log(state: Any) -> None:
+            share, text = _progress(state)
+            if int(share * 10) > last[0]:
+                last[0] = int(share * 10)
+                console.print(f"{title}: {share:.0%}, {text}", markup=False, highlight=False, soft_wrap=True)
+
+        yield tell_log
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(title.replace("[", "\\["), total=1.0, text="")
+
+        def tell(state: Any) -> None:
+            share, text = _progress(state)
+            bar.update(task, completed=share, text=text)
+
+        yield tell
+
+
+def _progress(state: Any) -> tuple[float, str]:
+    if hasattr(state, "loss"):
+        return state.step / state.steps, f"step {state.step}, loss {state.loss:.4f}"
+    share = (state.rung + state.draw) / (state.rungs + state.draws)
+    if state.draw:
+        return share, f"draw {state.draw} of {state.draws}"
+    return share, f"level {state.level}, acceptance {state.acceptance_rate:.2f}"
+
+
+@contextmanager
+def going_on(kept: Path) -> Iterator[None]:
+    """Says after an interruption that nothing of a training is lost, if there is a checkpoint."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not kept.exists():
+            raise
+        typer.echo(f"ppl-diffusion: interrupted, the same command goes on from {kept}", err=True)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Bad input is told in one line, with status 2; an interruption with 130."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        typer.echo(f"ppl-diffusion: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt:
+        typer.echo("ppl-diffusion: interrupted, nothing half-written is left", err=True)
+        raise typer.Exit(130) from None
