@@ -7,6 +7,7 @@ appears only when it is complete.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import warnings
 from enum import StrEnum
@@ -44,7 +45,8 @@ class Engine(StrEnum):
 
 
 def main() -> None:
-    """The entry point: Typer's own complaints become one line too."""
+    """The entry point: Typer's own complaints become one line too, and a termination is an interruption."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.Abort:
@@ -63,9 +65,9 @@ def sample(
     out: Annotated[Path, typer.Option(help="New folder for the trace, the summary and the picture.")],
     kernel: KernelName = KernelName.hmc,
     engine: Annotated[Engine, typer.Option(help="Where it comes from; pyro has hmc and nuts.")] = Engine.blackjax,
-    chains: int = 256,
+    chains: Annotated[int | None, typer.Option(help="256 by default, 16 of pictures.")] = None,
     draws: int = 1,
-    steps: Annotated[int | None, typer.Option(help="Kernel steps at every rung; 10 by default.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Kernel steps at every rung; 10 by default, 2 of pictures.")] = None,
     rungs: Annotated[int | None, typer.Option(help="Levels visited; all by default.")] = None,
     leapfrogs: Annotated[int | None, typer.Option(help="Of hmc and uhmc; 3 by default.")] = None,
     step: Annotated[float | None, typer.Option(help="Leapfrog step; adapted by default.")] = None,
@@ -102,7 +104,9 @@ def sample(
         target = parse(expression, load=lambda name: zoo.load(files.get(name, name)), known=[*zoo.names(), *files])
         schedule = target.schedule
         count = len(schedule) if rungs is None else rungs
-        ladder = Ladder.spaced(schedule, rungs=count, steps=10 if steps is None else steps)
+        usual_chains, usual_steps = (16, 2) if len(target.event_shape) > 1 else (256, 10)
+        chains = usual_chains if chains is None else chains
+        ladder = Ladder.spaced(schedule, rungs=count, steps=usual_steps if steps is None else steps)
         options: dict[str, Any] = {"ladder": ladder, "chains": chains, "seed": seed}
         with (
             terminal.staging(out) as folder,

@@ -67,6 +67,15 @@ def test_every_kernel_has_a_name(run, tmp_path, kernel, name):
     assert name in Trace.load(out / "trace.nc").attributes["kernel"]
 
 
+def test_pictures_have_fewer_chains_and_steps_unless_told_otherwise(run, tmp_path):
+    for expression, chains, steps in (("ring", 256, 10), ("digits[3]", 16, 2)):
+        out = tmp_path / expression
+        assert run("sample", expression, "--rungs", 2, "--out", out, "--quiet")[0] == 0
+        trace = Trace.load(out / "trace.nc")
+        assert trace.positions.shape[0] == chains
+        assert trace.attributes["steps"] == [steps, steps]
+
+
 def test_json_is_the_only_thing_on_standard_output(run, tmp_path):
     status, printed, progress = run(
         "sample", "ring / wide**0.5", "--out", tmp_path / "x", *QUICK, "--json", "--resample", 0.5
@@ -162,8 +171,13 @@ main()
 """
 
 
-@pytest.mark.parametrize("command", [["sample", "ring * bar", "--out", "run", "--steps", "200"], ["train", "ring"]])
-def test_an_interruption_leaves_nothing_half_written(tmp_path, command):
+SLOWLY = ["sample", "ring * bar", "--out", "run", "--steps", "200"]
+
+
+@pytest.mark.parametrize(
+    ("command", "signalled"), [(SLOWLY, signal.SIGINT), (SLOWLY, signal.SIGTERM), (["train", "ring"], signal.SIGINT)]
+)
+def test_an_interruption_leaves_nothing_half_written(tmp_path, command, signalled):
     process = subprocess.Popen(
         [sys.executable, "-c", LISTENING, *command],
         cwd=tmp_path,
@@ -175,7 +189,7 @@ def test_an_interruption_leaves_nothing_half_written(tmp_path, command):
         line = process.stderr.readline()  # the first progress: it is under way
         assert "%" in line, line + process.stderr.read()
         time.sleep(1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signalled)
         _, error = process.communicate(timeout=60)
     finally:
         process.kill()
