@@ -35,6 +35,7 @@ from benchmarks.detector import Detector, load_detector, located, matched, match
 from benchmarks.problems import RESULTS, write
 from bridges.blackjax import HMC, MALA, UHMC, ULA
 from ppl_diffusion import (
+    EnergyModel,
     Kernel,
     Ladder,
     Potential,
@@ -83,10 +84,12 @@ SHOWN = ("reverse", "MALA", "HMC", "weighted HMC")
 TARGETS = ("conjunction", "product")
 
 
-def target(positions: Sequence[tuple[float, float]], kind: str = "conjunction") -> Potential:
+def target(
+    positions: Sequence[tuple[float, float]], kind: str = "conjunction", *, model: EnergyModel = CUBES
+) -> Potential:
     """Cubes at all of the positions."""
-    parts = [CUBES.given(x=x, y=y) for x, y in positions]
-    return conjunction(parts, CUBES) if kind == "conjunction" else product(parts)
+    parts = [model.given(x=x, y=y) for x, y in positions]
+    return conjunction(parts, model) if kind == "conjunction" else product(parts)
 
 
 def move(potential: Potential, before: Sequence[tuple[float, float]], after: Sequence[tuple[float, float]]) -> None:
@@ -157,7 +160,7 @@ def path(keep: Path, cell: Cell, layout: int) -> Path:
     return keep / f"{setting}-{kind}-{sampler.replace(' ', '-')}-{count}-{layout}.npz"
 
 
-def run(cells: Sequence[Cell], *, keep: Path, layouts: int, chains: int) -> None:
+def run(cells: Sequence[Cell], *, model: EnergyModel, keep: Path, layouts: int, chains: int) -> None:
     """Draw what is missing, layout by layout, so that what is there is always balanced."""
     made: dict[tuple[str, int], tuple[Potential, Any]] = {}
     for layout in range(layouts):
@@ -171,7 +174,7 @@ def run(cells: Sequence[Cell], *, keep: Path, layouts: int, chains: int) -> None
                     raise SystemExit(f"{file} has {there} pictures, not {chains}: delete it, or give another --keep")
                 continue
             positions = LAYOUTS[layout][:count]
-            potential, before = made.get((kind, count)) or (target(positions, kind), positions)
+            potential, before = made.get((kind, count)) or (target(positions, kind, model=model), positions)
             move(potential, before, positions)
             made[kind, count] = (potential, positions)
             kept = record(sample(potential, sampler, setting, chains=chains, seed=100 * count + layout))
@@ -265,14 +268,20 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["conjunction"])
     parser.add_argument("--layouts", type=int, choices=range(1, len(LAYOUTS) + 1), default=len(LAYOUTS))
     parser.add_argument("--chains", type=int, default=8, help="pictures of each layout")
-    parser.add_argument("--keep", type=Path, default=Path("runs/cubes"), help="folder of what was drawn")
+    parser.add_argument("--model", default="cubes", help="or a weight file, of 64x64 pictures for example")
+    parser.add_argument("--device", default="cpu", help="where its network is")
+    parser.add_argument("--name", default="cubes", help="of the results: another one for another model")
+    parser.add_argument("--keep", type=Path, help="folder of what was drawn, runs/NAME by default")
     parser.add_argument("--judge-only", action="store_true", help="draw nothing, judge what is kept")
     options = parser.parse_args()
     unknown = set(options.samplers) - {"reverse", *KERNELS}
     if unknown:
         parser.error(f"unknown sampler {', '.join(sorted(unknown))}: use reverse, {', '.join(KERNELS)}")
     warnings.simplefilter("ignore", SamplingWarning)
-    options.keep.mkdir(parents=True, exist_ok=True)
+    if options.model != "cubes" and options.name == "cubes":
+        parser.error("results of another model are not those of cubes: give them a --name")
+    keep: Path = options.keep or Path("runs") / options.name
+    keep.mkdir(parents=True, exist_ok=True)
     asked = [
         (setting, kind, sampler, count)
         for setting in options.settings
@@ -281,23 +290,24 @@ def main() -> None:
         for count in options.counts
     ]
     if not options.judge_only:
-        run(asked, keep=options.keep, layouts=options.layouts, chains=options.chains)
+        model = load(options.model).to(options.device)
+        run(asked, model=model, keep=keep, layouts=options.layouts, chains=options.chains)
     detector = load_detector()
-    results = RESULTS / "cubes.json"
+    results = RESULTS / f"{options.name}.json"
     found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
     for setting in LADDERS:
         for kind in TARGETS:
             for sampler in ("reverse", *KERNELS):
                 for count in range(1, 6):
                     cell = (setting, kind, sampler, count)
-                    row = judge(cell, keep=options.keep, layouts=len(LAYOUTS), detector=detector)
+                    row = judge(cell, keep=keep, layouts=len(LAYOUTS), detector=detector)
                     if row is not None:
                         found.setdefault(setting, {}).setdefault(kind, {}).setdefault(sampler, {})[str(count)] = row
                         print(setting, kind, sampler, count, json.dumps(row["accuracy"]), flush=True)
-    write("cubes", found)
-    picture = grid(options.keep, options.settings[0])
+    write(options.name, found)
+    picture = grid(keep, options.settings[0])
     if picture is not None:
-        picture.savefig(RESULTS / "cubes.png", dpi=100)
+        picture.savefig(RESULTS / f"{options.name}.png", dpi=100)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Claim: on an accelerator annealed HMC costs what its network calls cost, for 64x64 pictures and five conditions.
 
-    python -m benchmarks.gpu [--weights cubes64.safetensors] [--rounds 3]
+    XLA_PYTHON_CLIENT_PREALLOCATE=false python -m benchmarks.gpu [--weights cubes64.safetensors] [--rounds 3]
 
 The measurements of ``benchmarks.overhead`` for a model of 64x64 cubes on CUDA (a fresh network without ``--weights``:
 time does not depend on what it has learned), and the network in TF32, in bfloat16, and with channels last: time, and by
@@ -16,13 +16,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import jax
 import torch
 
-from benchmarks.overhead import cubes, fastest
+from benchmarks.overhead import cubes, fastest, wait
 from benchmarks.problems import write
 from ppl_diffusion import EnergyModel, NoiseSchedule, load, load_config
 from ppl_diffusion.condition import Positions
 from ppl_diffusion.networks import build_network
+from ppl_diffusion.trace import versions
 
 LEVEL = 20
 """Where rounding is judged: energies are large there, and acceptance still counts."""
@@ -65,9 +67,10 @@ def tf32(allowed: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def gradient(variant: EnergyModel, x: torch.Tensor) -> torch.Tensor:
+def gradient(variant: EnergyModel, x: torch.Tensor) -> None:
     """One evaluation, waited for."""
-    return variant.value_and_grad(x, level=LEVEL)[1].cpu()
+    variant.value_and_grad(x, level=LEVEL)
+    wait(x.device.type)
 
 
 def precisions(weights: str | None, *, device: str, chains: int, rounds: int) -> dict[str, dict[str, float]]:
@@ -116,6 +119,8 @@ def main() -> None:
     chains, most = (64, 256) if gpu else (2, 4)
     content = {
         "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "JAX": jax.default_backend(),
+        "versions": versions(),
         "trained": options.weights is not None,
         "cubes": cubes(
             options.rounds,

@@ -147,12 +147,12 @@ def walked(
         for level in ladder.levels:
             for _ in range(1 + STEPS * LEAPFROGS + LEAPFROGS * (level == ladder.levels[-1])):
                 target.value_and_grad(x, level=level)
-        _wait(device)
+        wait(device)
 
     def paper() -> None:
         for level in ladder.levels:
             paper_hmc(target, x, level, STEPS)
-        _wait(device)
+        wait(device)
 
     seconds = fastest(rounds, {"walk": walk, "bare": bare, "paper": paper, **others})
     steps = len(ladder) * STEPS
@@ -193,7 +193,7 @@ def cubes(rounds: int, *, model: EnergyModel, device: str = "cpu", chains: int =
     def gradient(count: int) -> Callable[[], Any]:
         def act() -> None:
             target.value_and_grad(x[:count], level=50)
-            _wait(device)
+            wait(device)
 
         return act
 
@@ -242,7 +242,8 @@ def memory() -> dict[str, dict[str, float]]:
     return found
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
+    """Until an accelerator has done what it was given."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 

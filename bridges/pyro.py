@@ -26,7 +26,7 @@ from pyro.infer.mcmc import HMC as _HMC
 from pyro.infer.mcmc import NUTS as _NUTS
 
 from ppl_diffusion.anneal import Progress, anneal, warn_caller
-from ppl_diffusion.arrays import outside_inference_mode
+from ppl_diffusion.arrays import on_the_processor, outside_inference_mode
 from ppl_diffusion.kernel import Kernel, check_count
 from ppl_diffusion.schedule import Ladder
 from ppl_diffusion.step import Adaptive, StepPolicy
@@ -103,6 +103,7 @@ class NUTS(PyroKernel):
 
 
 @outside_inference_mode()
+@on_the_processor()
 def anneal_model(
     model: Callable[..., Any],
     args: tuple[Any, ...] = (),

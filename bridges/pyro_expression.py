@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_diffusion.arrays import on_the_processor
 from ppl_diffusion.energy import Reference
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.schedule import NoiseSchedule
@@ -116,6 +117,7 @@ class _Zero(Messenger):
             msg["value"], msg["done"] = torch.zeros(msg["fn"].shape()), True
 
 
+@on_the_processor()
 def from_model(
     model: Callable[..., Any],
     args: tuple[Any, ...] = (),

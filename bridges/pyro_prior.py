@@ -73,7 +73,7 @@ class DiffusionPrior(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Minus the energy of ``value (*sample, *batch_shape, *event_shape)``, shape ``(*sample, *batch_shape)``."""
-        energy = self.potential.energy(value, level=self.level)
+        energy = self.potential.energy(value.to(self.potential.device), level=self.level).to(value.device)
         return -energy.expand(torch.broadcast_shapes(energy.shape, self.batch_shape))
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:

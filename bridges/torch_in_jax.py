@@ -159,7 +159,7 @@ class TorchInJax(Crossed):
         if tuple(value.shape) != tuple(shape):  # copied, one chain's value would be repeated for all of them
             raise ValueError(f"{self.name} returned shape {tuple(value.shape)} where {tuple(shape)} is due")
         if _on_host(buffer):
-            np.copyto(np.asarray(buffer), value.detach().cpu().numpy())
+            torch.from_numpy(np.asarray(buffer)).copy_(value.detach())
         else:
             torch.from_dlpack(buffer).copy_(value.detach())
 

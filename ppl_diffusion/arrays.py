@@ -51,6 +51,16 @@ def outside_inference_mode() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def on_the_processor() -> Iterator[None]:
+    """Where new tensors are on the processor although ``torch.set_default_device`` has said otherwise."""
+    if torch.get_default_device().type == "cpu":
+        yield
+        return
+    with torch.device("cpu"):
+        yield
+
+
 def as_numpy(x: Array) -> np.ndarray:
     """An array of either library, wherever it is, as a numpy array."""
     return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)

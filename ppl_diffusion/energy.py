@@ -27,7 +27,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from .arrays import Array
+from .arrays import Array, on_the_processor
 from .chunks import Chunks
 from .condition import Classes, Conditions, Token
 from .density import Density
@@ -178,6 +178,7 @@ class EnergyModel(Potential):
     def _chains(self, x: Array) -> Any:
         return x.shape[: x.ndim - len(self.event_shape)]
 
+    @on_the_processor()
     def tune(self, points: int, *, level: int | None = None) -> dict[int, float]:
         """Find out in how many points at once the network is evaluated fastest on its device, and keep to it.
 
@@ -290,7 +291,10 @@ def noise_potential(
     axes = tuple(range(1, x.ndim))
     if form == "squared_distance":
         return 0.5 * ((x.double() - s.double()) ** 2).sum(axes)
-    mean, variance = (torch.as_tensor(value, dtype=torch.float64, device=x.device) for value in reference)
+    mean, variance = (
+        value if isinstance(value, float) else torch.as_tensor(value, dtype=torch.float64, device=x.device)
+        for value in reference
+    )
     alpha, sigma = (_per_point(scale(level), x) for scale in (schedule.alpha, schedule.sigma))
     gaussian = 0.5 * sigma * (x.double() - alpha * mean) ** 2 / (alpha**2 * variance + sigma**2)
     inner = 0.5 * s.double() ** 2 if form == "squared_norm" else x.double() * s.double()

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .arrays import on_the_processor
+
 HEAD = 0.1
 """Factor on the initial weights of the last layer."""
 
@@ -174,6 +176,7 @@ class _Block(nn.Module):
         return x + self.second(F.silu(h * (1 + scale) + shift))
 
 
+@on_the_processor()
 def build_network(kind: str, *, seed: int = 0, **options: Any) -> nn.Module:
     """The network of a description as it stands in weight files: "mlp" or "unet", with its arguments.
 

@@ -16,11 +16,13 @@ Between two levels ``s > t`` (any spacing) the forward kernel is Gaussian too:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_torch_array, to_device
+import torch
+from array_api_compat import array_namespace
 
 LARGEST_BETA = 0.999
 
@@ -201,5 +203,13 @@ def _look_up(table: tuple[float, ...], level: Any) -> Any:
         if not 0 <= level < len(table):
             raise ValueError(f"level {level} is outside this schedule: use 0 (cleanest) to {len(table) - 1} (noisiest)")
         return table[level]
-    values = array_namespace(level).asarray(np.array(table))
-    return (to_device(values, device(level)) if is_torch_array(level) else values)[level]
+    if isinstance(level, torch.Tensor):
+        return _tensor(table, level.device)[level]
+    return array_namespace(level).asarray(np.array(table))[level]
+
+
+@lru_cache(maxsize=64)
+def _tensor(table: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Kept, since an accelerator waits for what it is sent."""
+    with torch.inference_mode(False):
+        return torch.tensor(table, dtype=torch.float64, device=device)

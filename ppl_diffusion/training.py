@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .arrays import on_the_processor
 from .condition import Conditions
 from .config import Config, load_config
 from .data import Data, image_data, planar_data
@@ -57,6 +58,7 @@ class _Run:
     step: int = 0
 
 
+@on_the_processor()
 def train(
     config: Config,
     *,

@@ -45,6 +45,15 @@ def test_levels_may_be_arrays_or_traced(schedule):
         assert float(jax.jit(schedule.alpha)(jnp.asarray(42))) == schedule.alpha(42)
 
 
+def test_what_inference_mode_has_looked_up_can_be_differentiated_through():
+    schedule = NoiseSchedule.cosine(23)
+    with torch.inference_mode():
+        schedule.alpha(torch.tensor([3]))
+    x = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    (x * schedule.alpha(torch.tensor([3]))).sum().backward()
+    assert float(x.grad) == schedule.alpha(3)
+
+
 def test_schedules_are_equal_by_their_tables():
     assert NoiseSchedule.cosine(30) == NoiseSchedule.cosine(30) != NoiseSchedule.linear(30)
     assert hash(NoiseSchedule.cosine(30)) == hash(NoiseSchedule.cosine(30))

@@ -83,6 +83,19 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(tmp_path, device):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_default_device_of_torch_is_not_where_models_are_trained(tmp_path):
+    here = train(SMALL, checkpoint=tmp_path / "here.safetensors")
+    torch.set_default_device("meta")
+    try:
+        there = train(SMALL, checkpoint=tmp_path / "there.safetensors")
+        there.tune(8)
+        shipped = load("wide")
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(weights(there), weights(here))
+    assert torch.equal(weights(shipped), weights(load("wide")))
+
+
 def test_levels_are_refined_until_neighbours_can_be_mistaken():
     schedule = NoiseSchedule.cosine(100)
     levels = Levels.of(schedule, size=784)

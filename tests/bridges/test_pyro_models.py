@@ -180,6 +180,26 @@ def test_models_run_on_the_cpu_wherever_the_networks_of_their_priors_are(kernel)
         anneal_model(model, (Y.to("meta"),), **QUICK | {"kernel": kernel})
 
 
+def test_a_prior_elsewhere_takes_points_from_here():
+    assert DiffusionPrior(OnAnAccelerator()).log_prob(torch.zeros(3, 2)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("kernel", [batched.HMC(), HMC()])
+def test_the_default_device_of_torch_is_not_where_models_run(kernel):
+    def model(y):
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        noise = pyro.sample("noise", dist.HalfNormal(torch.tensor(0.5)))
+        pyro.sample("y", dist.Normal(x, noise).to_event(1), obs=y)
+
+    as_usual = anneal_model(model, (Y,), **QUICK | {"kernel": kernel})
+    torch.set_default_device("meta")
+    try:
+        elsewhere = anneal_model(model, (Y,), **QUICK | {"kernel": kernel})
+    finally:
+        torch.set_default_device(None)
+    np.testing.assert_array_equal(elsewhere.positions, as_usual.positions)
+
+
 def test_a_single_number_is_an_event():
     def energy(x, level):
         return 0.5 * x**2
