@@ -211,5 +211,4 @@ def _look_up(table: tuple[float, ...], level: Any) -> Any:
 @lru_cache(maxsize=64)
 def _tensor(table: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """Kept, since an accelerator waits for what it is sent."""
-    with torch.inference_mode(False):
-        return torch.tensor(table, dtype=torch.float64, device=device)
+    return torch.tensor(table, dtype=torch.float64, device=device)
