@@ -2,12 +2,13 @@
 with unknown noise whose intervals hold the truth as often as they say, where guided reverse diffusion with the same
 network and at least as many network calls is too sure of itself.
 
-    python -m benchmarks.inverse --mnist mnist.npz [--digits 100] [--guided 10]
+    python -m benchmarks.inverse --mnist mnist.npz [--digits 100] [--guided 10] [--recorded 3]
 
 Digits of the MNIST test set are hidden in half, blurred, or seen at half the resolution, with noise whose scale is
 unknown to the model, a HalfNormal latent. Nineteen chains give nineteen draws; were they exact, the truth would lie
-between their least and their greatest with probability 18/20, for every pixel: that is the 90 % interval. Runs can be
-interrupted, and go on where they were.
+between their least and their greatest with probability 18/20, for every pixel: that is the 90 % interval. Of the first
+digits 200 steps more are recorded at level 0, which say how well chains mix there. Runs can be interrupted, and go on
+where they were.
 
 Beside it: diffusion posterior sampling, reverse diffusion guided by the gradient of the misfit of Tweedie's estimate.
 Source: Diffusion Posterior Sampling for General Noisy Inverse Problems (Chung et al., 2023), https://arxiv.org/abs/2209.14687
@@ -32,9 +33,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.problems import RESULTS, summarise, write
+from bridges.arviz import arviz, diagnose
 from bridges.blackjax import HMC
 from bridges.pyro import DiffusionPrior, JointPotential
-from ppl_diffusion import Ladder, SamplingWarning, anneal, load
+from ppl_diffusion import Ladder, SamplingWarning, Trace, anneal, load
 from ppl_diffusion.trace import replacing
 
 PRIOR = load("digits")
@@ -81,10 +83,15 @@ def model(y: Tensor, operator: Callable[[Tensor], Tensor]) -> None:
     pyro.sample("y", dist.Normal(operator(x), noise).to_event(2), obs=y)
 
 
-def posterior(joint: JointPotential, y: Tensor, ladder: Ladder, seed: int) -> dict[str, Any]:
-    """Draws ``(DRAWS, 28, 28)`` of one digit by annealed HMC, and how the walk went."""
+def walk(joint: JointPotential, y: Tensor, ladder: Ladder, seed: int, *, draws: int = 1) -> Trace:
+    """Annealed HMC of ``DRAWS`` chains on one digit."""
     joint.args = (y, *joint.args[1:])  # the same density of other data: nothing is compiled again
-    trace = anneal(joint, HMC(), ladder=ladder, chains=DRAWS, seed=seed)
+    return anneal(joint, HMC(), ladder=ladder, chains=DRAWS, draws=draws, seed=seed)
+
+
+def posterior(joint: JointPotential, y: Tensor, ladder: Ladder, seed: int) -> dict[str, Any]:
+    """Draws ``(DRAWS, 28, 28)`` of one digit, and how the walk went."""
+    trace = walk(joint, y, ladder, seed)
     sites, _ = joint.report(trace.positions)
     rates = trace.stats.acceptance_rate.mean("chain").to_numpy()
     return {
@@ -192,6 +199,19 @@ def compare(problem: str, pictures: np.ndarray, *, beside: int, likelihood: Any,
     return found_figures
 
 
+def mixed(problem: str, pictures: np.ndarray, *, likelihood: Any, draws: int = 200) -> dict[str, Any]:
+    """R-hat of recorded draws at level 0, of the scale of the noise and the worst of energy and projections."""
+    operator, rows = OPERATORS[problem], []
+    joint = JointPotential(model, (measure(problem, pictures[0], 0), operator), likelihood=likelihood)
+    for index, truth in enumerate(pictures):
+        trace = walk(joint, measure(problem, truth, index), LADDERS[problem], index, draws=draws)
+        sites, _ = joint.report(trace.positions)
+        worst = float(diagnose(trace).draws.r_hat.max())
+        rows.append({"noise": float(arviz().rhat(sites["noise"])), "worst": worst})
+    print(f"{problem}: R-hat {rows}", flush=True)
+    return {"draws": draws, "digits": len(rows)} | {key: [row[key] for row in rows] for key in ("noise", "worst")}
+
+
 def picture(digits: np.ndarray, likelihood: Any) -> Figure:
     """One digit for each problem: truth, seen, DPS mean, posterior mean, spread, three draws."""
     figure = Figure(figsize=(13, 5.2), layout="constrained")
@@ -217,6 +237,7 @@ def main() -> None:
     parser.add_argument("--mnist", type=Path, default=Path("data/mnist.npz"))
     parser.add_argument("--digits", type=int, default=100)
     parser.add_argument("--guided", type=int, default=10, help="digits that DPS is run on too")
+    parser.add_argument("--recorded", type=int, default=3, help="digits that further steps are recorded of")
     parser.add_argument("--likelihood", default="widened")
     parser.add_argument("--keep", type=Path, default=Path("runs/inverse"), help="folder of unfinished runs")
     parser.add_argument("--tune", action="store_true", help="print PSNR of DPS by strength, on training digits")
@@ -241,12 +262,16 @@ def main() -> None:
     written = RESULTS / "inverse.json"
     before = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else {}
     if before.get("likelihood") == options.likelihood:  # problems that are not run keep their figures
-        content["problems"] |= before["problems"]
+        content |= {key: before[key] for key in ("problems", "R-hat") if key in before}
     for problem in options.problems:
         keep = options.keep / f"{problem}-{options.likelihood}.json"
         content["problems"][problem] = compare(
             problem, test, beside=options.guided, likelihood=options.likelihood, keep=keep
         )
+        write("inverse", content)
+    for problem in OPERATORS if options.recorded else ():
+        mixing = mixed(problem, test[: options.recorded], likelihood=options.likelihood)
+        content["R-hat"] = content.get("R-hat", {}) | {problem: mixing}
         write("inverse", content)
     picture(test, options.likelihood).savefig(RESULTS / "inverse.png", dpi=100)
 

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.levels import tell
@@ -134,6 +135,17 @@ def inverse(content: Mapping[str, Any]) -> str:
             cells = [cell(row[column]) for column in ("PSNR", "covered", "covered ink", "width")]
             cells.append(f"{found['chains with noise off by half or more']:.1%}" if key == "ours" else "")
             lines.append(f"| {problem} | {name} | {found[count]} | {' | '.join(cells)} |")
+    steps = next(iter(content["R-hat"].values()))
+    lines += [
+        "",
+        f"| R-hat of {steps['draws']} recorded steps, median (largest) of {steps['digits']} digits "
+        "| noise | worst of energy, mean and projections | least acceptance of a rung |",
+        "|---" * 4 + "|",
+    ]
+    for problem, mixing in content["R-hat"].items():
+        cells = [f"{median(mixing[key]):.2f} ({max(mixing[key]):.2f})" for key in ("noise", "worst")]
+        least = min(content["problems"][problem]["acceptance by rung"])
+        lines.append(f"| {problem} | {' | '.join(cells)} | {least:.2f} |")
     return "\n".join(lines)
 
 
