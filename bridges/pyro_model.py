@@ -246,7 +246,8 @@ class JointPotential(FlatModel, Potential):
     ) -> Tensor:
         handler = Given(native(seen), native(self._free(point)))
         total = point.new_zeros((), dtype=torch.float64)
-        for name, node in sample_sites(self._run(handler), self.name).items():
+        nodes = sample_sites(self._run(handler), self.name)
+        for name, node in nodes.items():
             if name in seen:
                 continue
             fn, exponent = node["fn"], 1.0
@@ -255,4 +256,8 @@ class JointPotential(FlatModel, Potential):
                 fn, exponent = on_the_path(fn, self.priors, level, self.likelihood, widening=widening)
             log_p = scale_and_mask(log_density(fn, node["value"]), node["scale"], node["mask"]).sum()
             total = total + exponent * log_p
+            other = nodes.get(f"{name.removesuffix('_unobserved')}_observed") if name.endswith("_unobserved") else None
+            if other is not None and not node["is_observed"]:
+                # obs_mask leaves these flat where the data are seen; nothing reads them, so let them integrate to one.
+                total = total + scale_and_mask(log_density(fn, node["value"]), mask=other["mask"]).sum()
         return total + handler.log_jacobian

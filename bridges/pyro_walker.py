@@ -32,6 +32,9 @@ from .torch_jax import to_torch
 
 SITE = "x"
 
+DEAD = 1e300
+"""The energy of a point where the density is zero, to Pyro."""
+
 MASS_STEPS = 20
 """Steps of a rung from which on it adapts a mass matrix: fewer give too few draws."""
 
@@ -174,14 +177,15 @@ class PyroWalker:
         if not np.array_equal(sampler.mass_matrix_adapter.inverse_mass_matrix[(SITE,)], task.inverse_mass):
             sampler.mass_matrix_adapter.inverse_mass_matrix = {(SITE,): torch.from_numpy(task.inverse_mass)}
         sampler._t, sampler._mean_accept_prob, sampler._divergences = 0, 0.0, []
-        energy = torch.tensor(task.energy, dtype=torch.float64)
+        # A tree weighs its leaves against where it began, and infinity less infinity is no number.
+        energy = torch.tensor(min(task.energy, DEAD), dtype=torch.float64)
         sampler._cache({SITE: x}, energy, {SITE: torch.from_numpy(np.asarray(task.gradient))})
         self.calls = self.nonfinite = 0
         sampler.sample({SITE: x})
         z, energy_now, gradients = sampler._fetch_from_cache()
         return Moved(
             z[SITE].detach().numpy(),
-            float(energy_now),
+            float(energy_now) if energy_now < DEAD else np.inf,
             gradients[SITE].numpy(),
             float(sampler._mean_accept_prob),
             len(sampler._divergences) > 0,

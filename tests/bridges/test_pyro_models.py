@@ -12,7 +12,7 @@ from pyro.infer.reparam import LocScaleReparam
 
 import bridges.blackjax as batched
 from bridges.arviz import diagnose, to_inference_data
-from bridges.pyro import HMC, DiffusionPrior, JointPotential, anneal_model, from_model
+from bridges.pyro import HMC, NUTS, DiffusionPrior, JointPotential, anneal_model, from_model
 from bridges.torch_jax import to_jax
 from ppl_diffusion import (
     EnergyFunction,
@@ -198,6 +198,42 @@ def test_the_default_device_of_torch_is_not_where_models_run(kernel):
     finally:
         torch.set_default_device(None)
     np.testing.assert_array_equal(elsewhere.positions, as_usual.positions)
+
+
+def test_missing_data_leave_the_evidence_as_it_is_without_them():
+    line = GaussianMixture([[0.0]], [1.0], schedule=SCHEDULE, backend="torch")
+    seen = torch.tensor([True, False, True])
+
+    def gaps():
+        x = pyro.sample("x", DiffusionPrior(line))
+        with pyro.plate("d", 3):
+            pyro.sample("y", dist.Normal(x[0], 1.0), obs=torch.tensor([0.3, 0.9, -0.4]), obs_mask=seen)
+
+    # Two values of variance 1 around an x of variance 1, the noise of level 0 among it: a Gaussian of two dimensions.
+    variance = SCHEDULE.alpha(0) ** 2 + SCHEDULE.sigma(0) ** 2
+    covariance = torch.eye(2) + variance
+    exact = float(dist.MultivariateNormal(torch.zeros(2), covariance).log_prob(torch.tensor([0.3, -0.4])))
+    found = [
+        anneal_model(gaps, kernel=batched.HMC(), ladder=Ladder.full(SCHEDULE, steps=2), chains=300, seed=seed)
+        for seed in range(4)
+    ]
+    assert min(float(trace.stats.ess[0]) for trace in found) > 290
+    evidence = np.array([trace.log_normaliser for trace in found])
+    assert abs(evidence.mean() - exact) < 4 * max(evidence.std(ddof=1) / 2, 0.01), (evidence, exact)
+
+
+@pytest.mark.parametrize("kernel", [HMC(), NUTS(max_doublings=3)])
+def test_chains_that_stand_where_the_density_is_zero_end_no_run(kernel):
+    line = GaussianMixture([[0.0]], [1.0], schedule=SCHEDULE, backend="torch")
+
+    def model():
+        x = pyro.sample("x", DiffusionPrior(line))
+        pyro.sample("y", dist.Uniform(x[0], x[0] + 2.0), obs=torch.tensor(0.5))
+
+    trace = anneal_model(model, kernel=kernel, ladder=Ladder.full(SCHEDULE, steps=2), chains=20, draws=2, seed=0)
+    energies = trace.stats.energy.to_numpy()
+    assert np.isinf(energies).any(), "some chains are there"
+    assert not (energies[np.isfinite(energies)] > 1e100).any()
 
 
 def test_a_single_number_is_an_event():
