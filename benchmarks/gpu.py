@@ -1,26 +1,27 @@
 """Claim: on an accelerator annealed HMC costs what its network calls cost, for 64x64 pictures and five conditions.
 
-    XLA_PYTHON_CLIENT_PREALLOCATE=false python -m benchmarks.gpu [--weights cubes64.safetensors] [--rounds 3]
+    XLA_PYTHON_CLIENT_PREALLOCATE=false python -m benchmarks.gpu [--weights FILE] [--rounds 3] [--only cubes]
 
 The measurements of ``benchmarks.overhead`` for a model of 64x64 cubes on CUDA (a fresh network without ``--weights``:
-time does not depend on what it has learned), and the network in TF32, in bfloat16, and with channels last: time, and by
-how much rounding moves an acceptance probability, against float64. Without an accelerator nothing is measured; with
-``--device cpu`` the same code runs on a processor, on small batches.
+time does not depend on what it has learned), and the network in TF32, in bfloat16, with channels last, and compiled:
+time, and by how much rounding moves an acceptance probability, against float64. Without an accelerator nothing is
+measured; with ``--device cpu`` the same code runs on a processor, on small batches.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import jax
 import torch
 
 from benchmarks.overhead import cubes, fastest, wait
-from benchmarks.problems import write
+from benchmarks.problems import RESULTS, write
 from ppl_diffusion import EnergyModel, NoiseSchedule, load, load_config
 from ppl_diffusion.condition import Positions
 from ppl_diffusion.networks import build_network
@@ -45,15 +46,17 @@ def model(weights: str | None) -> EnergyModel:
     )
 
 
-VARIANTS: dict[str, tuple[torch.dtype, torch.memory_format, bool]] = {
-    "float32": (torch.float32, torch.contiguous_format, False),
-    "float32, channels last": (torch.float32, torch.channels_last, False),
-    "TF32": (torch.float32, torch.contiguous_format, True),
-    "TF32, channels last": (torch.float32, torch.channels_last, True),
-    "bfloat16": (torch.bfloat16, torch.contiguous_format, False),
-    "bfloat16, channels last": (torch.bfloat16, torch.channels_last, False),
+VARIANTS: dict[str, tuple[torch.dtype, torch.memory_format, bool, bool]] = {
+    "float32": (torch.float32, torch.contiguous_format, False, False),
+    "float32, channels last": (torch.float32, torch.channels_last, False, False),
+    "float32, compiled": (torch.float32, torch.contiguous_format, False, True),
+    "TF32": (torch.float32, torch.contiguous_format, True, False),
+    "TF32, channels last": (torch.float32, torch.channels_last, True, False),
+    "TF32, channels last, compiled": (torch.float32, torch.channels_last, True, True),
+    "bfloat16": (torch.bfloat16, torch.contiguous_format, False, False),
+    "bfloat16, channels last": (torch.bfloat16, torch.channels_last, False, False),
 }
-"""How the network computes: its precision, its layout, and whether TF32 is allowed."""
+"""How the network computes: its precision, its layout, whether TF32 is allowed, and whether torch compiles it."""
 
 
 @contextmanager
@@ -92,11 +95,13 @@ def precisions(weights: str | None, *, device: str, chains: int, rounds: int) ->
     moved = x + step * (momentum - 0.5 * step * slope)
     after, _ = exact.value_and_grad(moved, level=LEVEL)
     rows = {}
-    for name, (dtype, layout, fast) in VARIANTS.items():
+    for name, (dtype, layout, fast, compiled) in VARIANTS.items():
         variant = model(weights).to(device)
         variant.network.to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
+        if compiled:
+            variant.network.compile(dynamic=False)
         with tf32(fast):
-            changed = variant.energy(x, level=LEVEL) - variant.energy(moved, level=LEVEL)
+            changed = variant.value_and_grad(x, level=LEVEL)[0] - variant.value_and_grad(moved, level=LEVEL)[0]
             seconds = fastest(rounds, {name: partial(gradient, variant, x)})[name]
         # Only the change of energy is rounded: the kinetic energy is common, and chosen so that half are accepted.
         offset = torch.log(torch.tensor(2.0)) + (before - after)
@@ -111,29 +116,32 @@ def main() -> None:
     parser.add_argument("--weights", help="of a 64x64 model of cubes; a fresh network by default")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--only", nargs="*", choices=("cubes", "precision"), default=None)
     options = parser.parse_args()
     gpu = options.device.startswith("cuda")
     if gpu and not torch.cuda.is_available():
         print("torch finds no CUDA device here: nothing was measured; --device cpu runs the same code on a processor")
         return
     chains, most = (64, 256) if gpu else (2, 4)
-    content = {
+    kept = RESULTS / "gpu.json"  # parts that are not run keep their figures
+    content: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if gpu and kept.is_file() else {}
+    content |= {
         "device": torch.cuda.get_device_name() if gpu else "cpu",
         "JAX": jax.default_backend(),
         "versions": versions(),
         "trained": options.weights is not None,
-        "cubes": cubes(
-            options.rounds,
-            model=model(options.weights).to(options.device),
-            device=options.device,
-            chains=chains,
-            most=most,
-        ),
-        "precision": precisions(options.weights, device=options.device, chains=chains, rounds=options.rounds),
     }
-    print(json.dumps(content, indent=1))
-    if gpu:
-        write("gpu", content)
+    run = partial(cubes, model=model(options.weights).to(options.device), device=options.device)
+    parts: dict[str, Callable[[], Any]] = {
+        "cubes": lambda: run(options.rounds, chains=chains, most=most),
+        "precision": lambda: precisions(options.weights, device=options.device, chains=chains, rounds=options.rounds),
+    }
+    for name, part in parts.items():
+        if options.only is None or name in options.only:
+            content[name] = part()
+            print(json.dumps({name: content[name]}, indent=1), flush=True)
+            if gpu:
+                write("gpu", content)
 
 
 if __name__ == "__main__":
