@@ -246,17 +246,20 @@ def draw_grid(rows: Mapping[str, Sequence[tuple[np.ndarray, Sequence[tuple[float
 
 
 def grid(keep: Path, setting: str, each: int = 3) -> Figure | None:
-    """Rows are samplers, columns one to five cubes of some layouts; None where not all of it is kept."""
+    """Rows are samplers, columns the numbers of cubes of which some layouts of all samplers are kept; None if none."""
+    files = {
+        (sampler, count, layout): path(keep, (setting, "conjunction", sampler, count), layout)
+        for sampler in SHOWN
+        for count in range(1, 6)
+        for layout in range(each)
+    }
+    missing = {count for (_, count, _), file in files.items() if not file.is_file()}
     rows: dict[str, list[Any]] = {sampler: [] for sampler in SHOWN}
-    for sampler, row in rows.items():
-        for count in range(1, 6):
-            for layout in range(each):
-                file = path(keep, (setting, "conjunction", sampler, count), layout)
-                if not file.is_file():
-                    return None
-                with np.load(file) as stored:
-                    row.append((stored["pictures"][0], LAYOUTS[layout][:count]))
-    return draw_grid(rows)
+    for (sampler, count, layout), file in files.items():
+        if count not in missing:
+            with np.load(file) as stored:
+                rows[sampler].append((stored["pictures"][0], LAYOUTS[layout][:count]))
+    return draw_grid(rows) if rows[SHOWN[0]] else None
 
 
 def main() -> None:

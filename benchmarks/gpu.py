@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -49,12 +49,12 @@ def model(weights: str | None) -> EnergyModel:
 VARIANTS: dict[str, tuple[torch.dtype, torch.memory_format, bool, bool]] = {
     "float32": (torch.float32, torch.contiguous_format, False, False),
     "float32, channels last": (torch.float32, torch.channels_last, False, False),
-    "float32, compiled": (torch.float32, torch.contiguous_format, False, True),
     "TF32": (torch.float32, torch.contiguous_format, True, False),
     "TF32, channels last": (torch.float32, torch.channels_last, True, False),
-    "TF32, channels last, compiled": (torch.float32, torch.channels_last, True, True),
     "bfloat16": (torch.bfloat16, torch.contiguous_format, False, False),
     "bfloat16, channels last": (torch.bfloat16, torch.channels_last, False, False),
+    "float32, compiled": (torch.float32, torch.contiguous_format, False, True),
+    "TF32, channels last, compiled": (torch.float32, torch.channels_last, True, True),
 }
 """How the network computes: its precision, its layout, whether TF32 is allowed, and whether torch compiles it."""
 
@@ -76,7 +76,7 @@ def gradient(variant: EnergyModel, x: torch.Tensor) -> None:
     wait(x.device.type)
 
 
-def precisions(weights: str | None, *, device: str, chains: int, rounds: int) -> dict[str, dict[str, float]]:
+def precisions(weights: str | None, *, device: str, chains: int, rounds: int) -> Iterator[tuple[str, dict[str, float]]]:
     """By variant: seconds of a gradient, and the largest and the mean change of an acceptance probability by rounding.
 
     The moves are one leapfrog of a step that most chains accept; probabilities are taken from the energies of the
@@ -94,7 +94,6 @@ def precisions(weights: str | None, *, device: str, chains: int, rounds: int) ->
     step = 0.2 * sigma
     moved = x + step * (momentum - 0.5 * step * slope)
     after, _ = exact.value_and_grad(moved, level=LEVEL)
-    rows = {}
     for name, (dtype, layout, fast, compiled) in VARIANTS.items():
         variant = model(weights).to(device)
         variant.network.to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
@@ -106,8 +105,7 @@ def precisions(weights: str | None, *, device: str, chains: int, rounds: int) ->
         # Only the change of energy is rounded: the kinetic energy is common, and chosen so that half are accepted.
         offset = torch.log(torch.tensor(2.0)) + (before - after)
         apart = (torch.exp((changed - offset).clamp(max=0)) - 0.5).abs()
-        rows[name] = {"seconds": seconds, "largest change": float(apart.max()), "mean change": float(apart.mean())}
-    return rows
+        yield name, {"seconds": seconds, "largest change": float(apart.max()), "mean change": float(apart.mean())}
 
 
 def main() -> None:
@@ -116,7 +114,7 @@ def main() -> None:
     parser.add_argument("--weights", help="of a 64x64 model of cubes; a fresh network by default")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--only", nargs="*", choices=("cubes", "precision"), default=None)
+    parser.add_argument("--only", choices=("cubes", "precision"))
     options = parser.parse_args()
     gpu = options.device.startswith("cuda")
     if gpu and not torch.cuda.is_available():
@@ -131,17 +129,22 @@ def main() -> None:
         "versions": versions(),
         "trained": options.weights is not None,
     }
-    run = partial(cubes, model=model(options.weights).to(options.device), device=options.device)
-    parts: dict[str, Callable[[], Any]] = {
-        "cubes": lambda: run(options.rounds, chains=chains, most=most),
-        "precision": lambda: precisions(options.weights, device=options.device, chains=chains, rounds=options.rounds),
-    }
-    for name, part in parts.items():
-        if options.only is None or name in options.only:
-            content[name] = part()
-            print(json.dumps({name: content[name]}, indent=1), flush=True)
-            if gpu:
-                write("gpu", content)
+    measured = {"chains": chains, "device": options.device, "rounds": options.rounds}
+    if options.only in (None, "cubes"):
+        content["cubes"] = cubes(model=model(options.weights).to(options.device), most=most, **measured)
+        keep(content, gpu)
+    if options.only in (None, "precision"):
+        content["precision"] = {}
+        for name, row in precisions(options.weights, **measured):
+            content["precision"][name] = row
+            keep(content, gpu)
+
+
+def keep(content: dict[str, Any], gpu: bool) -> None:
+    """Print what is measured so far, and write it if it is an accelerator's."""
+    print(json.dumps(content, indent=1), flush=True)
+    if gpu:
+        write("gpu", content)
 
 
 if __name__ == "__main__":

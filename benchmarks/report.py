@@ -175,6 +175,36 @@ def cubes(content: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def cubes64(content: Mapping[str, Any]) -> str:
+    """The same of 64x64 pictures."""
+    return cubes(content)
+
+
+def gpu(content: Mapping[str, Any]) -> str:
+    """Times on an accelerator, and what rounding does there."""
+    timed, by_batch = content["cubes"], content["cubes"]["milliseconds per chain"]
+    pattern = "paper's pattern / walk, per step"
+    lines = [
+        f"| one {content['device']} (`python -m benchmarks.gpu`) | |",
+        "|---|---|",
+        f"| annealed HMC, five conditions, {timed['chains']} chains of 3x64x64, to the bare loop of the same gradient "
+        f"calls | {timed['walk / bare gradient calls']:.2f} |",
+        f"| the paper's evaluation pattern, per step of all chains, to it | {timed[pattern]:.2f} |",
+        f"| 256 chains evaluated all at once, to the fastest chunks | {timed['all at once / fastest chunk']:.2f} |",
+        "",
+        "| chains | " + " | ".join(by_batch) + " |",
+        "|---" * (len(by_batch) + 1) + "|",
+        "| a gradient of five positions, ms a chain | " + " | ".join(f"{v:.2f}" for v in by_batch.values()) + " |",
+        "",
+        f"| the network in | a gradient of {timed['chains']} pictures, ms | acceptance changes by, mean | largest |",
+        "|---" * 4 + "|",
+    ]
+    for name, row in content["precision"].items():
+        changes = [f"{row[key]:.2g}" for key in ("mean change", "largest change")]
+        lines.append(f"| {name} | {1e3 * row['seconds']:.1f} | {' | '.join(changes)} |")
+    return "\n".join(lines)
+
+
 def mixing(content: Mapping[str, Any]) -> str:
     """R-hat and effective draws by kernel and level."""
     levels = list(next(iter(content["rows"].values())))
@@ -218,7 +248,21 @@ def calibration(content: Mapping[str, Any]) -> str:
 
 def render(text: str) -> str:
     """A README with every marked part made anew from the results."""
-    for make in (oracle, composition, overhead, digits, models, inverse, calibration, cubes, mixing, levels, forms):
+    for make in (
+        oracle,
+        composition,
+        overhead,
+        digits,
+        models,
+        inverse,
+        calibration,
+        cubes,
+        cubes64,
+        gpu,
+        mixing,
+        levels,
+        forms,
+    ):
         text = _fill(text, make)
     return text
 

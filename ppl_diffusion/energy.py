@@ -151,7 +151,7 @@ class EnergyModel(Potential):
         def some(part: slice) -> tuple[Tensor, Tensor]:
             return self._network_gradient(stacked[part], level, condition if len(condition) == 1 else condition[part])
 
-        with full_precision(self.device):
+        with precise(self.device):
             energies, gradients = (values.split(sizes) for values in self.chunks.evaluate(some, len(stacked)))
         return [
             (u.reshape(self._chains(x)), g.reshape(x.shape))
@@ -165,7 +165,7 @@ class EnergyModel(Potential):
         def some(part: slice) -> tuple[Tensor]:
             return (self._network_energy(stacked[part], level, condition if len(condition) == 1 else condition[part]),)
 
-        with full_precision(self.device):
+        with precise(self.device):
             (energies,) = self.chunks.evaluate(some, len(stacked))
         return [u.reshape(self._chains(x)) for u, x in zip(energies.split(sizes), points, strict=True)]
 
@@ -198,7 +198,7 @@ class EnergyModel(Potential):
         def some(part: slice) -> tuple[Tensor, Tensor]:
             return self._network_gradient(x[part], where, self._stack([self.token], [1]))
 
-        with full_precision(self.device):
+        with precise(self.device):
             return self.chunks.tune(some, points)
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
@@ -232,8 +232,9 @@ class EnergyModel(Potential):
 
 
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Convolutions on CUDA in the precision of their parameters, which torch rounds to TF32 by default.
+def precise(device: torch.device) -> Iterator[None]:
+    """Convolutions on CUDA in the precision of their parameters, and alike every time; torch rounds them to TF32 and
+    adds in any order by default.
 
     Rounded energies move acceptance probabilities. Whoever wants TF32 says so as for products,
     ``torch.backends.cuda.matmul.allow_tf32 = True``.
@@ -242,6 +243,18 @@ def full_precision(device: torch.device) -> Iterator[None]:
         yield
         return
     convolutions: Any = torch.backends.cudnn
+    asked = {"deterministic": convolutions.deterministic, "benchmark": convolutions.benchmark}
+    convolutions.deterministic, convolutions.benchmark = True, False
+    try:
+        with _unrounded(convolutions):
+            yield
+    finally:
+        for switch, before in asked.items():
+            setattr(convolutions, switch, before)
+
+
+@contextmanager
+def _unrounded(convolutions: Any) -> Iterator[None]:
     switch, exact = "allow_tf32", cast(Any, False)
     try:
         before, products = convolutions.allow_tf32, torch.backends.cuda.matmul.allow_tf32

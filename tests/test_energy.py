@@ -26,7 +26,7 @@ from ppl_diffusion import (
     tapestry,
 )
 from ppl_diffusion.condition import Classes, ConditionWarning, Positions, dump, parse
-from ppl_diffusion.energy import Form, full_precision, noise_potential
+from ppl_diffusion.energy import Form, precise, noise_potential
 from ppl_diffusion.networks import EnergyMLP, EnergyUNet, build_network
 from ppl_diffusion.objective import denoising_loss
 from ppl_diffusion.planar import NAMES, exact
@@ -183,19 +183,32 @@ def test_one_network_in_two_energies_is_evaluated_as_both():
     torch.testing.assert_close((parts[0] * parts[1] * parts[2]).energy(x, level=3), apart)
 
 
+def test_convolutions_on_cuda_are_alike_every_time():
+    """The switches are there on any machine; what the caller had is there again afterwards."""
+    convolutions = torch.backends.cudnn
+    for asked in (True, False):
+        convolutions.deterministic, convolutions.benchmark = not asked, asked
+        try:
+            with precise(torch.device("cuda")):
+                assert (convolutions.deterministic, convolutions.benchmark) == (True, False)
+            assert (convolutions.deterministic, convolutions.benchmark) == (not asked, asked)
+        finally:
+            convolutions.deterministic = convolutions.benchmark = False
+
+
 def test_convolutions_are_not_rounded_unless_asked_for():
     """On CUDA; the switches are there on any machine."""
     cuda, convolutions, products = torch.device("cuda"), torch.backends.cudnn, torch.backends.cuda.matmul
     before = convolutions.allow_tf32, products.allow_tf32
     try:
         convolutions.allow_tf32, products.allow_tf32 = True, False
-        with full_precision(cuda):
+        with precise(cuda):
             assert not convolutions.allow_tf32
         assert convolutions.allow_tf32
-        with full_precision(torch.device("cpu")):
+        with precise(torch.device("cpu")):
             assert convolutions.allow_tf32
         products.allow_tf32 = True
-        with full_precision(cuda):
+        with precise(cuda):
             assert convolutions.allow_tf32
     finally:
         convolutions.allow_tf32, products.allow_tf32 = before
@@ -211,11 +224,11 @@ def test_torchs_newer_switches_are_heeded_too(switch, value):
     code = f"""
 import torch
 from ppl_diffusion import load
-from ppl_diffusion.energy import full_precision
+from ppl_diffusion.energy import precise
 torch.backends.{switch} = "{value}"
 load("ring").energy(torch.zeros(1, 2), level=0)
 convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-with full_precision(torch.device("cuda")):
+with precise(torch.device("cuda")):
     assert (convolutions.fp32_precision == "tf32") == (products.fp32_precision == "tf32")
 assert convolutions.fp32_precision == "tf32"
 """
