@@ -89,7 +89,7 @@ class Observation(Potential):
         residual, variance = self._residual(x, level)
         chains = tuple(x.shape[: x.ndim - len(self.event_shape)])
         constant = 0.5 * self.seen.sum() * np.log(2 * np.pi * self.scale**2)
-        return 0.5 * (residual**2).reshape(*chains, -1).sum(-1) / variance + constant
+        return 0.5 * (residual**2).reshape(*chains, self.values.size).sum(-1) / variance + constant
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
         residual, variance = self._residual(x, level)

@@ -197,6 +197,13 @@ def test_chains_may_have_any_leading_shape(backend):
     assert np.shape(potential.energy(x[0], level=5)) == ()
 
 
+def test_there_may_be_no_chains(backend):
+    y = observation(np.zeros((2, 3)), scale=0.2, schedule=SCHEDULE, backend=backend)
+    value, gradient = y.value_and_grad(np.empty((0, 2, 3)), level=5)
+    assert tuple(value.shape) == (0,)
+    assert tuple(gradient.shape) == (0, 2, 3)
+
+
 def test_names_read_as_expressions():
     p, q, box = parts("jax")
     assert str(p * q) == "p * q"
