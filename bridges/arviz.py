@@ -64,7 +64,7 @@ def to_inference_data(trace: Trace, *, prior: Mapping[str, Any] | None = None) -
     dims |= trace.attributes.get("dims", {})
     groups = {**trace.groups, **_prior_groups(trace, prior or {})}
     extra = {group: _dotted(values) for group, values in groups.items()}
-    variables, dims = _dotted(variables), {k: [_dot(d) for d in names] for k, names in _dotted(dims).items()}
+    variables, dims = _dotted(variables), {k: [dotted(d) for d in names] for k, names in _dotted(dims).items()}
     stats = {name: value.to_numpy() for name, value in trace.sample_stats.items()}
     stats["diverging"] = np.nan_to_num(stats.get("diverging", np.zeros_like(stats["lp"]))).astype(bool)
     attributes = {k: str(v) for k, v in trace.attributes.items() if k != "versions"}
@@ -76,23 +76,26 @@ def to_inference_data(trace: Trace, *, prior: Mapping[str, Any] | None = None) -
         warnings.filterwarnings("ignore", message="More chains|Found chain dimension to be longer")
         warnings.filterwarnings("ignore", message=".*not defined in the InferenceData scheme.*")
         if int(library.__version__.split(".")[0]) >= 1:
-            tree = library.from_dict({"posterior": variables, "sample_stats": stats, **extra}, dims=dims)
+            tree = library.from_dict({"posterior": variables, **extra}, dims=dims)
+            tree["sample_stats"] = library.from_dict({"sample_stats": stats})["sample_stats"]  # a site may be named so
             tree["annealing"] = xr.DataTree(rungs)
             for group in ("posterior", "sample_stats"):
                 tree[group].attrs.update(attributes)
             tree.attrs.update(attributes)
             return tree
-        data = library.from_dict(posterior=variables, sample_stats=stats, **extra, dims=dims, attrs=attributes)
+        data = library.from_dict(posterior=variables, **extra, dims=dims, attrs=attributes)
+        data.extend(library.from_dict(sample_stats=stats))  # apart: a site may be named as one is
         data.add_groups({"annealing": rungs})
     return data
 
 
-def _dot(name: str) -> str:
+def dotted(name: str) -> str:
+    """A name as ArviZ has it, to which one with a slash is a path."""
     return name.replace("/", ".")
 
 
 def _dotted(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {_dot(name): value for name, value in values.items()}
+    return {dotted(name): value for name, value in values.items()}
 
 
 def _prior_groups(trace: Trace, prior: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:

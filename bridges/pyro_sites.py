@@ -17,6 +17,7 @@ from torch.distributions import biject_to
 
 from ppl_diffusion.arrays import double
 
+from .pyro_names import check_names, dims_of
 from .pyro_prior import DiffusionPrior, prior_of, through, unwrapped
 
 
@@ -161,14 +162,6 @@ def without_masks(fn: Any) -> Any:
     return without_masks(fn.base_dist) if isinstance(fn, dist.MaskedDistribution) else fn
 
 
-def dims_of(name: str, node: Any) -> list[str]:
-    """Names of a site's dimensions: its plates', and numbers for the rest."""
-    event = node["fn"].event_dim
-    batch = node["value"].ndim - event
-    plates = {frame.dim + batch: frame.name for frame in node["cond_indep_stack"] if frame.dim is not None}
-    return [plates.get(i, f"{name}_dim_{i}") for i in range(node["value"].ndim)]
-
-
 class Layout(NamedTuple):
     """What a first run finds of a model.
 
@@ -176,7 +169,7 @@ class Layout(NamedTuple):
         sites: the latent ones, in the order of the flat vector.
         observed: values of observed sites by name.
         recorded: names of what ``pyro.deterministic`` records.
-        dims: names of the dimensions of every site.
+        dims: names of the dimensions of every site, factors excepted.
     """
 
     sites: tuple[Site, ...]
@@ -190,7 +183,7 @@ def layout_of(run: Callable[[Given], Any], model: str) -> Layout:
 
     Raises:
         ValueError: parameters, discrete latent sites or others that cannot be drawn, plates that draw a subsample, or
-            names that ArviZ has for dimensions.
+            names that :func:`check_names` refuses.
     """
     nodes, sites, start = _first_run(run, model), [], 0
     observed: dict[str, np.ndarray] = {}
@@ -200,17 +193,17 @@ def layout_of(run: Callable[[Given], Any], model: str) -> Layout:
         if node["type"] == "param":
             raise ValueError(f"{model} has the parameter {name}: fix it before sampling, or give it a prior")
     for name, node in sample_sites(nodes, model).items():
-        if name in ("chain", "draw"):
-            raise ValueError(f"{model} has a site {name!r}, which ArviZ calls a dimension: give it another name")
+        if type(node["fn"]).__name__ == "Unit":  # what pyro.factor leaves
+            continue
         dims[name] = dims_of(name, node)
         if is_deterministic(node):
             recorded.append(name)
         elif node["is_observed"]:
-            if type(node["fn"]).__name__ != "Unit":  # what pyro.factor leaves
-                observed[name] = node["value"].detach().cpu().numpy()
+            observed[name] = node["value"].detach().cpu().numpy()
         else:
             sites.append(_site(name, node, start, model))
             start = sites[-1].stop
+    check_names(dims, observed, model)
     return Layout(tuple(sites), observed, recorded, dims)
 
 

@@ -84,6 +84,16 @@ def test_sites_of_a_model_are_the_posterior(library, good):
     assert posterior["noise"].dims == ("chain", "draw")
 
 
+def test_a_site_may_be_named_as_a_statistic_is(library, good):
+    trace = dataclasses.replace(
+        good, sites={"lp": good.positions}, attributes={**good.attributes, "dims": {"lp": ["d"]}}
+    )
+    data = to_inference_data(trace)
+    np.testing.assert_array_equal(group(data, "posterior")["lp"], good.positions)
+    np.testing.assert_array_equal(group(data, "sample_stats")["lp"], good.sample_stats["lp"])
+    assert data.attrs["inference_library"] == "ppl-diffusion"
+
+
 def test_a_good_run_gets_no_warning_and_a_full_table(library, good):
     found = diagnose(good)
     assert found.warnings == ()

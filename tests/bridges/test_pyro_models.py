@@ -124,6 +124,19 @@ def test_a_sites_name_is_its_own(tmp_path):
     np.testing.assert_array_equal(again.sites["net/50%"], trace.sites["net/50%"])
 
 
+def test_data_that_are_one_number_for_a_plate_are_not_filled_up():
+    def model():
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        with pyro.plate("n", 3):
+            pyro.sample("y", dist.Normal(x[0], 0.5), obs=torch.zeros(1))
+            pyro.sample("z", dist.Normal(x[1], 0.5), obs=torch.zeros(3))
+
+    data = to_inference_data(anneal_model(model, **QUICK))
+    assert data["observed_data"]["y"].shape == (1,)
+    assert data["log_likelihood"]["y"].shape == (4, 1, 3)
+    assert data["observed_data"]["z"].dims == ("n",)
+
+
 def branching():
     x = pyro.sample("x", DiffusionPrior(PRIOR))
     pyro.sample("y", dist.Normal(x[0] if x[0].item() > 0 else -x[0], 0.5), obs=Y[0])
@@ -497,9 +510,16 @@ def improper():
     pyro.sample("y", dist.Normal(x + b, 0.5).to_event(1), obs=Y)
 
 
-def reserved():
-    x = pyro.sample("x", DiffusionPrior(PRIOR))
-    pyro.sample("chain", dist.Normal(x.sum(), 0.5))
+def named(*sites, plate="n"):
+    def model():
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        with pyro.plate(plate, 3):
+            pyro.sample("b", dist.Normal(x[0], 0.5))
+        for name in sites:
+            pyro.sample(name, dist.Normal(x[1], 0.5))
+        pyro.sample("net/y", dist.Normal(x, 0.5).to_event(1), obs=Y)
+
+    return model
 
 
 @pytest.mark.parametrize(
@@ -508,7 +528,17 @@ def reserved():
         (subsampled, "leave subsample_size out"),
         (transformed, "inside a TransformedDistribution"),
         (improper, "proper prior"),
-        (reserved, "another name"),
+        (named("chain"), "'chain', which ArviZ calls a dimension"),
+        (named(plate="draw"), "'draw', which ArviZ calls a dimension"),
+        (named(""), "'', which no file can hold"),
+        (named("/"), "'/', which no file can hold"),
+        (named("a\0b"), "which no file can hold"),
+        (named(plate="a\0b"), "which no file can hold"),
+        (named("a/b", "a.b"), "'a/b' and 'a.b', one name"),
+        (named("net.y"), "one name in ArviZ"),
+        (named("x_dim_0"), "'x_dim_0' and 'x_dim_0', one name"),
+        (named(plate="x_dim_0"), "'x_dim_0' and 'x_dim_0', one name"),
+        (named("n.m", plate="n/m"), "'n.m' and 'n/m', one name"),
         (branching, "without branches"),
     ],
 )
@@ -516,6 +546,14 @@ def test_what_cannot_be_right_is_refused_in_one_line(model, words):
     with pytest.raises(ValueError, match=words) as caught:
         anneal_model(model, **QUICK)
     assert "\n" not in str(caught.value)
+
+
+def test_names_that_meet_nowhere_are_allowed():
+    """What is observed is in groups of its own, where no latent site is."""
+    trace = anneal_model(named("net/y_dim_0", "lp", "rung", "..", plate="level"), **QUICK)
+    posterior = to_inference_data(trace)["posterior"]
+    assert posterior["b"].dims == ("chain", "draw", "level")
+    assert {"net.y_dim_0", "lp", "rung", ".."} <= set(posterior.data_vars)
 
 
 def test_missing_values_are_named_and_not_blamed_on_the_start():
