@@ -32,7 +32,8 @@ class Weights:
             What a trace records of it: the increments, the estimate of the normaliser's, and the effective sample size.
         """
         log_normaliser = log_normaliser_increment(self.log, increments)
-        self.log = alive(self.log + increments)
+        with np.errstate(invalid="ignore"):  # a chain without weight may come from where the density was zero
+            self.log = alive(self.log + increments)
         return {
             "log_normaliser": log_normaliser,
             "log_weight": increments,

@@ -212,6 +212,21 @@ def test_energies_that_are_not_finite_are_refused_and_counted(name, value):
     assert np.all(np.isfinite(trace.sample_stats.lp))
 
 
+def walled(x, level, wall=0.0):
+    return jnp.where(x[..., 0] > wall, 0.5 * (x**2).sum(-1), jnp.inf)
+
+
+def test_a_wall_that_falls_back_is_walked_on_without_a_warning_of_numpy():
+    def energy(x, level):
+        return walled(x, level, wall=jnp.where(level > 50, 0.0, -9.0))
+
+    receding = EnergyFunction(energy, schedule=SCHEDULE, event_shape=(1,), backend="jax", name="receding")
+    trace = walk(receding, NUTS(step=1.0), chains=200)
+    came_back = np.isinf(trace.stats.log_weight[1:])
+    assert came_back.any(), "chains that no step has brought over the wall"
+    assert np.isfinite(trace.stats.ess).all()
+
+
 def test_a_gradient_that_is_not_finite_is_refused_too():
     def energy(x, level):
         return 0.5 * (x**2).sum(-1) + jnp.where(x[..., 0] > 0.5, 0.0, 0.0 * jnp.sqrt(jnp.maximum(0.5 - x[..., 0], 0.0)))

@@ -38,3 +38,12 @@ def test_normaliser_increments_chain():
     assert in_turn == pytest.approx(weights.log_normaliser_increment(start, first + second))
     assert weights.log_normaliser_increment(start, np.full(100, 3.0)) == pytest.approx(3.0)
     assert weights.log_normaliser_increment(start, np.full(100, -np.inf)) == -np.inf
+
+
+def test_a_chain_that_comes_back_from_where_the_density_is_zero_has_no_weight():
+    walk = weights.Weights(3)
+    walk.move(np.array([0.0, -np.inf, 0.0]))
+    record = walk.move(np.array([1.0, np.inf, np.nan]))
+    np.testing.assert_array_equal(walk.log, [1.0, -np.inf, -np.inf])
+    assert record["ess"] == pytest.approx(1)
+    assert record["log_normaliser"] == pytest.approx(1 - np.log(2))
