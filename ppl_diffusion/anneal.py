@@ -151,11 +151,7 @@ def anneal(
             progress(Progress(rung + 1, len(ladder), level, 0, draws, rate, record["ess"] / chains))
     assert state is not None
     drawn, sample_stats = _draw(walker, walker.freeze(state), draws, host, progress, len(ladder))
-    lost = int(np.sum(~np.isfinite(drawn.reshape(chains, -1)).all(1)))
-    if lost:
-        notes.append(
-            f"draws of {lost} of {chains} chains are not finite: leave them out, and look at `nonfinite` by rung"
-        )
+    notes += _ends(potential, drawn, sample_stats)
     with jax.enable_x64(True):
         notes += check_quotient(potential, levels=(), positions=drawn[:256, -1], level=ladder.levels[-1])
     for note in dict.fromkeys(notes):
@@ -203,6 +199,22 @@ def warn_caller(note: str) -> None:
     while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("ppl_diffusion", "bridges", "contextlib"):
         frame, level = frame.f_back, level + 1
     warnings.warn(note, SamplingWarning, stacklevel=level)
+
+
+def _ends(potential: Potential, drawn: np.ndarray, sample_stats: xr.Dataset) -> list[str]:
+    """What is wrong with where some chains have ended, in words."""
+    finite, notes = np.isfinite(drawn).all(tuple(range(1, drawn.ndim))), []
+    lost, outside = int(np.sum(~finite)), int(np.sum(finite & ~np.isfinite(sample_stats["lp"].to_numpy()[:, -1])))
+    if lost:
+        notes.append(
+            f"draws of {lost} of {len(drawn)} chains are not finite: leave them out, and look at `nonfinite` by rung"
+        )
+    if 0 < outside < len(drawn):  # of all of them the weights have told
+        notes.append(
+            f"{outside} of {len(drawn)} chains end where the density of {potential} is zero, or its energy not a "
+            "number: leave them out, or take resample=0.5, which replaces them"
+        )
+    return notes
 
 
 def _draw(

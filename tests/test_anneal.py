@@ -227,6 +227,19 @@ def test_a_wall_that_falls_back_is_walked_on_without_a_warning_of_numpy():
     assert np.isfinite(trace.stats.ess).all()
 
 
+def test_chains_that_end_behind_a_wall_are_counted():
+    half = EnergyFunction(walled, schedule=SCHEDULE, event_shape=(1,), backend="jax", name="half")
+    with pytest.warns(SamplingWarning, match=r"chains end where the density of half is zero.* resample=0\.5") as caught:
+        trace = walk(half, NUTS(step=1.0), chains=200, draws=3)
+    behind = int(np.sum(trace.positions[:, -1] <= 0))
+    assert 0 < behind < 200
+    assert str(caught[0].message).startswith(f"{behind} of 200 chains")
+    assert len(caught) == 1
+    weighted = walk(half, NUTS(step=1.0), chains=200, draws=3, resample=0.5)
+    assert np.all(weighted.positions > 0)
+    assert not weighted.attributes["warnings"]
+
+
 def test_a_gradient_that_is_not_finite_is_refused_too():
     def energy(x, level):
         return 0.5 * (x**2).sum(-1) + jnp.where(x[..., 0] > 0.5, 0.0, 0.0 * jnp.sqrt(jnp.maximum(0.5 - x[..., 0], 0.0)))
@@ -250,7 +263,8 @@ def test_a_chain_without_a_gradient_stays_where_it_is():
 
     holed = EnergyFunction(energy, schedule=SCHEDULE, event_shape=(2,), backend="jax", name="holed")
     start = np.array([[0.0, 0.0], [1.5, 0.0]] * 10)
-    kept = reverse_diffusion(holed, init=start, ladder=Ladder(levels=(2, 1), steps=0), chains=20, seed=0)
+    with pytest.warns(SamplingWarning, match="10 of 20 chains end where the density of holed is zero"):
+        kept = reverse_diffusion(holed, init=start, ladder=Ladder(levels=(2, 1), steps=0), chains=20, seed=0)
     assert np.all(np.isfinite(kept.positions))
     np.testing.assert_array_equal(kept.positions[1::2, 0], start[1::2])
     assert kept.stats.nonfinite.sum("chain").to_numpy().tolist() == [10, 10]
