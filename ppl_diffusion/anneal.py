@@ -130,10 +130,7 @@ def anneal(
                 "missing data"
             )
         elif rung == 0 and init is None and record["ess"] < 0.1 * chains:
-            notes.append(
-                f"the start density fits level {level} badly (effective sample size {record['ess']:.0f} of {chains} "
-                f"chains): {_better_start(level, len(potential.schedule) - 1)}, or pass init="
-            )
+            notes += proposals.bad_start(potential, level, record["ess"], chains)
         ancestors = weights.resample(resample, last=rung == len(ladder) - 1, rng=population)
         if ancestors is not None:
             state = walker.select(state, ancestors)
@@ -253,12 +250,6 @@ def _stack(rungs: list[dict[str, np.ndarray]], ladder: Ladder) -> xr.Dataset:
         values = np.stack([np.asarray(record[name]) for record in rungs])
         variables[name] = (("rung", "chain")[: values.ndim], values)
     return xr.Dataset(variables, coords={"level": ("rung", np.array(ladder.levels))})
-
-
-def _better_start(level: int, noisiest: int) -> str:
-    if level < noisiest:
-        return f"start the ladder at the noisiest level, {noisiest}"
-    return "take more steps at the first rung, steps=(20, 10, ...)"
 
 
 def _probed(ladder: Ladder) -> tuple[int, ...]:

@@ -52,6 +52,20 @@ def odd_start(potential: Potential, level: int, positions: np.ndarray) -> list[s
     ]
 
 
+def bad_start(potential: Potential, level: int, ess: float, chains: int) -> list[str]:
+    """What is to be done where the weights of the start leave few of the chains, in words.
+
+    The evidence is that of importance sampling from the start density, whatever is walked afterwards.
+    """
+    noisiest = len(potential.schedule) - 1
+    advice = "more steps there, steps=(20, 10, ...), or init= mend the samples, only more chains the evidence"
+    if level < noisiest:
+        advice = f"start the ladder at the noisiest level, {noisiest}, or pass init="
+    return [
+        f"the start density fits level {level} badly (effective sample size {ess:.0f} of {chains} chains): {advice}"
+    ]
+
+
 def reverse_step(
     potential: Potential, state: State, level: int, *, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:

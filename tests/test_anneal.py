@@ -343,8 +343,16 @@ def test_a_bad_start_is_warned_of():
         backend="jax",
         name="elsewhere",
     )
-    with pytest.warns(SamplingWarning, match="take more steps at the first rung"):
-        walk(elsewhere, chains=200)
+    ladder, exact_evidence = Ladder(levels=(99, 50, 0), steps=2), np.log(2 * np.pi / 100)
+    with pytest.warns(SamplingWarning, match="mend the samples, only more chains the evidence"):
+        few = walk(elsewhere, ladder=ladder, chains=200)
+    with pytest.warns(SamplingWarning, match="mend the samples, only more chains the evidence"):
+        patient = walk(elsewhere, ladder=Ladder(levels=(99, 50, 0), steps=(40, 2, 2)), chains=200)
+    assert patient.log_normaliser == few.log_normaliser
+    with pytest.warns(SamplingWarning, match="only more chains"):
+        many = walk(elsewhere, ladder=ladder, chains=20_000)
+    share = float(many.stats.ess[0]) / 20_000
+    assert abs(many.log_normaliser - exact_evidence) < 4 / np.sqrt(20_000 * share)
 
 
 PLANAR = {name: exact(name, backend="jax") for name in ("ring", "bar", "box", "inner_box", "wide")}
