@@ -94,7 +94,7 @@ class FlatModel:
         return groups["latent"], {"log_likelihood": groups["likelihood"], "observed_data": self.observed}
 
     def _nodes(self, point: Tensor, seen: Mapping[str, Tensor]) -> Any:
-        return self._run(Given(native(seen), native(self._free(point))))
+        return self._run(Given(native(seen), self._free(point)))
 
     def _run(self, handler: Given) -> Any:
         return poutine.trace(handler(self.model)).get_trace(*self.args, **self.kwargs).nodes

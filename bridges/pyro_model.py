@@ -244,7 +244,7 @@ class JointPotential(FlatModel, Potential):
     def _log_rest(
         self, point: Tensor, seen: Mapping[str, Tensor], level: int, widenings: Mapping[str, Widening]
     ) -> Tensor:
-        handler = Given(native(seen), native(self._free(point)))
+        handler = Given(native(seen), self._free(point))
         total = point.new_zeros((), dtype=torch.float64)
         nodes = sample_sites(self._run(handler), self.name)
         for name, node in nodes.items():
@@ -254,10 +254,11 @@ class JointPotential(FlatModel, Potential):
             if node["is_observed"]:
                 widening = widenings.get(name, Widening())
                 fn, exponent = on_the_path(fn, self.priors, level, self.likelihood, widening=widening)
-            log_p = scale_and_mask(log_density(fn, node["value"]), node["scale"], node["mask"]).sum()
+            value = handler.finer.get(name, node["value"])
+            log_p = scale_and_mask(log_density(fn, value), node["scale"], node["mask"]).sum()
             total = total + exponent * log_p
             other = nodes.get(f"{name.removesuffix('_unobserved')}_observed") if name.endswith("_unobserved") else None
             if other is not None and not node["is_observed"]:
                 # obs_mask leaves these flat where the data are seen; nothing reads them, so let them integrate to one.
-                total = total + scale_and_mask(log_density(fn, node["value"]), mask=other["mask"]).sum()
+                total = total + scale_and_mask(log_density(fn, value), mask=other["mask"]).sum()
         return total + handler.log_jacobian

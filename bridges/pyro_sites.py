@@ -20,6 +20,9 @@ from ppl_diffusion.arrays import double
 from .pyro_names import check_names, dims_of
 from .pyro_prior import DiffusionPrior, prior_of, through, unwrapped
 
+BOUNDED = (dist.Beta, dist.Dirichlet)
+"""What may have mass closer to 1 than float32 can tell from it: one part in a few of a Beta(.1, .1)."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -116,13 +119,15 @@ def is_deterministic(node: Any) -> bool:
 class Given(Messenger):
     """Run a model with its latent sites given: diffusion priors as they are, others unconstrained.
 
-    A diffusion prior's site that is not given is zero: it is never drawn from.
+    A diffusion prior's site that is not given is zero: it is never drawn from. The model sees values of torch's default
+    dtype; ``finer`` holds those of sites of which it would lose what is close to an edge.
     """
 
     def __init__(self, values: Mapping[str, Tensor], unconstrained: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
         self.values, self.unconstrained = values, unconstrained or {}
         self.log_jacobian: Any = 0.0
+        self.finer: dict[str, Tensor] = {}
 
     def __enter__(self) -> Given:
         self.log_jacobian = 0.0
@@ -138,8 +143,13 @@ class Given(Messenger):
             msg["done"] = True
         elif name in self.unconstrained:
             transform, u = biject_to(msg["fn"].support), self.unconstrained[name]
-            msg["value"] = transform(u)
-            self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(u, msg["value"]).sum()
+            seen = u.to(torch.get_default_dtype())
+            msg["value"] = value = transform(seen)
+            if isinstance(unwrapped(msg["fn"]), BOUNDED):
+                self.finer[name] = value = transform(u)
+            else:
+                u = seen
+            self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(u, value).sum()
             msg["done"] = True
 
 
@@ -151,8 +161,9 @@ def unconstrained(node: Any) -> tuple[Tensor, Tensor]:
     """A drawn site in unconstrained coordinates, and the log-density that it was drawn from there."""
     transform = biject_to(node["fn"].support)
     u = transform.inv(node["value"])
-    log_p = log_density(without_masks(node["fn"]), node["value"]).sum()  # a mask does not change what is drawn
-    return u, log_p + transform.log_abs_det_jacobian(u, node["value"]).sum()
+    value = transform(u)  # at an edge not quite what was drawn
+    log_p = log_density(without_masks(node["fn"]), value).sum()  # a mask does not change what is drawn
+    return u, log_p + transform.log_abs_det_jacobian(u, value).sum()
 
 
 def without_masks(fn: Any) -> Any:

@@ -9,6 +9,8 @@ import pyro.poutine as poutine
 import pytest
 import torch
 from pyro.infer.reparam import LocScaleReparam
+from scipy import stats
+from scipy.special import betaln
 
 import bridges.blackjax as batched
 from bridges.arviz import diagnose, to_inference_data
@@ -233,6 +235,30 @@ def test_missing_data_leave_the_evidence_as_it_is_without_them():
     assert min(float(trace.stats.ess[0]) for trace in found) > 290
     evidence = np.array([trace.log_normaliser for trace in found])
     assert abs(evidence.mean() - exact) < 4 * max(evidence.std(ddof=1) / 2, 0.01), (evidence, exact)
+
+
+def test_mass_close_to_one_is_not_lost():
+    """Of Beta(.1, .1) a tenth lies closer to 1 than single precision can tell, and in unconstrained coordinates not."""
+    line = GaussianMixture([[0.0]], [1.0], schedule=SCHEDULE, backend="torch")
+
+    def model():
+        x = pyro.sample("x", DiffusionPrior(line))
+        p = pyro.sample("p", dist.Beta(0.1, 0.1))
+        pyro.sample("y", dist.Normal(x[0] + 2 * p, 0.5), obs=torch.tensor(1.4))
+
+    u = np.linspace(-300, 300, 60_001)
+    variance = SCHEDULE.alpha(0) ** 2 + SCHEDULE.sigma(0) ** 2 + 0.25
+    log_p = -0.1 * (np.logaddexp(0, u) + np.logaddexp(0, -u)) - betaln(0.1, 0.1)
+    density = np.exp(log_p) * stats.norm(2 / (1 + np.exp(-u)), np.sqrt(variance)).pdf(1.4) * (u[1] - u[0])
+    ladder = Ladder.full(SCHEDULE, steps=4)
+    trace = anneal_model(model, kernel=batched.HMC(), ladder=ladder, chains=1000, draws=1, seed=0)
+    found = trace.positions[:, 0, 1]
+    for edge in (7.0, 14.0):
+        share = density[u > edge].sum() / density.sum()
+        error = np.sqrt(share * (1 - share) / len(found))
+        assert abs(np.mean(found > edge) - share) < 4 * error, (edge, np.mean(found > edge), share)
+    error = np.sqrt((1000 / float(trace.stats.ess[0]) - 1) / 1000)
+    assert abs(trace.log_normaliser - np.log(density.sum())) < 4 * error
 
 
 @pytest.mark.parametrize("kernel", [HMC(), NUTS(max_doublings=3)])
