@@ -352,7 +352,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(images, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["ring", "bar", "left", "right", "box", "inner_box", "wide", "digits"])
+@pytest.mark.parametrize("name", ["ring", "bar", "left", "right", "box", "inner_box", "wide", "digits", "cubes64"])
 def test_shipped_configurations_are_those_of_the_shipped_weights(name):
     import json
 
