@@ -61,6 +61,21 @@ def on_the_processor() -> Iterator[None]:
         yield
 
 
+def usable(device: str | torch.device) -> torch.device:
+    """``device``, if torch can compute there.
+
+    Raises:
+        ValueError: it is not on this machine, or no device.
+    """
+    try:
+        found = torch.device(device)
+        float(torch.zeros((), device=found, dtype=torch.float64))
+    except (RuntimeError, TypeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}): use --device cpu") from error
+    return found
+
+
 def as_numpy(x: Array) -> np.ndarray:
     """An array of either library, wherever it is, as a numpy array."""
     return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)

@@ -74,6 +74,7 @@ def sample(
     resample: Annotated[float | None, typer.Option(help="Share of the chains, e.g. 0.5.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="A model of yours: NAME=FILE.safetensors.")] = None,
     reverse_step: Annotated[bool, typer.Option("--reverse-step", help="Arrive by reverse diffusion.")] = False,
+    device: Annotated[str, typer.Option(help="Where the networks are: cpu or cuda.")] = "cpu",
     seed: int = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -87,6 +88,7 @@ def sample(
 
         from . import zoo
         from .anneal import SamplingWarning, anneal, reverse_diffusion
+        from .arrays import usable
         from .expression import parse
         from .schedule import Ladder
 
@@ -100,8 +102,10 @@ def sample(
                 )
         else:
             built = _kernel(engine, kernel, leapfrogs, step)
-        files = _files(model or [])
-        target = parse(expression, load=lambda name: zoo.load(files.get(name, name)), known=[*zoo.names(), *files])
+        files, where = _files(model or []), usable(device)
+        target = parse(
+            expression, load=lambda name: zoo.load(files.get(name, name)).to(where), known=[*zoo.names(), *files]
+        )
         schedule = target.schedule
         count = len(schedule) if rungs is None else rungs
         usual_chains, usual_steps = (16, 2) if len(target.event_shape) > 1 else (256, 10)

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .arrays import on_the_processor
+from .arrays import on_the_processor, usable
 from .condition import Conditions
 from .config import Config, load_config
 from .data import Data, image_data, planar_data
@@ -90,7 +90,7 @@ def train(
             weights of another network, a device that this machine lacks, or a loss that is not finite, whose
             checkpoint is not written.
     """
-    path, device = Path(checkpoint), _device(device)
+    path, device = Path(checkpoint), usable(device)
     if every < 1:
         raise ValueError(f"every must be a number of steps >= 1, got {every}: try every=200")
     if not path.parent.is_dir():
@@ -232,16 +232,6 @@ def _generator(generator: torch.Generator, device: torch.device) -> torch.Genera
     if device.type == "cpu":
         return generator
     return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
-
-
-def _device(name: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(name)
-        float(torch.zeros((), device=device, dtype=torch.float64))
-    except (RuntimeError, TypeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"device {str(name)!r} cannot be used here ({reason}): use --device cpu") from error
-    return device
 
 
 def _rate(step: int, config: Config) -> float:

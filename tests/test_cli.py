@@ -142,6 +142,7 @@ REFUSED = {
     "not a weight file to be": (["train", "ring", "--out", "{tmp}/w.txt"], "give --out {tmp}/w.safetensors"),
     "not a model": (["sample", "mine", "--model", "mine=3", "--out", "{tmp}/x"], "write --model mine=mine.safetensors"),
     "nowhere to write": (["sample", "ring", "--out", "{tmp}/rubbish.nc/x"], "cannot be written"),
+    "no device to sample on": (["sample", "ring", "--out", "{tmp}/a", "--device", "cuda:99"], "use --device cpu"),
     "no device": (["train", "ring", "--device", "cuda:99", "--checkpoint", "{tmp}/c"], "use --device cpu"),
     "no folder": (
         ["train", "ring", "--checkpoint", "{tmp}/a/c.safetensors", "--out", "{tmp}/w.safetensors"],

@@ -26,7 +26,7 @@ from ppl_diffusion import (
     tapestry,
 )
 from ppl_diffusion.condition import Classes, ConditionWarning, Positions, dump, parse
-from ppl_diffusion.energy import Form, precise, noise_potential
+from ppl_diffusion.energy import Form, noise_potential, precise
 from ppl_diffusion.networks import EnergyMLP, EnergyUNet, build_network
 from ppl_diffusion.objective import denoising_loss
 from ppl_diffusion.planar import NAMES, exact
