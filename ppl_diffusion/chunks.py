@@ -4,15 +4,18 @@ How many points go at once is a rule and not a race, since rounding may depend o
 same trace: on a processor as many as make up about 200,000 coordinates, on an accelerator all of them.
 :meth:`Chunks.tune` measures what is fastest where it matters. Chunks are equal up to one point.
 
-A device that runs out of memory is asked for half as much from then on, with a line that says so.
+A device that runs out of memory is asked for half as much from then on, with a line that says so. On CUDA evaluation is
+:func:`precise`.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +70,8 @@ class Chunks:
         while True:
             size = min(points, self.size or points)
             try:
-                return _in_chunks(call, points, size)
+                with precise(self.device):
+                    return _in_chunks(call, points, size)
             except torch.OutOfMemoryError:
                 if size <= 1:
                     raise
@@ -93,7 +97,8 @@ class Chunks:
 
     def _seconds(self, call: Call, points: int, size: int) -> float:
         begun = time.perf_counter()
-        _in_chunks(call, points, size)
+        with precise(self.device):
+            _in_chunks(call, points, size)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - begun
@@ -107,6 +112,46 @@ class Chunks:
             MemoryWarning,
             stacklevel=3,
         )
+
+
+@contextmanager
+def precise(device: torch.device) -> Iterator[None]:
+    """Convolutions on CUDA in the precision of their parameters, and alike every time; torch rounds them to TF32 and
+    adds in any order by default.
+
+    Rounded energies move acceptance probabilities. Whoever wants TF32 says so as for products,
+    ``torch.backends.cuda.matmul.allow_tf32 = True``.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    convolutions: Any = torch.backends.cudnn
+    asked = {"deterministic": convolutions.deterministic, "benchmark": convolutions.benchmark}
+    convolutions.deterministic, convolutions.benchmark = True, False
+    try:
+        with _unrounded(convolutions):
+            yield
+    finally:
+        for switch, before in asked.items():
+            setattr(convolutions, switch, before)
+
+
+@contextmanager
+def _unrounded(convolutions: Any) -> Iterator[None]:
+    switch, exact = "allow_tf32", cast(Any, False)
+    try:
+        before, products = convolutions.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:  # the caller has used torch's newer switches, beside which these cannot be read
+        convolutions, switch, exact = convolutions.conv, "fp32_precision", "ieee"
+        before, products = convolutions.fp32_precision, torch.backends.cuda.matmul.fp32_precision == "tf32"
+    if before == exact or products:
+        yield
+        return
+    setattr(convolutions, switch, exact)
+    try:
+        yield
+    finally:
+        setattr(convolutions, switch, before)
 
 
 def _in_chunks(call: Call, points: int, size: int) -> tuple[Tensor, ...]:

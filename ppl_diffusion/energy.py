@@ -20,9 +20,8 @@ Energy or the Score? (Salimans and Ho, 2021), https://openreview.net/forum?id=9A
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, cast, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -151,8 +150,7 @@ class EnergyModel(Potential):
         def some(part: slice) -> tuple[Tensor, Tensor]:
             return self._network_gradient(stacked[part], level, condition if len(condition) == 1 else condition[part])
 
-        with precise(self.device):
-            energies, gradients = (values.split(sizes) for values in self.chunks.evaluate(some, len(stacked)))
+        energies, gradients = (values.split(sizes) for values in self.chunks.evaluate(some, len(stacked)))
         return [
             (u.reshape(self._chains(x)), g.reshape(x.shape))
             for u, g, x in zip(energies, gradients, points, strict=True)
@@ -165,8 +163,7 @@ class EnergyModel(Potential):
         def some(part: slice) -> tuple[Tensor]:
             return (self._network_energy(stacked[part], level, condition if len(condition) == 1 else condition[part]),)
 
-        with precise(self.device):
-            (energies,) = self.chunks.evaluate(some, len(stacked))
+        (energies,) = self.chunks.evaluate(some, len(stacked))
         return [u.reshape(self._chains(x)) for u, x in zip(energies.split(sizes), points, strict=True)]
 
     def _together(self, members: Sequence[Density], points: Sequence[Array]) -> tuple[Tensor, list[int], Tensor]:
@@ -198,8 +195,7 @@ class EnergyModel(Potential):
         def some(part: slice) -> tuple[Tensor, Tensor]:
             return self._network_gradient(x[part], where, self._stack([self.token], [1]))
 
-        with precise(self.device):
-            return self.chunks.tune(some, points)
+        return self.chunks.tune(some, points)
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
         return self.evaluate_group([self], [x], level)[0]
@@ -229,46 +225,6 @@ class EnergyModel(Potential):
             x = x.detach().requires_grad_()
             energy = self._network_energy(x, level, condition)
             return energy.detach(), torch.autograd.grad(energy.sum(), x)[0]
-
-
-@contextmanager
-def precise(device: torch.device) -> Iterator[None]:
-    """Convolutions on CUDA in the precision of their parameters, and alike every time; torch rounds them to TF32 and
-    adds in any order by default.
-
-    Rounded energies move acceptance probabilities. Whoever wants TF32 says so as for products,
-    ``torch.backends.cuda.matmul.allow_tf32 = True``.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    convolutions: Any = torch.backends.cudnn
-    asked = {"deterministic": convolutions.deterministic, "benchmark": convolutions.benchmark}
-    convolutions.deterministic, convolutions.benchmark = True, False
-    try:
-        with _unrounded(convolutions):
-            yield
-    finally:
-        for switch, before in asked.items():
-            setattr(convolutions, switch, before)
-
-
-@contextmanager
-def _unrounded(convolutions: Any) -> Iterator[None]:
-    switch, exact = "allow_tf32", cast(Any, False)
-    try:
-        before, products = convolutions.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    except RuntimeError:  # the caller has used torch's newer switches, beside which these cannot be read
-        convolutions, switch, exact = convolutions.conv, "fp32_precision", "ieee"
-        before, products = convolutions.fp32_precision, torch.backends.cuda.matmul.fp32_precision == "tf32"
-    if before == exact or products:
-        yield
-        return
-    setattr(convolutions, switch, exact)
-    try:
-        yield
-    finally:
-        setattr(convolutions, switch, before)
 
 
 def noise_potential(

@@ -25,8 +25,9 @@ from ppl_diffusion import (
     save_weights,
     tapestry,
 )
+from ppl_diffusion.chunks import precise
 from ppl_diffusion.condition import Classes, ConditionWarning, Positions, dump, parse
-from ppl_diffusion.energy import Form, noise_potential, precise
+from ppl_diffusion.energy import Form, noise_potential
 from ppl_diffusion.networks import EnergyMLP, EnergyUNet, build_network
 from ppl_diffusion.objective import denoising_loss
 from ppl_diffusion.planar import NAMES, exact
@@ -224,7 +225,7 @@ def test_torchs_newer_switches_are_heeded_too(switch, value):
     code = f"""
 import torch
 from ppl_diffusion import load
-from ppl_diffusion.energy import precise
+from ppl_diffusion.chunks import precise
 torch.backends.{switch} = "{value}"
 load("ring").energy(torch.zeros(1, 2), level=0)
 convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
