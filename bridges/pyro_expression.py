@@ -79,6 +79,7 @@ class ModelPotential(Potential):
             (gradient,) = torch.autograd.grad(energy.sum(), leaf)
         return energy.detach().to(x.device), gradient.to(x.device)
 
+    @on_the_processor()
     def _evaluate_energy(self, x: Tensor, level: Any) -> Tensor:
         level = int(level)
         clean = stand_in(x.cpu(), self, level, "widened")

@@ -206,13 +206,23 @@ def test_the_default_device_of_torch_is_not_where_models_run(kernel):
         noise = pyro.sample("noise", dist.HalfNormal(torch.tensor(0.5)))
         pyro.sample("y", dist.Normal(x, noise).to_event(1), obs=y)
 
-    as_usual = anneal_model(model, (Y,), **QUICK | {"kernel": kernel})
+    def likelihood(y):
+        x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), (2,)))
+        pyro.sample("y", dist.Normal(x, torch.tensor(0.5)).to_event(1), obs=y)
+
+    def walks():
+        of_model = anneal_model(model, (Y,), **QUICK | {"kernel": kernel})
+        factor = from_model(likelihood, (Y,), schedule=PRIOR.schedule)
+        return of_model.positions, anneal(PRIOR * factor, **QUICK | {"kernel": kernel}).positions
+
+    as_usual = walks()
     torch.set_default_device("meta")
     try:
-        elsewhere = anneal_model(model, (Y,), **QUICK | {"kernel": kernel})
+        elsewhere = walks()
     finally:
         torch.set_default_device(None)
-    np.testing.assert_array_equal(elsewhere.positions, as_usual.positions)
+    np.testing.assert_array_equal(elsewhere[0], as_usual[0])
+    np.testing.assert_array_equal(elsewhere[1], as_usual[1])
 
 
 def test_missing_data_leave_the_evidence_as_it_is_without_them():
