@@ -15,6 +15,7 @@ import pytest
 from ppl_diffusion import GaussianMixture, Trace, cli, load
 from ppl_diffusion.expression import parse
 from ppl_diffusion.planar import NAMES, SCHEDULE, exact
+from ppl_diffusion.zoo import names
 
 QUICK = ["--chains", "8", "--steps", "1", "--rungs", "4"]
 
