@@ -19,8 +19,9 @@ from ppl_diffusion.energy import Reference
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.schedule import NoiseSchedule
 
+from .pyro_coordinates import log_density
 from .pyro_path import Widening, left_over, on_the_path, seen, stand_in, widenings_at
-from .pyro_sites import is_deterministic, log_density, sample_sites
+from .pyro_sites import is_deterministic, sample_sites
 
 
 class ModelPotential(Potential):

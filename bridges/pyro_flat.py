@@ -15,8 +15,9 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from .pyro_coordinates import Given, native, unconstrained
 from .pyro_path import by_row
-from .pyro_sites import Given, Site, layout_of, native, unconstrained
+from .pyro_sites import Site, layout_of
 
 
 class FlatModel:
@@ -58,7 +59,8 @@ class FlatModel:
             try:
                 conditioned = poutine.condition(self.model, native(point))
                 nodes: Any = poutine.trace(conditioned).get_trace(*self.args, **self.kwargs).nodes
-                point |= {site.name: unconstrained(nodes[site.name])[0] for site in self.sites if site.prior is None}
+                others = (site.name for site in self.sites if site.prior is None)
+                point |= {name: unconstrained(nodes[name], Given({}))[0] for name in others}
                 flat = [point[site.name].reshape(site.shape).double().flatten() for site in self.sites]
                 rows.append(torch.cat(flat).numpy())
             except (RuntimeError, ValueError, IndexError) as error:
@@ -94,7 +96,10 @@ class FlatModel:
         return groups["latent"], {"log_likelihood": groups["likelihood"], "observed_data": self.observed}
 
     def _nodes(self, point: Tensor, seen: Mapping[str, Tensor]) -> Any:
-        return self._run(Given(native(seen), self._free(point)))
+        return self._run(self._given(seen, self._free(point)))
+
+    def _given(self, seen: Mapping[str, Tensor], free: Mapping[str, Tensor] | None = None) -> Given:
+        return Given(native(seen), free, fillers={site.name for site in self.sites if site.filler})
 
     def _run(self, handler: Given) -> Any:
         return poutine.trace(handler(self.model)).get_trace(*self.args, **self.kwargs).nodes

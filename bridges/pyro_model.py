@@ -22,9 +22,10 @@ from torch import Tensor
 
 from ppl_diffusion.potential import Potential
 
+from .pyro_coordinates import log_density, log_prior, unconstrained
 from .pyro_flat import FlatModel
 from .pyro_path import Likelihood, Seen, Widening, left_over, on_the_path, seen, stand_in, widenings_at
-from .pyro_sites import Given, Site, check_priors, check_randomness, log_density, native, sample_sites, unconstrained
+from .pyro_sites import Site, check_priors, check_randomness, sample_sites
 from .torch_jax import holds_jax
 
 REFRESHMENTS = 8
@@ -110,11 +111,11 @@ class JointPotential(FlatModel, Potential):
             with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
                 torch.default_generator.manual_seed(int(rng.integers(2**63)))
                 for chain in range(chains):
-                    handler = Given(native({name: value[chain] for name, value in drawn.items()}))
+                    handler = self._given({name: value[chain] for name, value in drawn.items()})
                     nodes = self._run(handler)
                     check_priors(self._priors(), nodes, self.name)
                     for site in others:
-                        u, log_p = unconstrained(nodes[site.name])
+                        u, log_p = unconstrained(nodes[site.name], handler)
                         values[chain, site.start : site.stop] = u.numpy().ravel()
                         log_density[chain] += float(log_p)
         return values, log_density
@@ -244,21 +245,16 @@ class JointPotential(FlatModel, Potential):
     def _log_rest(
         self, point: Tensor, seen: Mapping[str, Tensor], level: int, widenings: Mapping[str, Widening]
     ) -> Tensor:
-        handler = Given(native(seen), self._free(point))
+        handler = self._given(seen, self._free(point))
         total = point.new_zeros((), dtype=torch.float64)
-        nodes = sample_sites(self._run(handler), self.name)
-        for name, node in nodes.items():
+        for name, node in sample_sites(self._run(handler), self.name).items():
             if name in seen:
                 continue
-            fn, exponent = node["fn"], 1.0
-            if node["is_observed"]:
-                widening = widenings.get(name, Widening())
-                fn, exponent = on_the_path(fn, self.priors, level, self.likelihood, widening=widening)
-            value = handler.finer.get(name, node["value"])
-            log_p = scale_and_mask(log_density(fn, value), node["scale"], node["mask"]).sum()
+            if not node["is_observed"]:
+                total = total + log_prior(node, handler)
+                continue
+            widening = widenings.get(name, Widening())
+            fn, exponent = on_the_path(node["fn"], self.priors, level, self.likelihood, widening=widening)
+            log_p = scale_and_mask(log_density(fn, node["value"]), node["scale"], node["mask"]).sum()
             total = total + exponent * log_p
-            other = nodes.get(f"{name.removesuffix('_unobserved')}_observed") if name.endswith("_unobserved") else None
-            if other is not None and not node["is_observed"]:
-                # obs_mask leaves these flat where the data are seen; nothing reads them, so let them integrate to one.
-                total = total + scale_and_mask(log_density(fn, value), mask=other["mask"]).sum()
-        return total + handler.log_jacobian
+        return total

@@ -1,8 +1,8 @@
-"""Sites of a Pyro model: where they lie in a flat vector, and a handler that runs the model at given values."""
+"""Sites of a Pyro model: what they are, and where they lie in a flat vector."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,18 +10,13 @@ import numpy as np
 import pyro
 import torch
 from pyro import distributions as dist
-from pyro.distributions.util import scale_and_mask, sum_rightmost
-from pyro.poutine.messenger import Messenger
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ppl_diffusion.arrays import double
-
+from .pyro_coordinates import Given, fillers_of
 from .pyro_names import check_names, dims_of
 from .pyro_prior import DiffusionPrior, prior_of, through, unwrapped
-
-BOUNDED = (dist.Beta, dist.Dirichlet)
-"""What may have mass closer to 1 than float32 can tell from it: one part in a few of a Beta(.1, .1)."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +30,7 @@ class Site:
         prior: its diffusion prior, or None for any other latent site.
         fn: the distribution that a diffusion prior is wrapped in.
         scale, mask: of a diffusion prior's site, as Pyro's handlers set them.
+        filler: whether ``obs_mask=`` has left it.
     """
 
     name: str
@@ -45,6 +41,7 @@ class Site:
     fn: Any = None
     scale: Any = 1.0
     mask: Any = None
+    filler: bool = False
 
     def of(self, flat: Tensor) -> Tensor:
         """Its coordinates of ``flat (*chains, size)``, in its shape."""
@@ -72,15 +69,6 @@ class Site:
         energy = torch.arange(1.0, prior.batch_shape.numel() + 1).reshape(1, *prior.batch_shape)
         here = replace(self, prior=prior, fn=node["fn"], scale=node["scale"], mask=node["mask"])
         return torch.equal(here.total(energy), self.total(energy)) and self.prior.potential.same_as(prior.potential)
-
-
-def log_density(fn: Any, value: Tensor) -> Tensor:
-    """``fn.log_prob(value)``, summed in float64 over what is one event: an image has many pixels."""
-    if isinstance(fn, dist.Independent):
-        return sum_rightmost(log_density(fn.base_dist, value), fn.reinterpreted_batch_ndims)
-    if isinstance(fn, dist.MaskedDistribution):
-        return scale_and_mask(log_density(fn.base_dist, value), mask=fn._mask)
-    return double(fn.log_prob(value))
 
 
 def sample_sites(nodes: Any, model: str) -> dict[str, Any]:
@@ -116,63 +104,6 @@ def is_deterministic(node: Any) -> bool:
     return bool(node["is_observed"]) and isinstance(unwrapped(node["fn"]), dist.Delta)
 
 
-class Given(Messenger):
-    """Run a model with its latent sites given: diffusion priors as they are, others unconstrained.
-
-    A diffusion prior's site that is not given is zero: it is never drawn from. The model sees values of torch's default
-    dtype; ``finer`` holds those of sites of which it would lose what is close to an edge.
-    """
-
-    def __init__(self, values: Mapping[str, Tensor], unconstrained: Mapping[str, Tensor] | None = None) -> None:
-        super().__init__()
-        self.values, self.unconstrained = values, unconstrained or {}
-        self.log_jacobian: Any = 0.0
-        self.finer: dict[str, Tensor] = {}
-
-    def __enter__(self) -> Given:
-        self.log_jacobian = 0.0
-        return super().__enter__()
-
-    def _pyro_sample(self, msg: Any) -> None:
-        name = msg["name"]
-        if msg["is_observed"]:
-            return
-        if prior_of(msg["fn"]) is not None:
-            value = self.values.get(name)
-            msg["value"] = torch.zeros(msg["fn"].shape()) if value is None else value
-            msg["done"] = True
-        elif name in self.unconstrained:
-            transform, u = biject_to(msg["fn"].support), self.unconstrained[name]
-            seen = u.to(torch.get_default_dtype())
-            msg["value"] = value = transform(seen)
-            if isinstance(unwrapped(msg["fn"]), BOUNDED):
-                self.finer[name] = value = transform(u)
-            else:
-                u = seen
-            self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(u, value).sum()
-            msg["done"] = True
-
-
-def native(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.to(torch.get_default_dtype()) for name, value in values.items()}
-
-
-def unconstrained(node: Any) -> tuple[Tensor, Tensor]:
-    """A drawn site in unconstrained coordinates, and the log-density that it was drawn from there."""
-    transform = biject_to(node["fn"].support)
-    u = transform.inv(node["value"])
-    value = transform(u)  # at an edge not quite what was drawn
-    log_p = log_density(without_masks(node["fn"]), value).sum()  # a mask does not change what is drawn
-    return u, log_p + transform.log_abs_det_jacobian(u, value).sum()
-
-
-def without_masks(fn: Any) -> Any:
-    """What a distribution draws from, which masks do not change."""
-    if isinstance(fn, dist.Independent):
-        return without_masks(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
-    return without_masks(fn.base_dist) if isinstance(fn, dist.MaskedDistribution) else fn
-
-
 class Layout(NamedTuple):
     """What a first run finds of a model.
 
@@ -203,7 +134,9 @@ def layout_of(run: Callable[[Given], Any], model: str) -> Layout:
     for name, node in nodes.items():
         if node["type"] == "param":
             raise ValueError(f"{model} has the parameter {name}: fix it before sampling, or give it a prior")
-    for name, node in sample_sites(nodes, model).items():
+    found = sample_sites(nodes, model)
+    fillers = fillers_of(found)
+    for name, node in found.items():
         if type(node["fn"]).__name__ == "Unit":  # what pyro.factor leaves
             continue
         dims[name] = dims_of(name, node)
@@ -212,7 +145,7 @@ def layout_of(run: Callable[[Given], Any], model: str) -> Layout:
         elif node["is_observed"]:
             observed[name] = node["value"].detach().cpu().numpy()
         else:
-            sites.append(_site(name, node, start, model))
+            sites.append(replace(_site(name, node, start, model), filler=name in fillers))
             start = sites[-1].stop
     check_names(dims, observed, model)
     return Layout(tuple(sites), observed, recorded, dims)

@@ -148,7 +148,7 @@ def anneal(
             progress(Progress(rung + 1, len(ladder), level, 0, draws, rate, record["ess"] / chains))
     assert state is not None
     drawn, sample_stats = _draw(walker, walker.freeze(state), draws, host, progress, len(ladder))
-    notes += _ends(potential, drawn, sample_stats)
+    notes += _ends(potential, drawn, sample_stats, still=isinstance(kernel, Still))
     with jax.enable_x64(True):
         notes += check_quotient(potential, levels=(), positions=drawn[:256, -1], level=ladder.levels[-1])
     for note in dict.fromkeys(notes):
@@ -198,7 +198,7 @@ def warn_caller(note: str) -> None:
     warnings.warn(note, SamplingWarning, stacklevel=level)
 
 
-def _ends(potential: Potential, drawn: np.ndarray, sample_stats: xr.Dataset) -> list[str]:
+def _ends(potential: Potential, drawn: np.ndarray, sample_stats: xr.Dataset, *, still: bool) -> list[str]:
     """What is wrong with where some chains have ended, in words."""
     finite, notes = np.isfinite(drawn).all(tuple(range(1, drawn.ndim))), []
     lost, outside = int(np.sum(~finite)), int(np.sum(finite & ~np.isfinite(sample_stats["lp"].to_numpy()[:, -1])))
@@ -209,7 +209,7 @@ def _ends(potential: Potential, drawn: np.ndarray, sample_stats: xr.Dataset) -> 
     if 0 < outside < len(drawn):  # of all of them the weights have told
         notes.append(
             f"{outside} of {len(drawn)} chains end where the density of {potential} is zero, or its energy not a "
-            "number: leave them out, or take resample=0.5, which replaces them"
+            f"number: leave them out{'' if still else ', or take resample=0.5, which replaces them'}"
         )
     return notes
 

@@ -263,7 +263,7 @@ def test_a_chain_without_a_gradient_stays_where_it_is():
 
     holed = EnergyFunction(energy, schedule=SCHEDULE, event_shape=(2,), backend="jax", name="holed")
     start = np.array([[0.0, 0.0], [1.5, 0.0]] * 10)
-    with pytest.warns(SamplingWarning, match="10 of 20 chains end where the density of holed is zero"):
+    with pytest.warns(SamplingWarning, match="10 of 20 chains end where the density of holed is zero.*leave them out$"):
         kept = reverse_diffusion(holed, init=start, ladder=Ladder(levels=(2, 1), steps=0), chains=20, seed=0)
     assert np.all(np.isfinite(kept.positions))
     np.testing.assert_array_equal(kept.positions[1::2, 0], start[1::2])

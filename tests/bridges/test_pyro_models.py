@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
+from pyro.contrib.autoname import name_count
 from pyro.infer.reparam import LocScaleReparam
 from scipy import stats
 from scipy.special import betaln
@@ -15,6 +16,7 @@ from scipy.special import betaln
 import bridges.blackjax as batched
 from bridges.arviz import diagnose, to_inference_data
 from bridges.pyro import HMC, NUTS, DiffusionPrior, JointPotential, anneal_model, from_model
+from bridges.pyro_coordinates import LogOdds
 from bridges.torch_jax import to_jax
 from ppl_diffusion import (
     EnergyFunction,
@@ -225,21 +227,47 @@ def test_the_default_device_of_torch_is_not_where_models_run(kernel):
     np.testing.assert_array_equal(elsewhere[1], as_usual[1])
 
 
+LINE = GaussianMixture([[0.0]], [1.0], schedule=SCHEDULE, backend="torch")
+THREE, GAPS = torch.tensor([0.3, 0.9, -0.4]), torch.tensor([True, False, True])
+OUTER = torch.tensor([True, True, False])
+
+
+def start_weights(model, level=0, likelihood="rescaled"):
+    """Log-weights of a hundred chains where they start."""
+    joint = JointPotential(model, (), likelihood=likelihood)
+    x, log_density = joint.start(level, chains=100, rng=np.random.default_rng(0))
+    return -joint.energy(torch.from_numpy(x), level=level).numpy() - log_density
+
+
+def gaps(*, unit=lambda x: dist.Normal(x, 1.0), outer=True, times=1):
+    """Three values around ``x``, of which the second is missing, and what ``outer`` masks besides."""
+
+    def model():
+        x = pyro.sample("x", DiffusionPrior(LINE))
+        for i in range(times):
+            with pyro.plate(f"d{i}", 3), poutine.mask(mask=outer):
+                pyro.sample("y", unit(x[0]), obs=THREE, obs_mask=GAPS)
+
+    return model
+
+
+def values(kept):
+    """The values of these indices around ``x``, and nothing else."""
+
+    def model():
+        x = pyro.sample("x", DiffusionPrior(LINE))
+        pyro.sample("y", dist.Normal(x[0].expand(len(kept)), 1.0).to_event(1), obs=THREE[kept])
+
+    return model
+
+
 def test_missing_data_leave_the_evidence_as_it_is_without_them():
-    line = GaussianMixture([[0.0]], [1.0], schedule=SCHEDULE, backend="torch")
-    seen = torch.tensor([True, False, True])
-
-    def gaps():
-        x = pyro.sample("x", DiffusionPrior(line))
-        with pyro.plate("d", 3):
-            pyro.sample("y", dist.Normal(x[0], 1.0), obs=torch.tensor([0.3, 0.9, -0.4]), obs_mask=seen)
-
     # Two values of variance 1 around an x of variance 1, the noise of level 0 among it: a Gaussian of two dimensions.
     variance = SCHEDULE.alpha(0) ** 2 + SCHEDULE.sigma(0) ** 2
     covariance = torch.eye(2) + variance
     exact = float(dist.MultivariateNormal(torch.zeros(2), covariance).log_prob(torch.tensor([0.3, -0.4])))
     found = [
-        anneal_model(gaps, kernel=batched.HMC(), ladder=Ladder.full(SCHEDULE, steps=2), chains=300, seed=seed)
+        anneal_model(gaps(), kernel=batched.HMC(), ladder=Ladder.full(SCHEDULE, steps=2), chains=300, seed=seed)
         for seed in range(4)
     ]
     assert min(float(trace.stats.ess[0]) for trace in found) > 290
@@ -247,12 +275,81 @@ def test_missing_data_leave_the_evidence_as_it_is_without_them():
     assert abs(evidence.mean() - exact) < 4 * max(evidence.std(ddof=1) / 2, 0.01), (evidence, exact)
 
 
-def test_mass_close_to_one_is_not_lost():
-    """Of Beta(.1, .1) a tenth lies closer to 1 than single precision can tell, and in unconstrained coordinates not."""
-    line = GaussianMixture([[0.0]], [1.0], schedule=SCHEDULE, backend="torch")
+GAPPED = {
+    "plain": (gaps(), [0, 2]),
+    "an outer mask": (gaps(outer=OUTER), [0]),
+    "a mask of its own": (gaps(unit=lambda x: dist.Normal(x.expand(3), 1.0).mask(OUTER)), [0]),
+    "reparametrised": (poutine.reparam(gaps(), {"y_unobserved": LocScaleReparam(0.0)}), [0, 2]),
+    "renamed": (name_count(gaps(times=2)), [0, 2, 0, 2]),
+}
+
+
+@pytest.mark.parametrize("level", [0, 10])
+@pytest.mark.parametrize("kind", GAPPED)
+def test_chains_weigh_with_gaps_what_they_weigh_without_the_missing_values(kind, level):
+    model, kept = GAPPED[kind]
+    np.testing.assert_allclose(start_weights(model, level), start_weights(values(kept), level), atol=1e-7)
+
+
+def test_values_that_are_seen_leave_the_weights_of_every_path_alone():
+    """Their fillers are of no level: nothing is lost from one to the next."""
+    options = {"kernel": batched.HMC(), "ladder": Ladder.full(SCHEDULE, steps=1), "chains": 100, "seed": 0}
 
     def model():
-        x = pyro.sample("x", DiffusionPrior(line))
+        x = pyro.sample("x", DiffusionPrior(LINE))
+        with pyro.plate("d", 3):
+            pyro.sample("y", dist.Normal(x[0], 1.0), obs=THREE, obs_mask=torch.ones(3, dtype=torch.bool))
+
+    found = anneal_model(model, **options, likelihood="tempered")
+    assert float(found.stats.ess.min()) > 50
+
+
+def test_sites_that_are_named_as_missing_data_are_what_they_are():
+    def model(name):
+        x = pyro.sample("x", DiffusionPrior(LINE))
+        u = pyro.sample(name, dist.Normal(0.0, 1.0))
+        pyro.sample("z_observed", dist.Normal(u + x[0], 1.0), obs=torch.tensor(2.0))
+
+    named, plain = (start_weights(lambda name=name: model(name)) for name in ("z_unobserved", "u"))
+    np.testing.assert_array_equal(named, plain)
+
+
+@pytest.mark.parametrize("powers", [[0.1] * 3, [0.5] * 10, [3.0, 0.02]])
+def test_bounded_sites_start_as_they_are_distributed(powers):
+    """In a model without data the start is the target, however close to an edge a share may be."""
+
+    def model():
+        pyro.sample("x", DiffusionPrior(LINE))
+        with pyro.plate("n", 2):
+            pyro.sample("q", dist.Dirichlet(torch.tensor(powers)))
+            pyro.sample("p", dist.Beta(*torch.tensor(powers[-2:])))
+        pyro.sample("r", dist.Beta(torch.full((2,), powers[0]), powers[1]).to_event(1))
+
+    np.testing.assert_allclose(start_weights(model, level=19), 0, atol=1e-6)
+
+
+def test_log_odds_are_those_of_pyros_distributions():
+    """Density and Jacobian, where float64 has no trouble with them; and the means of draws."""
+    torch.manual_seed(0)
+    for fn in (
+        dist.Beta(torch.tensor([0.7, 3.0]).double(), 2.0),
+        dist.Dirichlet(torch.tensor([0.7, 3.0, 1.0]).double()),
+    ):
+        odds, transform = LogOdds(fn), torch.distributions.biject_to(fn.support)
+        u = odds.sample((20_000,))
+        value = transform(u)
+        torch.testing.assert_close(odds.log_prob(u[:9]), fn.log_prob(value[:9]))
+        torch.testing.assert_close(odds.log_jacobian(u[:9]), transform.log_abs_det_jacobian(u[:9], value[:9]))
+        error = value.std(0) / len(value) ** 0.5
+        assert ((value.mean(0) - fn.mean).abs() < 4.5 * error).all()
+        assert ((value.var(0) / fn.variance - 1).abs() < 0.05).all()
+
+
+def test_mass_close_to_one_is_not_lost():
+    """Of Beta(.1, .1) a tenth lies closer to 1 than single precision can tell, and in unconstrained coordinates not."""
+
+    def model():
+        x = pyro.sample("x", DiffusionPrior(LINE))
         p = pyro.sample("p", dist.Beta(0.1, 0.1))
         pyro.sample("y", dist.Normal(x[0] + 2 * p, 0.5), obs=torch.tensor(1.4))
 
