@@ -129,10 +129,13 @@ def log_density(fn: Any, value: Tensor) -> Tensor:
 
 def unconstrained(node: Any, handler: Given) -> tuple[Tensor, Tensor]:
     """A drawn site in unconstrained coordinates, and the log-density that it was drawn from there."""
-    fn, name = without_masks(node["fn"]), node["name"]  # a mask does not change what is drawn
+    fn, name, value = without_masks(node["fn"]), node["name"], node["value"]  # a mask does not change what is drawn
     u = handler.points.get(name)
-    u = biject_to(fn.support).inv(node["value"]) if u is None else u
-    log_p, log_jacobian = _parts(fn, u)
+    if u is None:
+        transform = biject_to(fn.support)
+        u = transform.inv(value)
+        value = transform(u)  # at an edge not quite what was drawn
+    log_p, log_jacobian = _parts(fn, u, value)
     if name in handler.fillers:
         log_p = torch.where(_counted(node["fn"], node["mask"]), log_p, 0.0)
         log_jacobian = _reference(node, u, log_jacobian)
@@ -142,7 +145,7 @@ def unconstrained(node: Any, handler: Given) -> tuple[Tensor, Tensor]:
 def log_prior(node: Any, handler: Given) -> Tensor:
     """Log-density of a latent site in its coordinates, as the model counts it; a scalar."""
     u = handler.points[node["name"]]
-    log_p, log_jacobian = _parts(node["fn"], u)
+    log_p, log_jacobian = _parts(node["fn"], u, node["value"])
     if node["name"] in handler.fillers:
         log_jacobian = _reference(node, u, log_jacobian)
     return scale_and_mask(log_p, node["scale"], node["mask"]).sum() + log_jacobian.sum()
@@ -168,15 +171,14 @@ def without_masks(fn: Any) -> Any:
     return without_masks(fn.base_dist) if isinstance(fn, dist.MaskedDistribution) else fn
 
 
-def _parts(fn: Any, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-density of a site's value, and that of its change with the coordinates, each ``(*batch)``."""
+def _parts(fn: Any, u: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-density of a site's value, and the logarithm of its change with the coordinates, each ``(*batch)``."""
     inner = unwrapped(fn)
     if isinstance(inner, BOUNDED):
         u = u.double()
         return log_density(rewrapped(fn, LogOdds), u), _of_batch(fn, LogOdds(inner).log_jacobian(u))
-    transform, seen = biject_to(fn.support), u.to(torch.get_default_dtype())
-    value = transform(seen)
-    return log_density(fn, value), _of_batch(fn, double(transform.log_abs_det_jacobian(seen, value)))
+    log_jacobian = biject_to(fn.support).log_abs_det_jacobian(u.to(value.dtype), value)
+    return log_density(fn, value), _of_batch(fn, double(log_jacobian))
 
 
 def _of_batch(fn: Any, values: Tensor) -> Tensor:
