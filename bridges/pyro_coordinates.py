@@ -115,6 +115,7 @@ class Given(Messenger):
 
 
 def native(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same values in torch's default dtype."""
     return {name: value.to(torch.get_default_dtype()) for name, value in values.items()}
 
 
@@ -173,10 +174,9 @@ def without_masks(fn: Any) -> Any:
 
 def _parts(fn: Any, u: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Log-density of a site's value, and the logarithm of its change with the coordinates, each ``(*batch)``."""
-    inner = unwrapped(fn)
-    if isinstance(inner, BOUNDED):
-        u = u.double()
-        return log_density(rewrapped(fn, LogOdds), u), _of_batch(fn, LogOdds(inner).log_jacobian(u))
+    if isinstance(unwrapped(fn), BOUNDED):
+        odds, u = rewrapped(fn, LogOdds), u.double()
+        return log_density(odds, u), _of_batch(fn, unwrapped(odds).log_jacobian(u))
     log_jacobian = biject_to(fn.support).log_abs_det_jacobian(u.to(value.dtype), value)
     return log_density(fn, value), _of_batch(fn, double(log_jacobian))
 

@@ -360,6 +360,16 @@ def with_header(tensors, source, path):
         save_file(tensors, path, metadata=stored.metadata())
 
 
+def test_weights_kept_in_half_precision_compute_in_single(tmp_path):
+    model = load("ring")
+    x, exact = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).double(), load("ring")
+    model.network.half()
+    loaded = load(save_weights(model, tmp_path / "half.safetensors"))
+    assert {parameter.dtype for parameter in loaded.network.parameters()} == {torch.float32}
+    torch.testing.assert_close(loaded.energy(x, level=50), exact.energy(x, level=50), rtol=1e-2, atol=0)
+    assert not torch.equal(loaded.energy(x, level=50), exact.energy(x, level=50)), "they are rounded"
+
+
 def test_the_zoo_holds_what_it_lists():
     assert set(names()) == {*NAMES, "digits", "cubes", "cubes64"}
     for card in cards():

@@ -17,6 +17,7 @@ from pyro.infer.autoguide import AutoNormal
 from scipy import stats
 
 import bridges.blackjax as blackjax_bridge
+from bridges import pyro_walker
 from bridges.arviz import diagnose, to_inference_data
 from bridges.pyro import HMC, NUTS, DiffusionPrior, JointPotential, anneal_model, at_level, from_model
 from bridges.pyro_path import Seen, on_the_path, stand_in
@@ -382,6 +383,24 @@ def test_adapted_masses_leave_the_density_invariant():
     found = invariant(HMC(step=0.5, leapfrogs=2), steps=20)
     assert ACCEPTANCE_WINDOW[0] <= found.acceptance_rate <= ACCEPTANCE_WINDOW[1]
     assert found.smallest > ALPHA, found
+
+
+@pytest.mark.parametrize("dead", [pyro_walker.DEAD, 1.0], ids=["right", "wrong twin"])
+@pytest.mark.parametrize("kernel", [HMC(step=0.4, leapfrogs=2), NUTS(step=0.4, max_doublings=3)], ids=["HMC", "NUTS"])
+def test_a_wall_leaves_the_density_invariant(kernel, dead, monkeypatch):
+    """Half a Gaussian; the twin takes points that are far out for dead ones."""
+    monkeypatch.setattr(pyro_walker, "DEAD", dead)
+
+    def half(x, level):
+        return torch.where(x[..., 0] > 0, 0.5 * x[..., 0] ** 2, torch.inf)
+
+    def exact(n, seed):
+        return abs(np.random.default_rng(seed).standard_normal((n, 1)))
+
+    potential = EnergyFunction(half, schedule=SCHEDULE, event_shape=(1,), backend="torch")
+    found = invariance(kernel, potential, exact, level=3, chains=1000, steps=8)
+    assert ACCEPTANCE_WINDOW[0] <= found.acceptance_rate <= ACCEPTANCE_WINDOW[1]
+    assert (found.smallest > ALPHA) == (dead > 1), found
 
 
 class OneLevelForAnother(PyroWalker):
