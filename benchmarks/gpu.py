@@ -3,26 +3,32 @@
     XLA_PYTHON_CLIENT_PREALLOCATE=false python -m benchmarks.gpu [--weights FILE] [--rounds 3] [--only cubes]
 
 The measurements of ``benchmarks.overhead`` for a model of 64x64 cubes on CUDA (a fresh network without ``--weights``:
-time does not depend on what it has learned), and the network in TF32, in bfloat16, with channels last, and compiled:
-time, and by how much rounding moves an acceptance probability, against float64. Without an accelerator nothing is
-measured; with ``--device cpu`` the same code runs on a processor, on small batches.
+time does not depend on what it has learned); a gradient and a step of training whose kernels are launched one by one,
+instead of recorded (``ppl_diffusion.recording``); and the network in TF32, in bfloat16, with channels last, and
+compiled: time, and by how much rounding moves an acceptance probability, against float64. Without an accelerator
+nothing is measured; with ``--device cpu`` the same code runs on a processor, on small batches.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
+import numpy as np
 import torch
 
-from benchmarks.overhead import cubes, fastest, wait
+from benchmarks.overhead import by_chains, cubes, fastest, five_cubes, wait
 from benchmarks.problems import RESULTS, write
-from ppl_diffusion import EnergyModel, NoiseSchedule, load, load_config
+from ppl_diffusion import EnergyModel, NoiseSchedule, load, load_config, recording, train
 from ppl_diffusion.condition import Positions
 from ppl_diffusion.networks import build_network
 from ppl_diffusion.trace import versions
@@ -108,13 +114,47 @@ def precisions(weights: str | None, *, device: str, chains: int, rounds: int) ->
         yield name, {"seconds": seconds, "largest change": float(apart.max()), "mean change": float(apart.mean())}
 
 
+def launches(weights: str | None, *, device: str, most: int) -> dict[str, Any]:
+    """Milliseconds with kernels that are launched one by one: a gradient by the number of chains. A step of training
+    so, and recorded."""
+    plain = model(weights).to(device)
+    plain.chunks.launch.most = 0
+    found: dict[str, Any] = {"milliseconds per chain": by_chains(five_cubes(plain), most=most, device=device)}
+    config = load_config("cubes64")
+    config = replace(config, steps=40, batch=config.batch if device.startswith("cuda") else 2)
+    generator = np.random.default_rng(0)
+    scenes = {
+        "images": generator.integers(0, 256, (512, *config.network["shape"]), dtype=np.uint8),
+        "positions": generator.uniform(0.12, 0.88, (512, 1, 2)),
+    }
+    before = recording.COORDINATES
+    with TemporaryDirectory() as folder:
+        data = Path(folder) / "scenes.npz"
+        np.savez(data, **scenes)  # type: ignore[arg-type]
+        for name, most in (("one by one", 0), ("recorded", before)):
+            times: list[float] = []
+            recording.COORDINATES = most
+            try:
+                train(
+                    config,
+                    checkpoint=Path(folder) / f"{most}.safetensors",
+                    data=data,
+                    device=device,
+                    progress=lambda _, times=times: times.append(time.perf_counter()),  # type: ignore[misc]
+                )
+            finally:
+                recording.COORDINATES = before
+            found[f"a training step, {name}"] = 1e3 * (times[-1] - times[0]) / 30  # told every ten steps
+    return found | {"pictures a step": config.batch}
+
+
 def main() -> None:
     """Measure and write, if there is something to measure on."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", help="of a 64x64 model of cubes; a fresh network by default")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--only", choices=("cubes", "precision"))
+    parser.add_argument("--only", choices=("cubes", "launches", "precision"))
     options = parser.parse_args()
     gpu = options.device.startswith("cuda")
     if gpu and not torch.cuda.is_available():
@@ -132,6 +172,9 @@ def main() -> None:
     measured = {"chains": chains, "device": options.device, "rounds": options.rounds}
     if options.only in (None, "cubes"):
         content["cubes"] = cubes(model=model(options.weights).to(options.device), most=most, **measured)
+        keep(content, gpu)
+    if options.only in (None, "launches"):
+        content["launches"] = launches(options.weights, device=options.device, most=most)
         keep(content, gpu)
     if options.only in (None, "precision"):
         content["precision"] = {}

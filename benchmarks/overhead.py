@@ -186,9 +186,18 @@ def cubes(rounds: int, *, model: EnergyModel, device: str = "cpu", chains: int =
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SamplingWarning)
         found = walked(target, chains=chains, rounds=rounds, device=device)
+    by_chunk = model.tune(most)
+    return found | {
+        "milliseconds per chain": by_chains(target, most=most, device=device),
+        "milliseconds per point, by chunk": {str(n): 1e3 * seconds / most for n, seconds in by_chunk.items()},
+        "all at once / fastest chunk": max(by_chunk.items())[1] / min(by_chunk.values()),
+    }
+
+
+def by_chains(target: Potential, *, most: int, device: str = "cpu") -> dict[str, float]:
+    """Milliseconds of a gradient, for each of 1 to ``most`` chains."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(most, *target.event_shape, generator=generator, dtype=torch.float64).to(device)
-    batches = [2**k for k in range(most.bit_length())]
 
     def gradient(count: int) -> Callable[[], Any]:
         def act() -> None:
@@ -197,13 +206,8 @@ def cubes(rounds: int, *, model: EnergyModel, device: str = "cpu", chains: int =
 
         return act
 
-    by_batch = fastest(1, {str(n): gradient(n) for n in batches})
-    by_chunk = model.tune(most)
-    return found | {
-        "milliseconds per chain": {n: 1e3 * seconds / int(n) for n, seconds in by_batch.items()},
-        "milliseconds per point, by chunk": {str(n): 1e3 * seconds / most for n, seconds in by_chunk.items()},
-        "all at once / fastest chunk": max(by_chunk.items())[1] / min(by_chunk.values()),
-    }
+    seconds = fastest(3, {str(2**k): gradient(2**k) for k in range(most.bit_length())})
+    return {count: 1e3 * least / int(count) for count, least in seconds.items()}
 
 
 def resident(*, chains: int = 256, rungs: int = 100) -> dict[str, float]:

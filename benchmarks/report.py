@@ -182,8 +182,8 @@ def cubes64(content: Mapping[str, Any]) -> str:
 
 def gpu(content: Mapping[str, Any]) -> str:
     """Times on an accelerator, and what rounding does there."""
-    timed, by_batch = content["cubes"], content["cubes"]["milliseconds per chain"]
-    pattern = "paper's pattern / walk, per step"
+    timed, launched, pattern = content["cubes"], content["launches"], "paper's pattern / walk, per step"
+    by_batch = timed["milliseconds per chain"]
     lines = [
         f"| one {content['device']} (`python -m benchmarks.gpu`) | |",
         "|---|---|",
@@ -191,10 +191,15 @@ def gpu(content: Mapping[str, Any]) -> str:
         f"calls | {timed['walk / bare gradient calls']:.2f} |",
         f"| the paper's evaluation pattern, per step of all chains, to it | {timed[pattern]:.2f} |",
         f"| 256 chains evaluated all at once, to the fastest chunks | {timed['all at once / fastest chunk']:.2f} |",
+        f"| a training step of {launched['pictures a step']} pictures, kernels launched one by one, to recorded ones | "
+        f"{launched['a training step, one by one'] / launched['a training step, recorded']:.2f} |",
         "",
-        "| chains | " + " | ".join(by_batch) + " |",
+        "| a gradient of five positions, ms a chain | " + " | ".join(by_batch) + " |",
         "|---" * (len(by_batch) + 1) + "|",
-        "| a gradient of five positions, ms a chain | " + " | ".join(f"{v:.2f}" for v in by_batch.values()) + " |",
+        "| recorded, where it is worth while | " + " | ".join(f"{v:.2f}" for v in by_batch.values()) + " |",
+        "| kernels launched one by one | "
+        + " | ".join(f"{v:.2f}" for v in launched["milliseconds per chain"].values())
+        + " |",
         "",
         f"| the network in | a gradient of {timed['chains']} pictures, ms | acceptance changes by, mean | largest |",
         "|---" * 4 + "|",

@@ -163,12 +163,15 @@ class TorchInJax(Crossed):
         else:
             torch.from_dlpack(buffer).copy_(value.detach())
 
-    def _receive(self, members: Sequence[TorchInJax], given: Sequence[Any]) -> tuple[list[torch.Tensor], int]:
+    def _receive(self, members: Sequence[TorchInJax], given: Sequence[Any]) -> tuple[list[torch.Tensor], Any]:
         points = []
         for member, x in zip(members, given[:-1], strict=True):
             member.calls += 1
             points.append(_copied(x).to(member.potential.device))
-        levels = set(_copied(given[-1]).flatten().tolist())
+        level = _copied(given[-1]).flatten()
+        if level.device.type != "cpu" and len(level) == 1 and all(m.potential.level_arrays for m in members):
+            return points, level  # its value would have to be waited for
+        levels = set(level.tolist())
         if len(levels) > 1:
             raise ValueError(f"{self.name} takes one level for all chains, got {levels}: call it once a level")
         return points, int(levels.pop())

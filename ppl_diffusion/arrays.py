@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal
 
 import jax
@@ -74,6 +75,20 @@ def usable(device: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(f"device {str(device)!r} cannot be used here ({reason}): use --device cpu") from error
     return found
+
+
+def constant(values: Any, device: torch.device) -> torch.Tensor:
+    """Numbers as a float64 tensor there, kept: an accelerator waits for what it is sent, and what it has recorded
+    reads them where they were."""
+    if isinstance(values, torch.Tensor):
+        return values.to(device, torch.float64)
+    table = np.asarray(values, dtype=np.float64)
+    return _constant(table.tobytes(), table.shape, device)
+
+
+@cache
+def _constant(values: bytes, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(np.frombuffer(values).reshape(shape), device=device)
 
 
 def as_numpy(x: Array) -> np.ndarray:

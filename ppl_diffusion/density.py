@@ -31,8 +31,11 @@ class Density(ABC):
         schedule: the noise levels that it is defined on.
         event_shape: shape of one point ``x``.
         name: what it is called in expressions and reports.
+        level_arrays: whether leaves of its kind take a level that is a tensor ``(1,)`` on their device, and are NaN
+            outside the schedule, so that nobody waits for its value.
     """
 
+    level_arrays = False
     backend: Backend
     schedule: NoiseSchedule
     event_shape: tuple[int, ...]

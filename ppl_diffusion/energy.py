@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from .arrays import Array, on_the_processor
+from .arrays import Array, constant, on_the_processor
 from .chunks import Chunks
 from .condition import Classes, Conditions, Token
 from .density import Density
@@ -66,6 +67,7 @@ class EnergyModel(Potential):
     """
 
     backend = "torch"
+    level_arrays = True
 
     def __init__(
         self,
@@ -146,9 +148,10 @@ class EnergyModel(Potential):
     ) -> list[tuple[Array, Array]]:
         """Energies and gradients under every condition, by one call of the network on the stacked points."""
         stacked, sizes, condition = self._together(members, points)
+        where = self._where(level)
 
-        def some(part: slice) -> tuple[Tensor, Tensor]:
-            return self._network_gradient(stacked[part], level, condition if len(condition) == 1 else condition[part])
+        def some(part: slice) -> tuple[Tensor, ...]:
+            return self._launched(stacked[part], where, condition if len(condition) == 1 else condition[part])
 
         energies, gradients = (values.split(sizes) for values in self.chunks.evaluate(some, len(stacked)))
         return [
@@ -159,9 +162,10 @@ class EnergyModel(Potential):
     def energy_group(self, members: Sequence[Density], points: Sequence[Array], level: Any) -> list[Array]:
         """Energies under every condition, by one call of the network on the stacked points."""
         stacked, sizes, condition = self._together(members, points)
+        where = self._where(level)
 
         def some(part: slice) -> tuple[Tensor]:
-            return (self._network_energy(stacked[part], level, condition if len(condition) == 1 else condition[part]),)
+            return (self._network_energy(stacked[part], where, condition if len(condition) == 1 else condition[part]),)
 
         (energies,) = self.chunks.evaluate(some, len(stacked))
         return [u.reshape(self._chains(x)) for u, x in zip(energies.split(sizes), points, strict=True)]
@@ -190,10 +194,10 @@ class EnergyModel(Potential):
             Seconds for one evaluation of all points, by the number that goes at once.
         """
         x = torch.randn(points, *self.event_shape, generator=torch.Generator().manual_seed(0)).to(self.device)
-        where = len(self.schedule) // 2 if level is None else level
+        where = self._where(len(self.schedule) // 2 if level is None else level)
 
-        def some(part: slice) -> tuple[Tensor, Tensor]:
-            return self._network_gradient(x[part], where, self._stack([self.token], [1]))
+        def some(part: slice) -> tuple[Tensor, ...]:
+            return self._launched(x[part], where, self._stack([self.token], [1]))
 
         return self.chunks.tune(some, points)
 
@@ -205,26 +209,42 @@ class EnergyModel(Potential):
 
     def _stack(self, tokens: Sequence[Token], sizes: Sequence[int]) -> Tensor:
         """Conditions as the network takes them: one for all points, or one for each."""
-        condition = self.conditions.stack(tokens, self.device)
-        if len(tokens) == 1:
-            return condition
-        repeats = torch.tensor(sizes, device=condition.device)
-        return condition.repeat_interleave(repeats, dim=0, output_size=sum(sizes))
+        return _stacked(self.conditions, tuple(tokens), tuple(sizes), self.device)
 
-    def _network_energy(self, x: Tensor, level: Any, condition: Tensor) -> Tensor:
-        """Energies ``(batch,)`` of points ``(batch, *event_shape)``, under stacked conditions."""
+    def _where(self, level: Any) -> Tensor:
+        """The level as the network takes it: one for all points, so that its embedding is computed once."""
+        if isinstance(level, Tensor):
+            return level.to(self.device)
+        self.schedule.check_level(int(level))
+        return torch.full((1,), int(level), device=self.device)
+
+    def _launched(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """:meth:`_network_gradient`, by the chunks' recorder."""
+        return self.chunks.launch(self._network_gradient, *given, kind=(*self.group, self.schedule))
+
+    def _network_energy(self, x: Tensor, level: Tensor, condition: Tensor) -> Tensor:
+        """Energies ``(batch,)`` of points ``(batch, *event_shape)`` at a level ``(1,)``, under stacked conditions."""
         if x.device.type != self.device.type:
             raise ValueError(f"{self.name} is on {self.device}, the points on {x.device}: pass x.to('{self.device}')")
-        where = torch.tensor([int(level)], device=x.device)  # one for all: the embedding is computed once
-        f = noise_potential(self.network, self.form, self.schedule, x, where, condition, self.reference)
-        return f / self.schedule.sigma(level)
+        inside = level.clamp(0, len(self.schedule) - 1)
+        f = noise_potential(self.network, self.form, self.schedule, x, inside, condition, self.reference)
+        return f / self.schedule.sigma(inside).where(level == inside, torch.nan)
 
-    def _network_gradient(self, x: Tensor, level: Any, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def _network_gradient(self, x: Tensor, level: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """The same with their gradients, ``(batch, *event_shape)``."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             energy = self._network_energy(x, level, condition)
             return energy.detach(), torch.autograd.grad(energy.sum(), x)[0]
+
+
+@lru_cache(maxsize=64)
+def _stacked(conditions: Conditions, tokens: tuple[Token, ...], sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Kept, since an accelerator waits for what it is sent."""
+    condition = conditions.stack(tokens, device)
+    if len(tokens) == 1:
+        return condition
+    return condition.repeat_interleave(torch.tensor(sizes, device=device), dim=0, output_size=sum(sizes))
 
 
 def noise_potential(
@@ -260,10 +280,7 @@ def noise_potential(
     axes = tuple(range(1, x.ndim))
     if form == "squared_distance":
         return 0.5 * ((x.double() - s.double()) ** 2).sum(axes)
-    mean, variance = (
-        value if isinstance(value, float) else torch.as_tensor(value, dtype=torch.float64, device=x.device)
-        for value in reference
-    )
+    mean, variance = (value if isinstance(value, float) else constant(value, x.device) for value in reference)
     alpha, sigma = (_per_point(scale(level), x) for scale in (schedule.alpha, schedule.sigma))
     gaussian = 0.5 * sigma * (x.double() - alpha * mean) ** 2 / (alpha**2 * variance + sigma**2)
     inner = 0.5 * s.double() ** 2 if form == "squared_norm" else x.double() * s.double()

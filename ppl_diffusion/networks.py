@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .arrays import on_the_processor
+from .convolution import Convolution, TransposedConvolution
 
 HEAD = 0.1
 """Factor on the initial weights of the last layer."""
@@ -116,14 +117,14 @@ class EnergyUNet(nn.Module):
             raise ValueError(f"sides {height}x{width} must be divisible by {2 ** len(widths)} for {len(widths)} widths")
         features = 2 * widths[0]
         self.embedding = LevelEmbedding(features, classes=classes)
-        self.enter = nn.Conv2d(4 * channels + 2 * positions, widths[0], 3, padding=1)
+        self.enter = Convolution(4 * channels + 2 * positions, widths[0], 3, padding=1)
         self.down = nn.ModuleList(nn.ModuleList(_Block(w, features) for _ in range(blocks)) for w in widths)
-        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
+        self.shrink = nn.ModuleList(Convolution(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.middle = _Block(widths[-1], features)
-        self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
-        self.join = nn.ModuleList(nn.Conv2d(2 * w, w, 1) for w in widths)
+        self.grow = nn.ModuleList(TransposedConvolution(b, a, 2, stride=2) for a, b in pairwise(widths))
+        self.join = nn.ModuleList(Convolution(2 * w, w, 1) for w in widths)
         self.up = nn.ModuleList(nn.ModuleList(_Block(w, features) for _ in range(blocks)) for w in widths)
-        self.head = _small(nn.Conv2d(widths[0], 4 * channels, 3, padding=1))
+        self.head = _small(Convolution(widths[0], 4 * channels, 3, padding=1))
 
     def forward(self, x: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
         """``s``, of the shape of ``x (batch, channels, height, width)``."""
@@ -166,9 +167,9 @@ class _Block(nn.Module):
     def __init__(self, width: int, features: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(8, width)
-        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.first = Convolution(width, width, 3, padding=1)
         self.modulate = nn.Linear(features, 2 * width)
-        self.second = _small(nn.Conv2d(width, width, 3, padding=1))
+        self.second = _small(Convolution(width, width, 3, padding=1))
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         scale, shift = self.modulate(level)[:, :, None, None].chunk(2, dim=1)

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .arrays import constant
 from .energy import Form, Reference, noise_potential
 from .schedule import NoiseSchedule
 
@@ -138,7 +139,7 @@ class Levels:
         x, noise = noised(self.schedule, clean, level, generator)
         f = noise_potential(network, form, self.schedule, x, level, condition, reference)
         kind = torch.randint(2 * len(DISTANCES), (count,), generator=generator, device=device)
-        neighbour = level + torch.tensor([*DISTANCES, *(-d for d in DISTANCES)], device=device)[kind]
+        neighbour = level + constant([*DISTANCES, *(-d for d in DISTANCES)], device)[kind].long()
         there = (neighbour >= 0) & (neighbour <= last)
         neighbour = neighbour.clamp(0, last)
         g = noise_potential(network, form, self.schedule, x.detach(), neighbour, condition, reference)

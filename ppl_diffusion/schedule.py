@@ -16,13 +16,14 @@ Between two levels ``s > t`` (any spacing) the forward kernel is Gaussian too:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from array_api_compat import array_namespace
+
+from .arrays import constant
 
 LARGEST_BETA = 0.999
 
@@ -204,11 +205,5 @@ def _look_up(table: tuple[float, ...], level: Any) -> Any:
             raise ValueError(f"level {level} is outside this schedule: use 0 (cleanest) to {len(table) - 1} (noisiest)")
         return table[level]
     if isinstance(level, torch.Tensor):
-        return _tensor(table, level.device)[level]
+        return constant(table, level.device)[level]
     return array_namespace(level).asarray(np.array(table))[level]
-
-
-@lru_cache(maxsize=64)
-def _tensor(table: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Kept, since an accelerator waits for what it is sent."""
-    return torch.tensor(table, dtype=torch.float64, device=device)

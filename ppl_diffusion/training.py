@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .arrays import on_the_processor, usable
 from .condition import Conditions
@@ -27,6 +28,7 @@ from .data import Data, image_data, planar_data
 from .energy import EnergyModel
 from .networks import build_network
 from .objective import Levels, denoising_loss
+from .recording import Recorder
 from .schedule import NoiseSchedule
 from .trace import versions
 from .zoo import FORMAT, load, write
@@ -55,6 +57,8 @@ class _Run:
     optimiser: torch.optim.AdamW
     generator: torch.Generator
     loss: Tensor
+    noise: torch.Generator  # what levels and noise come from: on the device of the network, of ``generator`` there
+    launch: Recorder
     step: int = 0
 
 
@@ -170,14 +174,18 @@ def _network(config: Config, conditions: Conditions) -> nn.Module:
 
 def _begin(config: Config, source: Data, schedule: NoiseSchedule, device: torch.device) -> _Run:
     network = _network(config, source.conditions).to(device)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-4)
+    fused = device.type == "cuda"
+    optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-4, fused=fused)
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
     levels = None
     if config.which_level:
         levels = Levels.of(schedule, size=math.prod(source.event_shape), device=device)
         optimiser.add_param_group({"params": [levels.steps], "lr": CONSTANTS_RATE, "weight_decay": 0.0})
     unknown = torch.tensor(math.nan, dtype=torch.float64, device=device)
-    return _Run(network, average, levels, optimiser, torch.Generator().manual_seed(config.seed), unknown)
+    generator = torch.Generator().manual_seed(config.seed)
+    noise = generator if device.type == "cpu" else torch.Generator(device)
+    launch = Recorder(network, [noise])
+    return _Run(network, average, levels, optimiser, generator, unknown, noise, launch)
 
 
 def _start(run: _Run, config: Config, source: Data) -> None:
@@ -200,38 +208,46 @@ def _step(run: _Run, config: Config, source: Data, schedule: NoiseSchedule) -> N
     for group, peak in zip(run.optimiser.param_groups, (config.learning_rate, CONSTANTS_RATE), strict=False):
         group["lr"] = peak * rate
     device = run.loss.device
-    clean, condition = (None if part is None else _send(part, device) for part in source.draw(run.generator))
-    assert clean is not None
-    inputs: dict[str, Any] = {"condition": condition, "reference": source.reference}
-    inputs["generator"] = _generator(run.generator, device)
-    if run.levels is None:
-        loss = error = denoising_loss(run.network, config.form, schedule, clean, **inputs)
-    else:
-        error, surprise = run.levels.losses(run.network, config.form, clean, **inputs)
-        loss = error + config.which_level * surprise
-    run.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    drawn = [_send(part, device) for part in source.draw(run.generator) if part is not None]
+    if run.noise is not run.generator:
+        run.noise.manual_seed(int(torch.randint(2**62, (), generator=run.generator)))
+    parameters = [parameter for group in run.optimiser.param_groups for parameter in group["params"]]
+
+    def losses(clean: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
+        given: dict[str, Any] = {"condition": condition, "reference": source.reference, "generator": run.noise}
+        if run.levels is None:
+            loss = error = denoising_loss(run.network, config.form, schedule, clean, **given)
+        else:
+            error, surprise = run.levels.losses(run.network, config.form, clean, **given)
+            loss = error + config.which_level * surprise
+        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        return error.detach(), *map(_laid_out, gradients, parameters)
+
+    error, *gradients = run.launch(losses, *drawn)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
     run.optimiser.step()
     run.step += 1
-    _average(run, min(config.ema, (run.step + 1) / (run.step + 10)), error.detach().double())
+    _average(run, min(config.ema, (run.step + 1) / (run.step + 10)), error.double())
+
+
+def _laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """``gradient`` with the strides of its parameter, as optimisers want it."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 @torch.no_grad()
 def _average(run: _Run, decay: float, loss: Tensor) -> None:
-    for name, value in run.network.state_dict().items():
-        run.average[name].lerp_(value, 1 - decay)
+    values = run.network.state_dict()
+    get_ema_multi_avg_fn(decay)([run.average[name] for name in values], list(values.values()), None)
     run.loss = torch.where(run.loss.isnan(), loss, 0.99 * run.loss + 0.01 * loss)
 
 
 def _send(values: Tensor, device: torch.device) -> Tensor:
     """To a device; from pinned memory, so that an accelerator need not wait for the copy."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
-
-
-def _generator(generator: torch.Generator, device: torch.device) -> torch.Generator:
-    if device.type == "cpu":
-        return generator
-    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
 
 
 def _rate(step: int, config: Config) -> float:

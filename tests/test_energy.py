@@ -236,6 +236,20 @@ assert convolutions.fp32_precision == "tf32"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_level_that_is_a_tensor_is_nan_outside_the_schedule():
+    """An accelerator need not wait for its value."""
+    model, x = mlp(), points()
+    assert model.level_arrays
+    for level, there in ((-1, False), (0, True), (19, True), (20, False)):
+        ((energy, gradient),) = model.evaluate_group([model], [x], torch.tensor([level]))
+        assert energy.isnan().all() != there
+        assert gradient.isnan().all() != there
+        if there:
+            expected = model.value_and_grad(x, level=level)
+            assert torch.equal(energy, expected[0])
+            assert torch.equal(gradient, expected[1])
+
+
 def test_networks_are_smooth_in_the_noise_level():
     """Weights between rungs need energies that agree between levels: no table, no jump."""
     model = mlp()

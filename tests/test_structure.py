@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    "schedule",
     "arrays",
+    "schedule",
     "density",
     "potential",
     "function",
@@ -21,7 +21,9 @@ ORDER = [
     "tapestry",
     "compose",
     "condition",
+    "convolution",
     "networks",
+    "recording",
     "chunks",
     "energy",
     "objective",

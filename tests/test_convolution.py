@@ -1,0 +1,77 @@
+"""Convolutions for training on CUDA: their derivatives of every order are those of torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from ppl_diffusion import NoiseSchedule, convolution
+from ppl_diffusion.convolution import Convolution, TransposedConvolution, convolve
+from ppl_diffusion.networks import build_network
+from ppl_diffusion.objective import denoising_loss
+
+LAYERS = {
+    "3x3": lambda: Convolution(2, 3, 3, padding=1),
+    "1x1": lambda: Convolution(3, 2, 1),
+    "halving": lambda: Convolution(2, 3, 2, stride=2),
+    "doubling": lambda: TransposedConvolution(3, 2, 2, stride=2),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_derivatives_are_right(name):
+    """By finite differences, up to the second; both of torch's checks fail if any factor is wrong."""
+    layer = LAYERS[name]().double()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, layer.in_channels, 4, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(convolve(layer, x), layer(x))
+
+    def call(x, weight, bias):
+        return torch.func.functional_call(Called(layer), {"layer.weight": weight, "layer.bias": bias}, x)
+
+    assert gradcheck(call, (x, layer.weight, layer.bias))
+    assert gradgradcheck(call, (x, layer.weight, layer.bias))
+
+
+class Called(torch.nn.Module):
+    """A layer by the derivatives of the module."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return convolve(self.layer, x)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")),
+    ],
+)
+def test_a_network_is_trained_alike(monkeypatch, device):
+    """The gradients of a loss that holds a gradient, with respect to all parameters."""
+    network = build_network("unet", shape=[1, 8, 8], widths=[8, 16], blocks=1).double().to(device)
+    clean = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+
+    def gradients(here: bool) -> tuple[torch.Tensor, ...]:
+        with monkeypatch.context() as patched:
+            patched.setattr(convolution, "_trained_on_cuda", lambda layer, x: here)
+            generator = torch.Generator(device).manual_seed(1)
+            loss = denoising_loss(network, "squared_norm", NoiseSchedule.cosine(20), clean, generator=generator)
+            return torch.autograd.grad(loss, list(network.parameters()))
+
+    for found, expected in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_elsewhere_layers_are_torchs_own(monkeypatch):
+    def never(*given):
+        raise AssertionError
+
+    monkeypatch.setattr(convolution, "convolve", never)
+    network = build_network("unet", shape=[1, 8, 8], widths=[8, 16], blocks=1)
+    network(torch.zeros(1, 1, 8, 8), torch.zeros(1)).sum().backward()
