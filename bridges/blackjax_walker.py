@@ -21,7 +21,7 @@ import numpy as np
 from ppl_diffusion.arrays import Array
 from ppl_diffusion.kernel import State, SteppedKernel
 from ppl_diffusion.potential import Potential
-from ppl_diffusion.step import StepState, as_policy, centred
+from ppl_diffusion.step import StepState, as_policy, centred, scaled, unscaled
 
 from .torch_jax import host_for, plain_errors, to_jax
 
@@ -93,8 +93,8 @@ class BlackJAXWalker:
         scales = self.kernel.scales(previous, self.diffused)
         flat = np.asarray(positions, dtype=np.float64).reshape(-1, scales.size)
         momentum = getattr(previous.carried, "momentum", None) if previous is not None else None
-        chains = self._arrive_compiled(flat / scales, momentum, level, seed, scales)
-        state = self._state(level, chains, centred(np.nan), scales)
+        chains = self._arrive_compiled(unscaled(flat, scales), momentum, level, seed, scales)
+        state = self._state(level, chains, centred(np.nan), scales, positions=flat)
         sigma = self.potential.schedule.sigma(level)
         return state._replace(step=self.kernel.enter(previous, state.gradient, scales, sigma=sigma))
 
@@ -112,7 +112,7 @@ class BlackJAXWalker:
         chains, (flat, log_density, info) = self._record_compiled(
             state.carried, step, state.level, seed, state.scales, draws=draws
         )
-        positions = (np.asarray(flat) * state.scales).reshape(*flat.shape[:2], *self.potential.event_shape)
+        positions = scaled(np.asarray(flat), state.scales).reshape(*flat.shape[:2], *self.potential.event_shape)
         stats = {name: np.asarray(value) for name, value in info._asdict().items() if name != "adaptation"}
         calls = int(stats["n_steps"].max(axis=0).sum())
         stats |= {"lp": np.asarray(log_density), "step_size": np.full(log_density.shape, float(step))}
@@ -130,12 +130,16 @@ class BlackJAXWalker:
     def freeze(self, state: State) -> State:
         return state._replace(step=self.policy.freeze(state.step))
 
-    def _state(self, level: int, chains: Any, step: StepState, scales: np.ndarray) -> State:
+    def _state(
+        self, level: int, chains: Any, step: StepState, scales: np.ndarray, *, positions: np.ndarray | None = None
+    ) -> State:
         shape = (chains.position.shape[0], *self.potential.event_shape)
         gradient = getattr(chains, "logdensity_grad", None)
-        gradient = np.full(shape, np.nan) if gradient is None else (-np.asarray(gradient) / scales).reshape(shape)
-        positions = (np.asarray(chains.position) * scales).reshape(shape)
-        return State(level, positions, -np.asarray(chains.logdensity), gradient, step, chains, scales)
+        gradient = (
+            np.full(shape, np.nan) if gradient is None else unscaled(-np.asarray(gradient), scales).reshape(shape)
+        )
+        positions = scaled(np.asarray(chains.position), scales) if positions is None else positions
+        return State(level, positions.reshape(shape), -np.asarray(chains.logdensity), gradient, step, chains, scales)
 
     def _log_density(self, level: Array, scales: Any = 1.0) -> LogDensity:
         """The log-density of a flat scaled position at ``level``; its gradient comes from the same evaluation."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from .arrays import Array, as_numpy
 from .potential import Potential
-from .step import StepPolicy, StepState, as_policy, block_scales, centred, rescaling
+from .step import StepPolicy, StepState, as_policy, block_scales, centred, rescaling, scaled
 
 
 class State(NamedTuple):
@@ -119,7 +119,7 @@ class SteppedKernel(ABC):
         if previous is None:
             return policy.enter(None, sigma=sigma, guess=guess)
         before, after = (np.asarray(g, float).reshape(-1, scales.size) for g in (previous.gradient, gradient))
-        rescale = rescaling(before * previous.scales, after * scales)
+        rescale = rescaling(scaled(before, previous.scales), scaled(after, scales))
         return policy.enter(previous.step, sigma=sigma, guess=guess, rescale=rescale)
 
 

@@ -52,7 +52,7 @@ class Recorder:
         self._known: OrderedDict[Hashable, _Recorded | str] = OrderedDict()
         self._memory: Any = None
         self._done: Any = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __reduce__(self) -> Any:
         return Recorder, (self.network, self.generators)
@@ -96,19 +96,17 @@ class Recorder:
     def _record(self, function: Function, inputs: Sequence[Tensor]) -> _Recorded | str:
         if any(module._forward_hooks or module._forward_pre_hooks for module in self.network.modules()):
             return "never"
-        held, graph, queue = (
-            tuple(x.detach().clone() for x in inputs),
-            torch.cuda.CUDAGraph(),
-            torch.cuda.current_stream(),
-        )
+        graph, queue = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        held = tuple(x.detach().clone() for x in inputs)
         try:
             for generator in self.generators:
                 graph.register_generator_state(generator)
             with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
                 outputs = function(*held)
         except RuntimeError:  # torch.OutOfMemoryError is one
-            torch.cuda.set_stream(queue)
             return "never"
+        finally:
+            torch.cuda.set_stream(queue)  # a recording that fails stays in its own
         self._memory = graph.pool()
         return _Recorded(graph, held, outputs, function)
 

@@ -215,6 +215,16 @@ def block_scales(previous: Array, gradient: Array, diffused: Array) -> np.ndarra
     return scales
 
 
+def scaled(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """``values (..., size)`` times ``scales (size,)``; themselves where all of those are 1, as copies take time."""
+    return values if np.all(scales == 1) else values * scales
+
+
+def unscaled(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """The way back from :func:`scaled`."""
+    return values if np.all(scales == 1) else values / scales
+
+
 def centred(log_step: float) -> StepState:
     """The state of a policy that has learned nothing yet but this step."""
     return StepState(log_step, log_step, 0.0, 0.0, log_step)
