@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.overhead import by_chains, cubes, fastest, five_cubes, wait
 from benchmarks.problems import RESULTS, write
-from ppl_diffusion import EnergyModel, NoiseSchedule, load, load_config, recording, train
+from ppl_diffusion import EnergyModel, NoiseSchedule, load, load_config, train, training
 from ppl_diffusion.condition import Positions
 from ppl_diffusion.networks import build_network
 from ppl_diffusion.trace import versions
@@ -127,13 +127,13 @@ def launches(weights: str | None, *, device: str, most: int) -> dict[str, Any]:
         "images": generator.integers(0, 256, (512, *config.network["shape"]), dtype=np.uint8),
         "positions": generator.uniform(0.12, 0.88, (512, 1, 2)),
     }
-    before = recording.COORDINATES
+    before = training.RECORDED
     with TemporaryDirectory() as folder:
         data = Path(folder) / "scenes.npz"
         np.savez(data, **scenes)  # type: ignore[arg-type]
         for name, most in (("one by one", 0), ("recorded", before)):
             times: list[float] = []
-            recording.COORDINATES = most
+            training.RECORDED = most
             try:
                 train(
                     config,
@@ -143,7 +143,7 @@ def launches(weights: str | None, *, device: str, most: int) -> dict[str, Any]:
                     progress=lambda _, times=times: times.append(time.perf_counter()),  # type: ignore[misc]
                 )
             finally:
-                recording.COORDINATES = before
+                training.RECORDED = before
             found[f"a training step, {name}"] = 1e3 * (times[-1] - times[0]) / 30  # told every ten steps
     return found | {"pictures a step": config.batch}
 

@@ -94,7 +94,7 @@ class BlackJAXWalker:
         flat = np.asarray(positions, dtype=np.float64).reshape(-1, scales.size)
         momentum = getattr(previous.carried, "momentum", None) if previous is not None else None
         chains = self._arrive_compiled(unscaled(flat, scales), momentum, level, seed, scales)
-        state = self._state(level, chains, centred(np.nan), scales, positions=flat)
+        state = self._state(level, chains, centred(np.nan), scales)
         sigma = self.potential.schedule.sigma(level)
         return state._replace(step=self.kernel.enter(previous, state.gradient, scales, sigma=sigma))
 
@@ -130,16 +130,14 @@ class BlackJAXWalker:
     def freeze(self, state: State) -> State:
         return state._replace(step=self.policy.freeze(state.step))
 
-    def _state(
-        self, level: int, chains: Any, step: StepState, scales: np.ndarray, *, positions: np.ndarray | None = None
-    ) -> State:
+    def _state(self, level: int, chains: Any, step: StepState, scales: np.ndarray) -> State:
         shape = (chains.position.shape[0], *self.potential.event_shape)
         gradient = getattr(chains, "logdensity_grad", None)
         gradient = (
             np.full(shape, np.nan) if gradient is None else unscaled(-np.asarray(gradient), scales).reshape(shape)
         )
-        positions = scaled(np.asarray(chains.position), scales) if positions is None else positions
-        return State(level, positions.reshape(shape), -np.asarray(chains.logdensity), gradient, step, chains, scales)
+        positions = scaled(np.asarray(chains.position), scales).reshape(shape)
+        return State(level, positions, -np.asarray(chains.logdensity), gradient, step, chains, scales)
 
     def _log_density(self, level: Array, scales: Any = 1.0) -> LogDensity:
         """The log-density of a flat scaled position at ``level``; its gradient comes from the same evaluation."""

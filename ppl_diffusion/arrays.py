@@ -83,12 +83,12 @@ def constant(values: Any, device: torch.device) -> torch.Tensor:
     if isinstance(values, torch.Tensor):
         return values.to(device, torch.float64)
     table = np.asarray(values, dtype=np.float64)
-    return _constant(table.tobytes(), table.shape, device)
+    return _constant(tuple(table.ravel().tolist()), table.shape, device)
 
 
 @cache
-def _constant(values: bytes, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    return torch.tensor(np.frombuffer(values).reshape(shape), device=device)
+def _constant(values: tuple[float, ...], shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=device).reshape(shape)
 
 
 def as_numpy(x: Array) -> np.ndarray:

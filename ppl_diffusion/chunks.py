@@ -20,7 +20,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .recording import Recorder
+from .networks import EnergyMLP, EnergyUNet
+from .recording import RECORDED, Recorder
 
 COORDINATES = 200_000
 """In a chunk on a processor: pictures of 3x32x32 went fastest 64 at a time, of 3x64x64 16 at a time."""
@@ -40,7 +41,8 @@ class Chunks:
     """How a network is evaluated on the device that it is on, shared by all of its conditions.
 
     Attributes:
-        launch: calls what is evaluated; on CUDA it replays what it has recorded.
+        launch: calls what is evaluated; on CUDA it replays what it has recorded, of networks of this library unless
+            ``launch.most`` says otherwise.
 
     Args:
         coordinates: of one point.
@@ -48,7 +50,8 @@ class Chunks:
     """
 
     def __init__(self, coordinates: int, network: nn.Module) -> None:
-        self.coordinates, self.network, self.launch = coordinates, network, Recorder(network)
+        self.coordinates, self.network = coordinates, network
+        self.launch = Recorder(network, most=RECORDED if type(network) in (EnergyMLP, EnergyUNet) else 0)
         self._sizes: dict[torch.device, int | None] = {}
 
     @property

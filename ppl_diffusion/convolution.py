@@ -26,7 +26,10 @@ class _Rule(NamedTuple):
 
 
 class Convolution(nn.Conv2d):
-    """A convolution, zero-padded, in one group, with a bias; trained on CUDA by the derivatives of this module."""
+    """A convolution with a bias, zero-padded; trained on CUDA by the derivatives of this module."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1, padding: int = 0) -> None:
+        super().__init__(inputs, outputs, size, stride=stride, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve(self, x) if _trained_on_cuda(self, x) else super().forward(x)
@@ -35,12 +38,16 @@ class Convolution(nn.Conv2d):
 class TransposedConvolution(nn.ConvTranspose2d):
     """The same, transposed."""
 
+    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, size, stride=stride)
+
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         return convolve(self, x) if _trained_on_cuda(self, x) else super().forward(x, output_size)
 
 
 def _trained_on_cuda(layer: nn.Module, x: Tensor) -> bool:
-    return x.is_cuda and layer.weight.requires_grad and torch.is_grad_enabled()  # type: ignore[union-attr, return-value]
+    autocast = torch.is_autocast_enabled("cuda")  # which knows torch's own derivatives only
+    return x.is_cuda and layer.weight.requires_grad and torch.is_grad_enabled() and not autocast  # type: ignore[union-attr, return-value]
 
 
 def convolve(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
@@ -63,6 +70,8 @@ def _backward(gradient: Tensor, x: Tensor, weight: Tensor, rule: _Rule, wanted: 
 
 class _Forward(Function):
     """The convolution."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, rule: _Rule) -> Tensor:
@@ -87,6 +96,8 @@ class _Forward(Function):
 class _ToInput(Function):
     """The gradient with respect to the input: linear in the gradient of the output, and in the weights."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(gradient: Tensor, x: Tensor, weight: Tensor, rule: _Rule) -> Tensor:
         return _backward(gradient, x, weight, rule, 0)
@@ -109,6 +120,8 @@ class _ToInput(Function):
 
 class _ToWeight(Function):
     """The gradient with respect to the weights: linear in the gradient of the output, and in the input."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(gradient: Tensor, x: Tensor, weight: Tensor, rule: _Rule) -> Tensor:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -49,7 +49,8 @@ class EnergyModel(Potential):
         network: a torch module ``s(x, log_snr, condition)`` of the shape of ``x``: ``x (batch, *event)``, images with a
             channel axis; ``log_snr (batch,)`` or ``(1,)``, one level for all, so broadcast it; ``condition``, tokens of
             length ``batch`` or 1, to be ignored by a network without conditions. It is put in evaluation mode and its
-            parameters are frozen. ``ppl_diffusion.objective.denoising_loss`` is what it is trained by.
+            parameters are frozen. On CUDA, calls of the networks of this library are recorded; for another one see
+            ``ppl_diffusion.recording``. ``ppl_diffusion.objective.denoising_loss`` is what it is trained by.
         form: how the energy is made of ``s``: "squared_distance", "squared_norm" or "inner_product", see
             :func:`noise_potential`.
         schedule: the noise levels.
@@ -151,7 +152,7 @@ class EnergyModel(Potential):
         where = self._where(level)
 
         def some(part: slice) -> tuple[Tensor, ...]:
-            return self._launched(stacked[part], where, condition if len(condition) == 1 else condition[part])
+            return self._gradient(stacked[part], where, condition if len(condition) == 1 else condition[part])
 
         energies, gradients = (values.split(sizes) for values in self.chunks.evaluate(some, len(stacked)))
         return [
@@ -165,7 +166,8 @@ class EnergyModel(Potential):
         where = self._where(level)
 
         def some(part: slice) -> tuple[Tensor]:
-            return (self._network_energy(stacked[part], where, condition if len(condition) == 1 else condition[part]),)
+            given = stacked[part], where, condition if len(condition) == 1 else condition[part]
+            return (_energy(*self._made_of, *given),)
 
         (energies,) = self.chunks.evaluate(some, len(stacked))
         return [u.reshape(self._chains(x)) for u, x in zip(energies.split(sizes), points, strict=True)]
@@ -174,6 +176,10 @@ class EnergyModel(Potential):
         """All points, how many each member has, and their conditions as the network takes them."""
         flat = [x.reshape(-1, *self.event_shape) for x in points]
         sizes = [len(x) for x in flat]
+        for x in flat:
+            if x.device.type != self.device.type:
+                where = f"{self.name} is on {self.device}, the points on {x.device}"
+                raise ValueError(f"{where}: pass x.to('{self.device}')")
         return torch.cat(flat), sizes, self._stack([member.token for member in members], sizes)  # type: ignore[attr-defined]
 
     def _chains(self, x: Array) -> Any:
@@ -197,7 +203,7 @@ class EnergyModel(Potential):
         where = self._where(len(self.schedule) // 2 if level is None else level)
 
         def some(part: slice) -> tuple[Tensor, ...]:
-            return self._launched(x[part], where, self._stack([self.token], [1]))
+            return self._gradient(x[part], where, self._stack([self.token], [1]))
 
         return self.chunks.tune(some, points)
 
@@ -209,7 +215,11 @@ class EnergyModel(Potential):
 
     def _stack(self, tokens: Sequence[Token], sizes: Sequence[int]) -> Tensor:
         """Conditions as the network takes them: one for all points, or one for each."""
-        return _stacked(self.conditions, tuple(tokens), tuple(sizes), self.device)
+        asked = self.conditions, tuple(tokens), tuple(sizes), self.device, torch.get_default_dtype()
+        try:
+            return _kept(*asked).clone()  # it belongs to the network
+        except TypeError:  # what cannot be hashed
+            return _stacked(*asked)
 
     def _where(self, level: Any) -> Tensor:
         """The level as the network takes it: one for all points, so that its embedding is computed once."""
@@ -218,33 +228,57 @@ class EnergyModel(Potential):
         self.schedule.check_level(int(level))
         return torch.full((1,), int(level), device=self.device)
 
-    def _launched(self, *given: Tensor) -> tuple[Tensor, ...]:
-        """:meth:`_network_gradient`, by the chunks' recorder."""
-        return self.chunks.launch(self._network_gradient, *given, kind=(*self.group, self.schedule))
+    @property
+    def _made_of(self) -> tuple[nn.Module, Form, NoiseSchedule, Reference]:
+        return self.network, self.form, self.schedule, self.reference
 
-    def _network_energy(self, x: Tensor, level: Tensor, condition: Tensor) -> Tensor:
-        """Energies ``(batch,)`` of points ``(batch, *event_shape)`` at a level ``(1,)``, under stacked conditions."""
-        if x.device.type != self.device.type:
-            raise ValueError(f"{self.name} is on {self.device}, the points on {x.device}: pass x.to('{self.device}')")
-        inside = level.clamp(0, len(self.schedule) - 1)
-        f = noise_potential(self.network, self.form, self.schedule, x, inside, condition, self.reference)
-        return f / self.schedule.sigma(inside).where(level == inside, torch.nan)
-
-    def _network_gradient(self, x: Tensor, level: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with their gradients, ``(batch, *event_shape)``."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            energy = self._network_energy(x, level, condition)
-            return energy.detach(), torch.autograd.grad(energy.sum(), x)[0]
+    def _gradient(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """Energies and gradients; on CUDA what is recorded of such a call is replayed."""
+        return self.chunks.launch(partial(_gradient, *self._made_of), *given, kind=(*self.group, self.schedule))
 
 
-@lru_cache(maxsize=64)
-def _stacked(conditions: Conditions, tokens: tuple[Token, ...], sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Kept, since an accelerator waits for what it is sent."""
+def _energy(
+    network: nn.Module,
+    form: Form,
+    schedule: NoiseSchedule,
+    reference: Reference,
+    x: Tensor,
+    level: Tensor,
+    condition: Tensor,
+) -> Tensor:
+    """Energies ``(batch,)`` of points ``(batch, *event_shape)`` at a level ``(1,)``, under stacked conditions."""
+    inside = level.clamp(0, len(schedule) - 1)
+    f = noise_potential(network, form, schedule, x, inside, condition, reference)
+    return f / schedule.sigma(inside).where(level == inside, torch.nan)
+
+
+def _gradient(
+    network: nn.Module,
+    form: Form,
+    schedule: NoiseSchedule,
+    reference: Reference,
+    x: Tensor,
+    level: Tensor,
+    condition: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The same with their gradients, ``(batch, *event_shape)``."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        energy = _energy(network, form, schedule, reference, x, level, condition)
+        return energy.detach(), torch.autograd.grad(energy.sum(), x)[0]
+
+
+def _stacked(
+    conditions: Conditions, tokens: tuple[Token, ...], sizes: tuple[int, ...], device: torch.device, _: torch.dtype
+) -> Tensor:
     condition = conditions.stack(tokens, device)
     if len(tokens) == 1:
         return condition
     return condition.repeat_interleave(torch.tensor(sizes, device=device), dim=0, output_size=sum(sizes))
+
+
+_kept = lru_cache(maxsize=64)(_stacked)
+"""An accelerator waits for what it is sent."""
 
 
 def noise_potential(

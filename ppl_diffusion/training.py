@@ -28,7 +28,7 @@ from .data import Data, image_data, planar_data
 from .energy import EnergyModel
 from .networks import build_network
 from .objective import Levels, denoising_loss
-from .recording import Recorder
+from .recording import RECORDED, Recorder
 from .schedule import NoiseSchedule
 from .trace import versions
 from .zoo import FORMAT, load, write
@@ -107,12 +107,15 @@ def train(
         _resume(run, path, config, source)
     else:
         _start(run, config, source)
-    while run.step < config.steps:
-        _step(run, config, source, schedule)
-        if progress is not None and run.step % 10 == 0:
-            progress(TrainingProgress(run.step, config.steps, float(run.loss)))
-        if run.step % every == 0 or run.step == config.steps:
-            _save(run, path, config, source)
+    try:
+        while run.step < config.steps:
+            _step(run, config, source, schedule)
+            if progress is not None and run.step % 10 == 0:
+                progress(TrainingProgress(run.step, config.steps, float(run.loss)))
+            if run.step % every == 0 or run.step == config.steps:
+                _save(run, path, config, source)
+    finally:
+        run.launch.clear()
     return _model(config, run, schedule, source)
 
 
@@ -184,7 +187,7 @@ def _begin(config: Config, source: Data, schedule: NoiseSchedule, device: torch.
     unknown = torch.tensor(math.nan, dtype=torch.float64, device=device)
     generator = torch.Generator().manual_seed(config.seed)
     noise = generator if device.type == "cpu" else torch.Generator(device)
-    launch = Recorder(network, [noise])
+    launch = Recorder(network, [noise], most=RECORDED)
     return _Run(network, average, levels, optimiser, generator, unknown, noise, launch)
 
 
@@ -223,7 +226,7 @@ def _step(run: _Run, config: Config, source: Data, schedule: NoiseSchedule) -> N
         gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
         return error.detach(), *map(_laid_out, gradients, parameters)
 
-    error, *gradients = run.launch(losses, *drawn)
+    error, *gradients = run.launch(losses, *drawn, kind=config.which_level > 0)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     run.optimiser.step()

@@ -250,6 +250,33 @@ def test_a_level_that_is_a_tensor_is_nan_outside_the_schedule():
             assert torch.equal(gradient, expected[1])
 
 
+def test_a_condition_belongs_to_the_network_that_gets_it():
+    """One that changes what it was given does so for itself."""
+
+    class Spoils(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = build_network("unet", shape=[1, 8, 8], widths=[8, 8], blocks=1, positions=True)
+
+        def forward(self, x, log_snr, condition):
+            condition[:, :2] -= 0.5
+            return self.inner(x, log_snr, condition)
+
+    own = {"form": "squared_norm", "schedule": SCHEDULE, "event_shape": (1, 8, 8), "conditions": Positions(0.1, 0.9)}
+    model, x = EnergyModel(Spoils(), **own), torch.zeros(1, 8, 8)
+    energies = [float(model.given(x=0.3, y=0.6).energy(x, level=3)) for _ in range(3)]
+    assert len(set(energies)) == 1
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, at its own work
+def test_torch_compiles_what_calls_a_model():
+    model, x = mlp(), points()
+    compiled = torch.compile(lambda x: model.energy(x, level=4), backend="eager")
+    assert torch.equal(compiled(x), model.energy(x, level=4))
+    compiled = torch.compile(lambda x: model.value_and_grad(x, level=4)[1], backend="eager")
+    assert torch.equal(compiled(x), model.value_and_grad(x, level=4)[1])
+
+
 def test_networks_are_smooth_in_the_noise_level():
     """Weights between rungs need energies that agree between levels: no table, no jump."""
     model = mlp()

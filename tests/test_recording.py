@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from ppl_diffusion import EnergyModel, NoiseSchedule, conjunction
 from ppl_diffusion.condition import Positions
 from ppl_diffusion.networks import build_network
-from ppl_diffusion.recording import KEPT, Recorder, _Recorded
+from ppl_diffusion.recording import KEPT, RECORDED, Recorder, _Recorded
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="recordings need CUDA")
 LEVELS = (0, 7, 19)
 
 
 class Network(nn.Module):
-    """A small one for pictures, which counts its calls and can be told to read a value back."""
+    """A small one for pictures, which counts its calls."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = build_network("unet", shape=[3, 8, 8], widths=[8, 8], blocks=1, positions=True)
-        self.reads, self.calls = False, 0
+        self.inner = unet()
+        self.calls = 0
 
     def forward(self, x, log_snr, condition=None):
         self.calls += 1
-        if self.reads:
-            float(log_snr[0])
         return self.inner(x, log_snr, condition)
 
 
-def model(device: str = "cuda", form: str = "squared_norm") -> EnergyModel:
-    return EnergyModel(
+def unet() -> nn.Module:
+    return build_network("unet", shape=[3, 8, 8], widths=[8, 8], blocks=1, positions=True)
+
+
+def model(device: str = "cuda", form: str = "squared_norm", most: int = RECORDED) -> EnergyModel:
+    made = EnergyModel(
         Network(),
         form=form,
         schedule=NoiseSchedule.cosine(20),
@@ -41,6 +47,8 @@ def model(device: str = "cuda", form: str = "squared_norm") -> EnergyModel:
         conditions=Positions(0.1, 0.9),
         name="small",
     ).to(device)
+    made.chunks.launch.most = most
+    return made
 
 
 def points(count: int, seed: int = 0, device: str = "cuda") -> torch.Tensor:
@@ -70,15 +78,49 @@ def test_on_a_processor_functions_are_called():
 
 
 def test_a_recorder_is_copied_with_its_network():
-    base = copy.deepcopy(model("cpu"))
-    assert base.chunks.launch.network is base.network
+    for base in (copy.deepcopy(model("cpu", most=7)), pickle.loads(pickle.dumps(model("cpu", most=7)))):
+        assert base.chunks.launch.network is base.network
+        assert base.chunks.launch.most == 7
+
+
+def test_networks_of_others_are_recorded_if_asked_for():
+    own = {"form": "squared_norm", "schedule": NoiseSchedule.cosine(20), "event_shape": (3, 8, 8)}
+    assert EnergyModel(unet(), **own).chunks.launch.most == RECORDED
+    assert EnergyModel(Network(), **own).chunks.launch.most == 0
+
+
+def test_what_a_recording_takes_for_granted_is_told_apart():
+    """The key of a recording, which on a processor is made of the same things."""
+    network = unet()
+    launch, x = Recorder(network, most=RECORDED), torch.zeros(2, 3, 8, 8)
+    keys = [launch._state([x])]
+
+    def changed() -> bool:
+        keys.append(launch._state([x]))
+        return keys[-1] not in keys[:-1]
+
+    with torch.no_grad():
+        network.enter.weight.mul_(2)
+    assert not changed()
+    assert not changed()
+    network.middle.first.weight.data = network.middle.first.weight.data[:2]
+    assert changed()
+    network.half()
+    assert changed()
+    network.middle.norm = nn.Identity()
+    assert changed()
+    network.middle.eval()
+    assert changed()
+    assert launch._state([x[:1]]) not in keys
+    assert not launch._hooked()
+    network.middle.second.register_full_backward_hook(lambda *given: None)
+    assert launch._hooked()
 
 
 @cuda
 @pytest.mark.parametrize("form", ["squared_distance", "squared_norm", "inner_product"])
 def test_replays_are_the_same_to_the_last_bit(form):
-    base, plain = model(form=form), model(form=form)
-    plain.chunks.launch.most = 0
+    base, plain = model(form=form), model(form=form, most=0)
     for turn in range(4):  # plain, recorded and replayed, replayed with other points, positions and levels
         for level in LEVELS:
             x = points(5, seed=turn)
@@ -103,8 +145,7 @@ def test_results_stay_what_they_were_when_others_follow():
 
 @cuda
 def test_a_recording_follows_its_parameters():
-    base, plain = model(), model()
-    plain.chunks.launch.most = 0
+    base, plain = model(), model(most=0)
     x = points(3)
 
     def agree() -> None:
@@ -148,21 +189,54 @@ def test_switches_of_precision_are_heeded():
 
 
 @cuda
-def test_what_cannot_be_recorded_is_called():
-    base, plain = model(), model()
-    base.network.reads = plain.network.reads = True
-    plain.chunks.launch.most = 0
-    stream = torch.cuda.current_stream()
-    for turn in range(4):
-        same(base.value_and_grad(points(3, turn), level=3), plain.value_and_grad(points(3, turn), level=3))
-    assert torch.cuda.current_stream() == stream
-    assert recorded(base) == [False]
-    hooked = model()
-    seen = []
-    hooked.network.inner.register_forward_hook(lambda *given: seen.append(1))
+def test_networks_with_hooks_are_called():
+    base, seen = model(), []
+    for _ in range(3):
+        base.value_and_grad(points(3), level=3)
+    assert recorded(base) == [True]
+    handle = base.network.inner.middle.register_forward_hook(lambda *given: seen.append(1))
     for _ in range(4):
-        hooked.value_and_grad(points(3), level=3)
+        base.value_and_grad(points(3), level=3)
     assert len(seen) == 4
+    handle.remove()
+    base.value_and_grad(points(3), level=3)
+    assert len(seen) == 4
+
+
+@cuda
+def test_a_parametrisation_is_heeded():
+    class Twice(nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    base, plain = model(), model(most=0)
+    for _ in range(3):
+        base.value_and_grad(points(3), level=3)
+    for network in (base.network, plain.network):
+        parametrize.register_parametrization(network.inner.enter, "weight", Twice())
+    for _ in range(3):
+        same(base.value_and_grad(points(3), level=3), plain.value_and_grad(points(3), level=3))
+
+
+@cuda
+def test_what_cannot_be_recorded_is_told():
+    """In a process of its own, which is of no use to others afterwards."""
+    code = """
+import torch
+from ppl_diffusion.recording import RECORDED, Recorder
+network = torch.nn.Linear(2, 2).cuda()
+def reads(x):
+    return (network(x) * float(x.sum()),)
+launch, x = Recorder(network, most=RECORDED), torch.ones(3, 2, device="cuda")
+launch(reads, x, kind=1)
+try:
+    launch(reads, x, kind=1)
+except RuntimeError as error:
+    assert "cannot be recorded" in str(error) and "most = 0" in str(error), error
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @cuda
@@ -178,6 +252,9 @@ def test_large_batches_and_old_ones_are_let_go():
     assert len(base.chunks.launch._known) == KEPT
     base.chunks.launch.clear()
     assert recorded(base) == []
+    for n in (1, 1, *range(2, KEPT + 3), 1, 1):  # the only recording is dropped, and its memory with it
+        base.value_and_grad(points(n), level=3)
+    assert recorded(base)[-1]
 
 
 @cuda
@@ -185,7 +262,7 @@ def test_generators_go_on():
     """What is drawn inside a recording is what plain calls draw."""
     network = nn.Linear(2, 2).to("cuda")
     generator = torch.Generator("cuda")
-    launch = Recorder(network, [generator])
+    launch = Recorder(network, [generator], most=RECORDED)
 
     def noisy(x):
         return (network(x).detach() + torch.randn(x.shape, generator=generator, device="cuda"),)
@@ -195,4 +272,4 @@ def test_generators_go_on():
         generator.manual_seed(seed)
         expected = [noisy(x)[0], noisy(x)[0]]
         generator.manual_seed(seed)
-        same([launch(noisy, x)[0], launch(noisy, x)[0]], expected)
+        same([launch(noisy, x, kind=0)[0] for _ in range(2)], expected)

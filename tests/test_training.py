@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ppl_diffusion import load, load_config, objective, recording, save_weights, train, training
+from ppl_diffusion import load, load_config, objective, save_weights, train, training
 from ppl_diffusion.condition import Classes, Positions
 from ppl_diffusion.data import image_data, planar_data
 from ppl_diffusion.networks import build_network
@@ -63,7 +63,7 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, whic
 def test_recorded_steps_are_plain_ones(tmp_path, monkeypatch, which_level):
     config = dataclasses.replace(SMALL, which_level=which_level)
     replayed = train(config, checkpoint=tmp_path / "a.safetensors", device="cuda")
-    monkeypatch.setattr(recording, "COORDINATES", 0)
+    monkeypatch.setattr(training, "RECORDED", 0)
     plain = train(config, checkpoint=tmp_path / "b.safetensors", device="cuda")
     assert torch.equal(weights(replayed), weights(plain))
     assert replayed.info["loss"] == plain.info["loss"]
