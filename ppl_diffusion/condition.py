@@ -12,6 +12,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
 
@@ -128,6 +129,35 @@ class Positions(Conditions):
 
     def __str__(self) -> str:
         return "positions x, y"
+
+
+def stacked(conditions: Conditions, tokens: Sequence[Token], sizes: Sequence[int], device: torch.device) -> Tensor:
+    """Conditions of stacked points as the network takes them, and may change them: one for all, or one for each.
+
+    Args:
+        conditions: what the tokens mean.
+        tokens: of the groups of points.
+        sizes: how many points each group has.
+        device: of the network.
+    """
+    asked = conditions, tuple(tokens), tuple(sizes), device, torch.get_default_dtype()
+    try:
+        return _kept(*asked).clone()
+    except TypeError:  # what cannot be hashed
+        return _stacked(*asked)
+
+
+def _stacked(
+    conditions: Conditions, tokens: tuple[Token, ...], sizes: tuple[int, ...], device: torch.device, _: torch.dtype
+) -> Tensor:
+    condition = conditions.stack(tokens, device)
+    if len(tokens) == 1:
+        return condition
+    return condition.repeat_interleave(torch.tensor(sizes, device=device), dim=0, output_size=sum(sizes))
+
+
+_kept = lru_cache(maxsize=64)(_stacked)
+"""An accelerator waits for what it is sent."""
 
 
 def dump(conditions: Conditions) -> str:

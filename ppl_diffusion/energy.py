@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from .arrays import Array, constant, on_the_processor
 from .chunks import Chunks
-from .condition import Classes, Conditions, Token
+from .condition import Classes, Conditions, Token, stacked
 from .density import Density
 from .potential import Potential
 from .schedule import NoiseSchedule
@@ -148,13 +148,13 @@ class EnergyModel(Potential):
         self, members: Sequence[Density], points: Sequence[Array], level: Any
     ) -> list[tuple[Array, Array]]:
         """Energies and gradients under every condition, by one call of the network on the stacked points."""
-        stacked, sizes, condition = self._together(members, points)
+        together, sizes, condition = self._together(members, points)
         where = self._where(level)
 
         def some(part: slice) -> tuple[Tensor, ...]:
-            return self._gradient(stacked[part], where, condition if len(condition) == 1 else condition[part])
+            return self._gradient(together[part], where, condition if len(condition) == 1 else condition[part])
 
-        energies, gradients = (values.split(sizes) for values in self.chunks.evaluate(some, len(stacked)))
+        energies, gradients = (values.split(sizes) for values in self.chunks.evaluate(some, len(together)))
         return [
             (u.reshape(self._chains(x)), g.reshape(x.shape))
             for u, g, x in zip(energies, gradients, points, strict=True)
@@ -162,14 +162,14 @@ class EnergyModel(Potential):
 
     def energy_group(self, members: Sequence[Density], points: Sequence[Array], level: Any) -> list[Array]:
         """Energies under every condition, by one call of the network on the stacked points."""
-        stacked, sizes, condition = self._together(members, points)
+        together, sizes, condition = self._together(members, points)
         where = self._where(level)
 
         def some(part: slice) -> tuple[Tensor]:
-            given = stacked[part], where, condition if len(condition) == 1 else condition[part]
+            given = together[part], where, condition if len(condition) == 1 else condition[part]
             return (_energy(*self._made_of, *given),)
 
-        (energies,) = self.chunks.evaluate(some, len(stacked))
+        (energies,) = self.chunks.evaluate(some, len(together))
         return [u.reshape(self._chains(x)) for u, x in zip(energies.split(sizes), points, strict=True)]
 
     def _together(self, members: Sequence[Density], points: Sequence[Array]) -> tuple[Tensor, list[int], Tensor]:
@@ -180,7 +180,8 @@ class EnergyModel(Potential):
             if x.device.type != self.device.type:
                 where = f"{self.name} is on {self.device}, the points on {x.device}"
                 raise ValueError(f"{where}: pass x.to('{self.device}')")
-        return torch.cat(flat), sizes, self._stack([member.token for member in members], sizes)  # type: ignore[attr-defined]
+        tokens = [member.token for member in members]  # type: ignore[attr-defined]
+        return torch.cat(flat), sizes, stacked(self.conditions, tokens, sizes, self.device)
 
     def _chains(self, x: Array) -> Any:
         return x.shape[: x.ndim - len(self.event_shape)]
@@ -203,7 +204,7 @@ class EnergyModel(Potential):
         where = self._where(len(self.schedule) // 2 if level is None else level)
 
         def some(part: slice) -> tuple[Tensor, ...]:
-            return self._gradient(x[part], where, self._stack([self.token], [1]))
+            return self._gradient(x[part], where, stacked(self.conditions, [self.token], [1], self.device))
 
         return self.chunks.tune(some, points)
 
@@ -212,14 +213,6 @@ class EnergyModel(Potential):
 
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
         return self.energy_group([self], [x], level)[0]
-
-    def _stack(self, tokens: Sequence[Token], sizes: Sequence[int]) -> Tensor:
-        """Conditions as the network takes them: one for all points, or one for each."""
-        asked = self.conditions, tuple(tokens), tuple(sizes), self.device, torch.get_default_dtype()
-        try:
-            return _kept(*asked).clone()  # it belongs to the network
-        except TypeError:  # what cannot be hashed
-            return _stacked(*asked)
 
     def _where(self, level: Any) -> Tensor:
         """The level as the network takes it: one for all points, so that its embedding is computed once."""
@@ -266,19 +259,6 @@ def _gradient(
         x = x.detach().requires_grad_()
         energy = _energy(network, form, schedule, reference, x, level, condition)
         return energy.detach(), torch.autograd.grad(energy.sum(), x)[0]
-
-
-def _stacked(
-    conditions: Conditions, tokens: tuple[Token, ...], sizes: tuple[int, ...], device: torch.device, _: torch.dtype
-) -> Tensor:
-    condition = conditions.stack(tokens, device)
-    if len(tokens) == 1:
-        return condition
-    return condition.repeat_interleave(torch.tensor(sizes, device=device), dim=0, output_size=sum(sizes))
-
-
-_kept = lru_cache(maxsize=64)(_stacked)
-"""An accelerator waits for what it is sent."""
 
 
 def noise_potential(
