@@ -82,6 +82,8 @@ def constant(values: Any, device: torch.device) -> torch.Tensor:
     reads them where they were."""
     if isinstance(values, torch.Tensor):
         return values.to(device, torch.float64)
+    if isinstance(values, tuple):  # of numbers: a table of a schedule
+        return _constant(values, (len(values),), device)
     table = np.asarray(values, dtype=np.float64)
     return _constant(tuple(table.ravel().tolist()), table.shape, device)
 

@@ -16,6 +16,7 @@ Between two levels ``s > t`` (any spacing) the forward kernel is Gaussian too:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -117,7 +118,7 @@ class NoiseSchedule:
 
     def log_snr(self, level: Any) -> Any:
         """``2 log(alpha / sigma)``, in nats: a float for an int, an array for an array."""
-        return _look_up(tuple(2 * np.log(np.array(self.alphas) / np.array(self.sigmas))), level)
+        return _look_up(_log_snr(self.alphas, self.sigmas), level)
 
     def forward(self, clean: int, noisy: int) -> tuple[float, float]:
         """``(alpha_{s|t}, sigma_{s|t})`` of the forward kernel from level ``clean`` to ``noisy``."""
@@ -184,6 +185,11 @@ class Ladder:
 
     def __len__(self) -> int:
         return len(self.levels)
+
+
+@cache
+def _log_snr(alphas: tuple[float, ...], sigmas: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple((2 * np.log(np.array(alphas) / np.array(sigmas))).tolist())
 
 
 def _whole(name: str, values: Any) -> tuple[int, ...]:
