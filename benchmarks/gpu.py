@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import jax
 import numpy as np
@@ -127,14 +128,12 @@ def launches(weights: str | None, *, device: str, most: int) -> dict[str, Any]:
         "images": generator.integers(0, 256, (512, *config.network["shape"]), dtype=np.uint8),
         "positions": generator.uniform(0.12, 0.88, (512, 1, 2)),
     }
-    before = training.RECORDED
     with TemporaryDirectory() as folder:
         data = Path(folder) / "scenes.npz"
         np.savez(data, **scenes)  # type: ignore[arg-type]
-        for name, most in (("one by one", 0), ("recorded", before)):
+        for name, most in (("one by one", 0), ("recorded", training.RECORDED)):
             times: list[float] = []
-            training.RECORDED = most
-            try:
+            with patch.object(training, "RECORDED", most):
                 train(
                     config,
                     checkpoint=Path(folder) / f"{most}.safetensors",
@@ -142,8 +141,6 @@ def launches(weights: str | None, *, device: str, most: int) -> dict[str, Any]:
                     device=device,
                     progress=lambda _, times=times: times.append(time.perf_counter()),  # type: ignore[misc]
                 )
-            finally:
-                training.RECORDED = before
             found[f"a training step, {name}"] = 1e3 * (times[-1] - times[0]) / 30  # told every ten steps
     return found | {"pictures a step": config.batch}
 

@@ -139,6 +139,9 @@ def stacked(conditions: Conditions, tokens: Sequence[Token], sizes: Sequence[int
         tokens: of the groups of points.
         sizes: how many points each group has.
         device: of the network.
+
+    Returns:
+        Rows as of :meth:`Conditions.stack`: ``(1, ...)`` for a single token, else ``(sum(sizes), ...)``.
     """
     asked = conditions, tuple(tokens), tuple(sizes), device, torch.get_default_dtype()
     try:

@@ -51,25 +51,19 @@ def _trained_on_cuda(layer: nn.Module, x: Tensor) -> bool:
 
 
 def convolve(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
-    """``layer`` at ``x (batch, channels, height, width)``, with derivatives of this module."""
+    """``layer`` at ``x (batch, channels, height, width)``, of that kind again, with derivatives of this module."""
     assert layer.bias is not None
     assert not isinstance(layer.padding, str)
     rule = _Rule(tuple(layer.stride), tuple(layer.padding), isinstance(layer, nn.ConvTranspose2d))
     return _Forward.apply(x, layer.weight, rule) + layer.bias[:, None, None]
 
 
-def _backward(gradient: Tensor, x: Tensor, weight: Tensor, rule: _Rule, wanted: int) -> Tensor:
-    """Of a convolution: the gradient with respect to its input (0) or to its weights (1)."""
-    mask = [index == wanted for index in range(3)]
-    stride, padding, transposed = rule
-    found = torch.ops.aten.convolution_backward(
-        gradient, x, weight, [0], stride, padding, (1, 1), transposed, (0, 0), 1, mask
-    )
-    return found[wanted]
+INPUT, WEIGHT = 0, 1
+"""What a convolution is differentiated by."""
 
 
 class _Forward(Function):
-    """The convolution."""
+    """The convolution, linear in its input and in its weights."""
 
     generate_vmap_rule = True
 
@@ -86,58 +80,43 @@ class _Forward(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        return (
-            _ToInput.apply(gradients[0], x, weight, ctx.rule) if ctx.needs_input_grad[0] else None,
-            _ToWeight.apply(gradients[0], x, weight, ctx.rule) if ctx.needs_input_grad[1] else None,
-            None,
-        )
+        found: list[Tensor | None] = [None] * 3
+        for wanted in (INPUT, WEIGHT):
+            if ctx.needs_input_grad[wanted]:
+                found[wanted] = _Backward.apply(gradients[0], x, weight, ctx.rule, wanted)
+        return tuple(found)
 
 
-class _ToInput(Function):
-    """The gradient with respect to the input: linear in the gradient of the output, and in the weights."""
+class _Backward(Function):
+    """Its gradient with respect to the input or to the weights: linear in that of the output, and in the other one.
 
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gradient: Tensor, x: Tensor, weight: Tensor, rule: _Rule) -> Tensor:
-        return _backward(gradient, x, weight, rule, 0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        gradient, _, weight, ctx.rule = inputs
-        ctx.save_for_backward(gradient, weight)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        gradient, weight = ctx.saved_tensors
-        return (
-            _Forward.apply(gradients[0], weight, ctx.rule) if ctx.needs_input_grad[0] else None,
-            None,
-            _ToWeight.apply(gradient, gradients[0], weight, ctx.rule) if ctx.needs_input_grad[2] else None,
-            None,
-        )
-
-
-class _ToWeight(Function):
-    """The gradient with respect to the weights: linear in the gradient of the output, and in the input."""
+    Where a convolution meets what it is differentiated by, its own derivatives meet the direction that they are asked
+    for: they are convolutions with that in its place.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(gradient: Tensor, x: Tensor, weight: Tensor, rule: _Rule) -> Tensor:
-        return _backward(gradient, x, weight, rule, 1)
+    def forward(gradient: Tensor, x: Tensor, weight: Tensor, rule: _Rule, wanted: int) -> Tensor:
+        mask = [index == wanted for index in range(3)]
+        stride, padding, transposed = rule
+        return torch.ops.aten.convolution_backward(
+            gradient, x, weight, [0], stride, padding, (1, 1), transposed, (0, 0), 1, mask
+        )[wanted]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        gradient, x, _, ctx.rule = inputs
-        ctx.save_for_backward(gradient, x)
+        gradient, x, weight, ctx.rule, ctx.wanted = inputs
+        ctx.save_for_backward(gradient, weight if ctx.wanted == INPUT else x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        gradient, x = ctx.saved_tensors
-        return (
-            _Forward.apply(x, gradients[0], ctx.rule) if ctx.needs_input_grad[0] else None,
-            _ToInput.apply(gradient, x, gradients[0], ctx.rule) if ctx.needs_input_grad[1] else None,
-            None,
-            None,
-        )
+        gradient, other = ctx.saved_tensors
+        pair = (gradients[0], other) if ctx.wanted == INPUT else (other, gradients[0])
+        found: list[Tensor | None] = [None] * 5
+        if ctx.needs_input_grad[0]:
+            found[0] = _Forward.apply(*pair, ctx.rule)
+        remaining = WEIGHT if ctx.wanted == INPUT else INPUT
+        if ctx.needs_input_grad[1 + remaining]:
+            found[1 + remaining] = _Backward.apply(gradient, *pair, ctx.rule, remaining)
+        return tuple(found)

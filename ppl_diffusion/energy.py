@@ -20,7 +20,7 @@ Energy or the Score? (Salimans and Ho, 2021), https://openreview.net/forum?id=9A
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -166,8 +166,7 @@ class EnergyModel(Potential):
         where = self._where(level)
 
         def some(part: slice) -> tuple[Tensor]:
-            given = together[part], where, condition if len(condition) == 1 else condition[part]
-            return (_energy(*self._made_of, *given),)
+            return (self._energy(together[part], where, condition if len(condition) == 1 else condition[part]),)
 
         (energies,) = self.chunks.evaluate(some, len(together))
         return [u.reshape(self._chains(x)) for u, x in zip(energies.split(sizes), points, strict=True)]
@@ -222,12 +221,13 @@ class EnergyModel(Potential):
         return torch.full((1,), int(level), device=self.device)
 
     @property
-    def _made_of(self) -> tuple[nn.Module, Form, NoiseSchedule, Reference]:
-        return self.network, self.form, self.schedule, self.reference
+    def _energy(self) -> Callable[..., Tensor]:
+        """The energy as a function of points, level and condition, which knows no other model."""
+        return partial(_energy, self.network, self.form, self.schedule, self.reference)
 
     def _gradient(self, *given: Tensor) -> tuple[Tensor, ...]:
         """Energies and gradients; on CUDA what is recorded of such a call is replayed."""
-        return self.chunks.launch(partial(_gradient, *self._made_of), *given, kind=(*self.group, self.schedule))
+        return self.chunks.launch(partial(_gradient, self._energy), *given, kind=(*self.group, self.schedule))
 
 
 def _energy(
@@ -245,20 +245,12 @@ def _energy(
     return f / schedule.sigma(inside).where(level == inside, torch.nan)
 
 
-def _gradient(
-    network: nn.Module,
-    form: Form,
-    schedule: NoiseSchedule,
-    reference: Reference,
-    x: Tensor,
-    level: Tensor,
-    condition: Tensor,
-) -> tuple[Tensor, Tensor]:
+def _gradient(energy: Callable[..., Tensor], x: Tensor, level: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
     """The same with their gradients, ``(batch, *event_shape)``."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        energy = _energy(network, form, schedule, reference, x, level, condition)
-        return energy.detach(), torch.autograd.grad(energy.sum(), x)[0]
+        value = energy(x, level, condition)
+        return value.detach(), torch.autograd.grad(value.sum(), x)[0]
 
 
 def noise_potential(

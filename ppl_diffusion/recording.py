@@ -77,10 +77,11 @@ class Recorder:
         x = inputs[0]
         if x.device.type != "cuda" or x.numel() > self.most or torch.compiler.is_compiling():
             return function(*inputs)
-        if torch.cuda.is_current_stream_capturing() or self._hooked():
+        modules = tuple(self.network.modules())
+        if torch.cuda.is_current_stream_capturing() or _hooked(modules):
             return function(*inputs)
         with _lock, torch.cuda.device(x.device):
-            key = (kind, self._state(inputs))
+            key = (kind, _state(modules, inputs))
             found = self._known.get(key)
             if found == "once":
                 found = self._record(function, inputs)
@@ -99,23 +100,6 @@ class Recorder:
         with _lock:
             self._known.clear()
             self._memory = None
-
-    def _hooked(self) -> bool:
-        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        return any(getattr(module, name) for module in self.network.modules() for name in hooks)
-
-    def _state(self, inputs: Sequence[Tensor]) -> Hashable:
-        """All that a recording takes for granted."""
-        read = [*self.network.parameters(), *self.network.buffers()]
-        return (
-            tuple((x.shape, x.dtype) for x in inputs),
-            tuple((x.data_ptr(), x.dtype, x.shape, x.stride()) for x in read),
-            tuple((type(module), module.training) for module in self.network.modules()),
-            torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
-            torch.get_default_dtype(),
-            torch.are_deterministic_algorithms_enabled(),
-            *_switches(),
-        )
 
     def _record(self, function: Function, inputs: Sequence[Tensor]) -> _Recorded | str:
         graph, queue = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
@@ -136,6 +120,25 @@ class Recorder:
             torch.cuda.set_stream(queue)  # a recording that fails stays in its own
         self._memory = graph.pool()
         return _Recorded(graph, held, outputs, function)
+
+
+def _hooked(modules: Sequence[nn.Module]) -> bool:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for module in modules for name in hooks)
+
+
+def _state(modules: Sequence[nn.Module], inputs: Sequence[Tensor]) -> Hashable:
+    """All that a recording takes for granted."""
+    read = (x for m in modules for x in (*m._parameters.values(), *m._buffers.values()) if x is not None)
+    return (
+        tuple((x.shape, x.dtype) for x in inputs),
+        tuple((x.data_ptr(), x.dtype, x.shape, x.stride()) for x in read),
+        tuple((type(module), module.training) for module in modules),
+        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        *_switches(),
+    )
 
 
 def _replay(recorded: _Recorded, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -177,7 +177,7 @@ def _network(config: Config, conditions: Conditions) -> nn.Module:
 
 def _begin(config: Config, source: Data, schedule: NoiseSchedule, device: torch.device) -> _Run:
     network = _network(config, source.conditions).to(device)
-    fused = device.type == "cuda"
+    fused = True if device.type == "cuda" else None
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-4, fused=fused)
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
     levels = None

@@ -22,16 +22,38 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_derivatives_are_right(name):
     """By finite differences, up to the second; both of torch's checks fail if any factor is wrong."""
+    layer, x, call = asked(name)
+    torch.testing.assert_close(convolve(layer, x), layer(x))
+    assert gradcheck(call, (x, layer.weight, layer.bias))
+    assert gradgradcheck(call, (x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_wrong_second_derivative_is_rejected(monkeypatch, name):
+    """The wrong twin, off by a hundredth."""
+    right = convolution._Backward
+
+    class Wrong(right):
+        @staticmethod
+        def backward(ctx, *gradients):
+            return tuple(None if found is None else 1.01 * found for found in right.backward(ctx, *gradients))
+
+    monkeypatch.setattr(convolution, "_Backward", Wrong)
+    layer, x, call = asked(name)
+    assert gradcheck(call, (x, layer.weight, layer.bias))
+    assert not gradgradcheck(call, (x, layer.weight, layer.bias), raise_exception=False)
+
+
+def asked(name):
+    """A layer, points, and its values as a function of points and parameters."""
     layer = LAYERS[name]().double()
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, layer.in_channels, 4, 4, generator=generator, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(convolve(layer, x), layer(x))
 
     def call(x, weight, bias):
         return torch.func.functional_call(Called(layer), {"layer.weight": weight, "layer.bias": bias}, x)
 
-    assert gradcheck(call, (x, layer.weight, layer.bias))
-    assert gradgradcheck(call, (x, layer.weight, layer.bias))
+    return layer, x, call
 
 
 class Called(torch.nn.Module):

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from ppl_diffusion import EnergyModel, NoiseSchedule, conjunction
 from ppl_diffusion.condition import Positions
 from ppl_diffusion.networks import build_network
-from ppl_diffusion.recording import KEPT, RECORDED, Recorder, _Recorded
+from ppl_diffusion.recording import KEPT, RECORDED, Recorder, _hooked, _Recorded, _state
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="recordings need CUDA")
 LEVELS = (0, 7, 19)
@@ -92,11 +92,11 @@ def test_networks_of_others_are_recorded_if_asked_for():
 def test_what_a_recording_takes_for_granted_is_told_apart():
     """The key of a recording, which on a processor is made of the same things."""
     network = unet()
-    launch, x = Recorder(network, most=RECORDED), torch.zeros(2, 3, 8, 8)
-    keys = [launch._state([x])]
+    x = torch.zeros(2, 3, 8, 8)
+    keys = [_state(tuple(network.modules()), [x])]
 
     def changed() -> bool:
-        keys.append(launch._state([x]))
+        keys.append(_state(tuple(network.modules()), [x]))
         return keys[-1] not in keys[:-1]
 
     with torch.no_grad():
@@ -111,10 +111,10 @@ def test_what_a_recording_takes_for_granted_is_told_apart():
     assert changed()
     network.middle.eval()
     assert changed()
-    assert launch._state([x[:1]]) not in keys
-    assert not launch._hooked()
+    assert _state(tuple(network.modules()), [x[:1]]) not in keys
+    assert not _hooked(tuple(network.modules()))
     network.middle.second.register_full_backward_hook(lambda *given: None)
-    assert launch._hooked()
+    assert _hooked(tuple(network.modules()))
 
 
 @cuda
