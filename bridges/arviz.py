@@ -143,7 +143,7 @@ def diagnose(trace: Trace) -> Diagnosis:
             "acceptance": np.nanmean(stats.acceptance_rate, 1),
             "step": stats.step_size.to_numpy()[:, 0],
             "diverging": stats.diverging.sum("chain", skipna=False).to_numpy(),
-            "nonfinite": stats.nonfinite.sum("chain", skipna=False).to_numpy(),
+            "nonfinite": stats.nonfinite.sum("chain", min_count=1).to_numpy(),
             "jump": np.nanmean(jumps, 1),
             "ess": stats.ess.to_numpy(),
             "spread": np.nanstd(increments, 1),

@@ -18,7 +18,7 @@ FEWEST_DRAWS = 20
 """Recorded draws below which R-hat and ESS are not reported: they alarm on short stationary chains."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Diagnosis:
     """What :func:`diagnose` found; ``print`` it.
 

@@ -53,6 +53,10 @@ class FlatModel:
         if sorted(values) != sorted(names):
             raise ValueError(f"init holds {', '.join(values) or 'nothing'}: give the latent sites, {', '.join(names)}")
         given = {name: torch.as_tensor(values[name]).double().cpu() for name in names}
+        counts = {name: value.shape[0] if value.ndim else 0 for name, value in given.items()}
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise ValueError(f"init holds different numbers of chains ({told}): give each site (chains, *shape)")
         rows = []
         for chain in range(len(given[names[0]])):
             point = {name: value[chain] for name, value in given.items()}

@@ -88,6 +88,9 @@ class JointPotential(FlatModel, Potential):
         check_randomness(lambda: self._nodes(point, {s.name: s.of(point) for s in self._priors()}), self.name)
         self.seen = self._seen(drawn) if likelihood == "widened" else {}
 
+    def parts(self) -> tuple[Potential, ...]:
+        return tuple(dict.fromkeys(self.priors))
+
     @property
     def diffused(self) -> np.ndarray:
         """Which coordinates a noise level belongs to, bool ``(size,)``."""
@@ -132,12 +135,12 @@ class JointPotential(FlatModel, Potential):
         x = torch.from_numpy(np.array(positions, dtype=np.float64))
         rows, clean = torch.arange(len(x)), self._clean(x, level)
         with torch.no_grad():
-            begun = energy = self._rest(x, clean, level).nan_to_num(nan=torch.inf)
+            begun = energy = _failed_as_infinite(self._rest(x, clean, level))
             for _ in range(REFRESHMENTS):
                 sizes = 10 ** rng.uniform(*REFRESHMENT_SIZES, len(x))
                 proposed = x.clone()
                 proposed[rows, rng.choice(free, len(x))] += torch.from_numpy(sizes * rng.standard_normal(len(x)))
-                there = self._rest(proposed, clean, level)
+                there = _failed_as_infinite(self._rest(proposed, clean, level))
                 accepted = there + torch.from_numpy(np.log(rng.random(len(x)))) < energy
                 x, energy = torch.where(accepted[:, None], proposed, x), torch.where(accepted, there, energy)
         return x.numpy(), torch.where(energy == begun, 0.0, energy - begun).numpy()
@@ -227,6 +230,7 @@ class JointPotential(FlatModel, Potential):
                     return torch.func.vmap(one)(flat, dict(clean))
             except RuntimeError as error:
                 if not self.one_by_one:
+                    one(flat[0], {name: value[0] for name, value in clean.items()})  # what is wrong by itself says so
                     reason = str(error).splitlines()[0]
                     raise ValueError(
                         f"{self.name} cannot be batched over chains ({reason}): write it without .item(), without "
@@ -258,3 +262,8 @@ class JointPotential(FlatModel, Potential):
             log_p = scale_and_mask(log_density(fn, node["value"]), node["scale"], node["mask"]).sum()
             total = total + exponent * log_p
         return total
+
+
+def _failed_as_infinite(energy: Tensor) -> Tensor:
+    """Energies in which whatever is not finite, minus infinity too, is the energy of a point of density zero."""
+    return torch.where(energy.isfinite(), energy, torch.inf)

@@ -19,7 +19,7 @@ from .pyro_names import check_names, dims_of
 from .pyro_prior import DiffusionPrior, prior_of, through, unwrapped
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Site:
     """Where a latent site lies in the flat vector.
 

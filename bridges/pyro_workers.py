@@ -69,8 +69,9 @@ def over_processes(kernel: Any, joint: JointPotential, workers: int) -> Iterator
                 return [moved for part in pool.map(_step, parts) for moved in part]
             except BrokenProcessPool as error:
                 raise ValueError(
-                    f"a worker could not start: {joint.name} must be importable, and a script that uses workers= must "
-                    'run under if __name__ == "__main__":; or leave workers= out'
+                    f"a worker has stopped. If it never started: {joint.name} must be importable, and a script that "
+                    'uses workers= must run under if __name__ == "__main__":. If it was killed, as for want of memory, '
+                    "take fewer workers, or leave workers= out"
                 ) from error
 
         yield SpreadKernel(kernel, spread)

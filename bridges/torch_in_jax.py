@@ -41,6 +41,9 @@ class Crossed(Potential):
         self.potential = potential
         self.schedule, self.event_shape, self.name = potential.schedule, potential.event_shape, potential.name
 
+    def parts(self) -> tuple[Potential, ...]:
+        return (self.potential,)
+
     @property
     def identity(self) -> Any:
         return type(self), self.potential.identity

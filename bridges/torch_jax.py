@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ppl_diffusion.arrays import Array, double
-from ppl_diffusion.potential import Mixture, Potential, Product
+from ppl_diffusion.potential import Composite, Potential
 from ppl_diffusion.tapestry import Tapestry
 
 from .torch_in_jax import Crossed, TorchInJax, in_callback
@@ -54,32 +54,22 @@ def crossings(potential: Potential) -> Iterator[TorchInJax]:
     """The torch potentials inside a JAX one."""
     if isinstance(potential, TorchInJax):
         yield potential
-    inside = potential.potentials if isinstance(potential, Tapestry) else potential.leaves()
-    for part in inside:
-        if part is not potential:
-            yield from crossings(part)
+    for part in potential.parts():
+        yield from crossings(part)
 
 
 def holds_jax(potential: Potential) -> bool:
     """Whether a torch potential computes with JAX somewhere inside."""
-    if isinstance(potential, Tapestry):
-        return any(holds_jax(window) for window in potential.potentials)
-    return any(
-        isinstance(leaf, JaxInTorch) or (leaf is not potential and holds_jax(leaf)) for leaf in potential.leaves()
-    )
+    return isinstance(potential, JaxInTorch) or any(holds_jax(part) for part in potential.parts())
 
 
 def _rebuilt(potential: Potential, crossed: dict[Potential, Potential]) -> Potential:
     """The same expression of JAX leaves, each of which crosses once, and those that are JAX inside not at all."""
-    if isinstance(potential, Product):
-        factors = [_rebuilt(factor, crossed) for factor in potential.factors]
-        return Product(factors, potential.exponents, log_scale=potential.log_scale)
-    if isinstance(potential, Mixture):
-        return Mixture([_rebuilt(component, crossed) for component in potential.components], potential.log_weights)
-    if isinstance(potential, Tapestry) and holds_jax(potential):
-        windows = [_rebuilt(window, crossed) for window in potential.potentials]
-        return Tapestry(windows, potential.event_shape, potential.windows, potential.weights, potential.name)
-    return crossed.setdefault(potential, to_jax(potential))
+    if isinstance(potential, Composite) and (holds_jax(potential) or not isinstance(potential, Tapestry)):
+        return potential.rebuilt(lambda part: _rebuilt(part, crossed))
+    if potential not in crossed:
+        crossed[potential] = potential.potential if isinstance(potential, JaxInTorch) else TorchInJax(potential)
+    return crossed[potential]
 
 
 @contextmanager

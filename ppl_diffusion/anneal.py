@@ -139,7 +139,8 @@ def anneal(
         record["energy_arrival"] = np.asarray(state.energy)
         state, moved = walker.move(state, steps, seed=next(host))
         record |= moved
-        record["nonfinite"] = np.nan_to_num(record["nonfinite"]) + ~np.isfinite(arrival.energy)
+        failed = ~np.isfinite(arrival.energy)
+        record["nonfinite"] = np.where(failed, np.nan_to_num(record["nonfinite"]) + 1, record["nonfinite"])
         record["gradient_calls"] = 1 + int(moved["gradient_calls"])
         record["energy"], positions = np.asarray(state.energy), state.positions
         rungs.append(record)

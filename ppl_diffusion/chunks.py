@@ -10,10 +10,11 @@ A device that runs out of memory is asked for half as much from then on, with a 
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any, cast
 
@@ -134,15 +135,43 @@ def precise(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    convolutions: Any = torch.backends.cudnn
-    asked = {"deterministic": convolutions.deterministic, "benchmark": convolutions.benchmark}
+    with _switches:
+        yield
+
+
+class _Switches:
+    """The switches of :func:`precise`, which belong to the process: the first thread in sets them, and the last one out
+    puts them back."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.undo = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.undo.enter_context(_reproducible(torch.backends.cudnn))
+                self.undo.enter_context(_unrounded(torch.backends.cudnn))
+            self.inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.undo.close()
+
+
+_switches = _Switches()
+
+
+@contextmanager
+def _reproducible(convolutions: Any) -> Iterator[None]:
+    before = {"deterministic": convolutions.deterministic, "benchmark": convolutions.benchmark}
     convolutions.deterministic, convolutions.benchmark = True, False
     try:
-        with _unrounded(convolutions):
-            yield
+        yield
     finally:
-        for switch, before in asked.items():
-            setattr(convolutions, switch, before)
+        for switch, value in before.items():
+            setattr(convolutions, switch, value)
 
 
 @contextmanager

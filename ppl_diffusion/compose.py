@@ -20,9 +20,9 @@ import jax
 import numpy as np
 
 from .arrays import Array, Backend, as_backend, as_numpy, check_backend, double
-from .potential import Mixture, Potential, Product
+from .density import Density
+from .potential import Composite, Potential, Product
 from .schedule import NoiseSchedule
-from .tapestry import Tapestry
 
 FAR = (1.0, 2.0, 4.0, 8.0)
 """Distances at which tails are probed, in units of three root-mean-square radii of noised unit data: from each
@@ -136,7 +136,7 @@ def observation(
 
 
 def check_quotient(
-    potential: Potential, *, levels: Sequence[int], positions: Any = None, level: int | None = None
+    potential: Density, *, levels: Sequence[int], positions: Any = None, level: int | None = None
 ) -> list[str]:
     """What can be known to be wrong with a quotient, in words; nothing for other potentials.
 
@@ -156,16 +156,9 @@ def check_quotient(
     Returns:
         Sentences, empty when nothing was found.
     """
-    if isinstance(potential, Mixture):
-        # A sum is normalisable where every component is; its chains belong to one component each.
-        each = [check_quotient(component, levels=levels) for component in potential.components]
-        return list(dict.fromkeys(note for notes in each for note in notes))
-    if isinstance(potential, Tapestry):
-        each = [check_quotient(window, levels=levels) for window in dict.fromkeys(potential.potentials)]
-        return list(dict.fromkeys(note for notes in each for note in notes))
-    if isinstance(potential, Product) and len(potential.factors) == 1 and potential.exponents[0] > 0:
-        return check_quotient(potential.factors[0], levels=levels)
-    if not isinstance(potential, Product) or not _divides(potential):
+    if not isinstance(potential, Product) or (len(potential.factors) == 1 and potential.exponents[0] > 0):
+        return _parts_checked(potential, levels=levels, positions=positions, level=level)
+    if not _divides(potential):
         return []
     rng = np.random.default_rng(0)
     notes: list[str] = []
@@ -192,13 +185,25 @@ def check_quotient(
     return notes
 
 
-def _divides(potential: Any) -> bool:
+def _parts_checked(potential: Density, *, levels: Sequence[int], positions: Any, level: Any) -> list[str]:
+    """What is wrong with the parts of a potential that is no quotient itself.
+
+    A sum is normalisable where every component is, and its chains belong to one component each; so do those of a
+    tapestry to its windows. Chains are handed on to what a potential merely carries.
+    """
+    parts, notes = potential.parts(), []
+    for part in parts:
+        carried = positions is not None and len(parts) == 1 and not isinstance(potential, Composite)
+        carried = carried and np.prod(part.event_shape) == np.prod(potential.event_shape)
+        chains = np.reshape(positions, (-1, *part.event_shape)) if carried else None
+        notes += check_quotient(part, levels=levels, positions=chains, level=level)
+    return list(dict.fromkeys(notes))
+
+
+def _divides(potential: Density) -> bool:
     """Whether it is a quotient, or is made of one."""
-    if isinstance(potential, Product):
-        return any(a < 0 for a in potential.exponents) or any(map(_divides, potential.factors))
-    if isinstance(potential, Mixture):
-        return any(map(_divides, potential.components))
-    return isinstance(potential, Tapestry) and any(map(_divides, potential.potentials))
+    divided = isinstance(potential, Product) and any(a < 0 for a in potential.exponents)
+    return divided or any(map(_divides, potential.parts()))
 
 
 def _outside(potential: Product, x: np.ndarray, level: Any) -> list[str]:

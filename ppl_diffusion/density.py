@@ -19,6 +19,9 @@ import torch
 from .arrays import Array, Backend, as_backend, as_numpy, cast_like, outside_inference_mode, weighted
 from .schedule import NoiseSchedule
 
+KEPT = 32
+"""Most compiled kernels and the like that a density keeps."""
+
 
 class Density(ABC):
     """An unnormalised density at every noise level of a schedule.
@@ -31,11 +34,11 @@ class Density(ABC):
         schedule: the noise levels that it is defined on.
         event_shape: shape of one point ``x``.
         name: what it is called in expressions and reports.
-        level_arrays: whether leaves of its kind take a level that is a tensor ``(1,)`` on their device, and are NaN
-            outside the schedule, so that nobody waits for its value.
+        level_arrays: whether it takes a level that is a tensor ``(1,)`` on its device, and is NaN outside the schedule,
+            so that an accelerator need not be waited for to learn the level's value.
     """
 
-    level_arrays = False
+    level_arrays: bool = False
     backend: Backend
     schedule: NoiseSchedule
     event_shape: tuple[int, ...]
@@ -164,18 +167,25 @@ class Density(ABC):
         """Equal for leaves that are the same density."""
         return self
 
-    def leaves(self) -> tuple[Density, ...]:
-        """The distinct densities that it is made of."""
+    def parts(self) -> tuple[Any, ...]:
+        """The distinct densities that it is directly made of, or carries into another library."""
+        return ()
+
+    def leaves(self) -> tuple[Any, ...]:
+        """The distinct densities whose energies its own is arithmetic of."""
         return (self,)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_memo"}
 
     def memo(self, key: Hashable, build: Callable[[], Any]) -> Any:
-        """What ``build()`` returned for ``key`` the first time: compiled code and the like, which is not pickled."""
+        """What ``build()`` returned for ``key`` the first time: compiled code and the like, which is not pickled. The
+        oldest of more than ``KEPT`` is forgotten."""
         cache = self.__dict__.setdefault("_memo", {})
         if key not in cache:
             cache[key] = build()
+            if len(cache) > KEPT:
+                del cache[next(iter(cache))]
         return cache[key]
 
     def evaluate_group(
@@ -272,4 +282,5 @@ def common_device(densities: Sequence[Density]) -> torch.device:
 def common_reference(leaves: Sequence[Density]) -> tuple[Any, Any]:
     """Mean and variance of the data of potentials that share them; those of unit data otherwise."""
     first = leaves[0].reference
-    return first if all(leaf.reference is first for leaf in leaves) else (0.0, 1.0)
+    agreed = all(np.array_equal(a, b) for leaf in leaves[1:] for a, b in zip(first, leaf.reference, strict=True))
+    return first if agreed else (0.0, 1.0)

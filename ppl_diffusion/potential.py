@@ -18,7 +18,8 @@ Source: Reduce, Reuse, Recycle: Compositional Generation with Energy-Based Diffu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 
 from .arrays import Array, Backend, logsumexp
-from .density import Density, common_reference
+from .density import Density, common_reference, evaluate, evaluate_energy
 from .schedule import NoiseSchedule
 
 
@@ -36,10 +37,6 @@ class Potential(Density):
 
     Subclasses are leaves, see :class:`~ppl_diffusion.density.Density`, or the composites of this module.
     """
-
-    def leaves(self) -> tuple[Potential, ...]:
-        """The distinct potentials that an expression is made of."""
-        return (self,)
 
     def __mul__(self, other: Any) -> Potential:
         if isinstance(other, Potential):
@@ -65,7 +62,37 @@ class Potential(Density):
         return mixture([self, other], log_weights=[0.0, 0.0])
 
 
-class Product(Potential):
+class Composite(Potential):
+    """A potential that is made of others: its energy is arithmetic of those of its leaves."""
+
+    @abstractmethod
+    def parts(self) -> tuple[Potential, ...]:
+        """The distinct potentials that it is directly made of."""
+
+    @abstractmethod
+    def rebuilt(self, replace: Callable[[Potential], Potential]) -> Potential:
+        """The same expression of ``replace(part)`` in the place of each part."""
+
+    def leaves(self) -> tuple[Potential, ...]:
+        return tuple(dict.fromkeys(leaf for part in self.parts() for leaf in part.leaves()))
+
+    @property
+    def level_arrays(self) -> bool:  # type: ignore[override]
+        """Whether all of its parts take a level as a tensor."""
+        return all(part.level_arrays for part in self.parts())
+
+    @property
+    def reference(self) -> tuple[Any, Any]:
+        return common_reference(self.leaves())
+
+    def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
+        return self._combine_with_gradient(evaluate(self.leaves(), x, level), x)
+
+    def _evaluate_energy(self, x: Array, level: Any) -> Array:
+        return self._combine(evaluate_energy(self.leaves(), x, level))[0]
+
+
+class Product(Composite):
     """``c * p_1 ** a_1 * p_2 ** a_2 * ...``: what ``*``, ``/``, ``**`` and scalar factors build.
 
     Factors that are products themselves are multiplied out, equal factors are collected, and factors
@@ -102,12 +129,11 @@ class Product(Potential):
     def exponent(self) -> Any:
         return sum(a * factor.exponent for factor, a in zip(self.factors, self.exponents, strict=True))
 
-    def leaves(self) -> tuple[Potential, ...]:
-        return _distinct(self.factors)
+    def parts(self) -> tuple[Potential, ...]:
+        return self.factors
 
-    @property
-    def reference(self) -> tuple[Any, Any]:
-        return common_reference(self.leaves())
+    def rebuilt(self, replace: Callable[[Potential], Potential]) -> Product:
+        return Product([replace(factor) for factor in self.factors], self.exponents, log_scale=self.log_scale)
 
     def _combine(self, energies: Mapping[Density, Array]) -> tuple[Array, dict[Density, Any]]:
         energy: Any = -self.log_scale
@@ -119,14 +145,8 @@ class Product(Potential):
                 weights[leaf] = weights.get(leaf, 0.0) + a * slope
         return energy, weights
 
-    def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
-        return self.value_and_grad(x, level=level)
 
-    def _evaluate_energy(self, x: Array, level: Any) -> Array:
-        return self.energy(x, level=level)
-
-
-class Mixture(Potential):
+class Mixture(Composite):
     """``sum_i w_i p_i`` of unnormalised densities: what ``+`` and :func:`mixture` build.
 
     Attributes:
@@ -153,12 +173,11 @@ class Mixture(Potential):
             )
         return self.components[0].exponent
 
-    def leaves(self) -> tuple[Potential, ...]:
-        return _distinct(self.components)
+    def parts(self) -> tuple[Potential, ...]:
+        return tuple(dict.fromkeys(self.components))
 
-    @property
-    def reference(self) -> tuple[Any, Any]:
-        return common_reference(self.leaves())
+    def rebuilt(self, replace: Callable[[Potential], Potential]) -> Mixture:
+        return Mixture([replace(component) for component in self.components], self.log_weights)
 
     def _combine(self, energies: Mapping[Density, Array]) -> tuple[Array, dict[Density, Any]]:
         pairs = [component._combine(energies) for component in self.components]
@@ -171,12 +190,6 @@ class Mixture(Potential):
             for leaf, slope in slopes.items():
                 weights[leaf] = weights.get(leaf, 0.0) + share * slope
         return -total, weights
-
-    def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
-        return self.value_and_grad(x, level=level)
-
-    def _evaluate_energy(self, x: Array, level: Any) -> Array:
-        return self.energy(x, level=level)
 
 
 def product(potentials: Sequence[Potential]) -> Product:
@@ -266,10 +279,6 @@ def common_ground(potentials: Sequence[Potential]) -> tuple[Backend, NoiseSchedu
 def _share(composite: Potential, potentials: Sequence[Potential]) -> None:
     """Give a composite the backend, schedule and event shape that its parts must have in common."""
     composite.backend, composite.schedule, composite.event_shape = common_ground(potentials)
-
-
-def _distinct(potentials: Sequence[Potential]) -> tuple[Potential, ...]:
-    return tuple(dict.fromkeys(leaf for potential in potentials for leaf in potential.leaves()))
 
 
 def _log_positive(scale: Any) -> float:

@@ -173,8 +173,9 @@ class Ladder:
         Raises:
             ValueError: fewer than two rungs, or more rungs than levels.
         """
-        if not isinstance(rungs, (int, np.integer)) or not 2 <= rungs <= len(schedule):
-            raise ValueError(f"rungs must be 2 to {len(schedule)} (the levels of this schedule), got {rungs}")
+        least = min(2, len(schedule))
+        if not isinstance(rungs, (int, np.integer)) or not least <= rungs <= len(schedule):
+            raise ValueError(f"rungs must be {least} to {len(schedule)} (the levels of this schedule), got {rungs}")
         levels = np.rint(np.linspace(len(schedule) - 1, 0, rungs)).astype(int)
         return cls(levels=tuple(levels), steps=steps)
 
@@ -212,4 +213,6 @@ def _look_up(table: tuple[float, ...], level: Any) -> Any:
         return table[level]
     if isinstance(level, torch.Tensor):
         return constant(table, level.device)[level]
+    if isinstance(level, np.ndarray) and np.any((level < 0) | (level >= len(table))):
+        raise ValueError(f"levels {level.tolist()} are not all inside this schedule: use 0 to {len(table) - 1}")
     return array_namespace(level).asarray(np.array(table))[level]

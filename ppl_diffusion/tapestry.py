@@ -14,7 +14,7 @@ Source: Reduce, Reuse, Recycle (Du et al., 2023), section 5.3, https://arxiv.org
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from operator import index
 from typing import Any
@@ -26,10 +26,10 @@ from torch.nn import functional as F
 
 from .arrays import Array
 from .density import Density, common_device, common_reference, energy_of_each, evaluate_each
-from .potential import Potential, common_ground
+from .potential import Composite, Potential, common_ground
 
 
-class Tapestry(Potential):
+class Tapestry(Composite):
     """Windows of a canvas, each with a potential; built by :func:`tapestry`.
 
     Attributes:
@@ -49,6 +49,17 @@ class Tapestry(Potential):
         self.backend, self.schedule, self.window_shape = common_ground(potentials)
         self.potentials, self.windows, self.weights = tuple(potentials), tuple(windows), tuple(weights)
         self.event_shape, self.name = tuple(canvas_shape), name
+
+    def parts(self) -> tuple[Potential, ...]:
+        return tuple(dict.fromkeys(self.potentials))
+
+    def rebuilt(self, replace: Callable[[Potential], Potential]) -> Tapestry:
+        windows = [replace(potential) for potential in self.potentials]
+        return Tapestry(windows, self.event_shape, self.windows, self.weights, self.name)
+
+    def leaves(self) -> tuple[Potential, ...]:
+        """Itself: the leaves of its windows are asked about other points than it is."""
+        return (self,)
 
     @property
     def device(self) -> torch.device:

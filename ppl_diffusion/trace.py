@@ -22,7 +22,7 @@ import xarray as xr
 FORMAT = "ppl-diffusion trace 1"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Trace:
     """The result of annealed sampling.
 

@@ -135,6 +135,8 @@ def _read(path: Any, *, tensors: bool = True) -> tuple[dict[str, str], dict[str,
     except (SafetensorError, OSError) as error:
         reason = _first_line(error)
         raise ValueError(f"{path} is not a weight file, or it is damaged ({reason}): get it again") from error
+    if header.get("format") == FORMAT and "step" in header and "schedule" not in header:
+        raise ValueError(f"{path} is a checkpoint of a training that has not ended: run the same training to its end")
     if header.get("format") != FORMAT or "schedule" not in header:
         raise ValueError(f"{path} was not written by ppl-diffusion: use a file written by save_weights(model, path)")
     return header, values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import warnings
 from copy import deepcopy
@@ -10,13 +11,15 @@ import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyro
 import pytest
 import torch
 from scipy import stats
 
 from bridges.arviz import diagnose
 from bridges.blackjax import HMC, MALA, NUTS, UHMC, ULA, from_blackjax
-from bridges.torch_jax import to_torch
+from bridges.pyro import DiffusionPrior, JointPotential
+from bridges.torch_jax import to_jax, to_torch
 from ppl_diffusion import (
     Adaptive,
     EnergyFunction,
@@ -212,6 +215,26 @@ def test_energies_that_are_not_finite_are_refused_and_counted(name, value):
     assert np.all(np.isfinite(trace.sample_stats.lp))
 
 
+@pytest.mark.filterwarnings("ignore:1 of 40 chains end")
+def test_what_a_kernel_does_not_count_is_not_zero():
+    """BlackJAX's MALA tells of no failures: unknown, but for chains that arrived where there is none to know."""
+    kernel = from_blackjax(blackjax.mala.build_kernel, blackjax.mala.init, step_size=0.01)
+    start = np.zeros((40, 2))
+    start[7, 0] = 1.0
+    trace = walk(half_broken(np.inf), kernel, init=start, chains=40)
+    failures = trace.stats.nonfinite.to_numpy()
+    assert np.all(failures[:, 7] == 1)
+    assert np.all(np.isnan(np.delete(failures, 7, axis=1)))
+    assert any("not finite and were refused" in words for words in diagnose(trace).warnings)
+
+
+def test_traces_are_told_apart_by_identity():
+    trace = walk(half_broken(np.inf), HMC(step=0.1), init=np.zeros((4, 2)), chains=4)
+    again = dataclasses.replace(trace)
+    assert trace != again
+    assert len({trace, again, trace}) == 2
+
+
 def walled(x, level, wall=0.0):
     return jnp.where(x[..., 0] > wall, 0.5 * (x**2).sum(-1), jnp.inf)
 
@@ -390,6 +413,23 @@ def test_tails_are_checked_without_sampling():
     assert check_quotient(bad + PLANAR["bar"], levels=(50,)) == check_quotient(bad, levels=(50,))
     assert "not normalisable" in check_quotient(PLANAR["bar"] ** 0.001 * (bad + PLANAR["bar"]), levels=(50,))[0]
     assert check_quotient(PLANAR["bar"] * (PLANAR["ring"] + PLANAR["bar"]), levels=(50,)) == []
+
+
+@pytest.mark.filterwarnings("ignore:the start density")
+def test_a_quotient_is_looked_at_through_every_door():
+    """Carried into the other library, or as the prior of a Pyro model: tails, and chains that have left."""
+    steep = guidance(PLANAR["ring"], PLANAR["bar"], scale=3.0)
+    far = np.full((20, 2), 30.0)
+
+    def model():
+        pyro.sample("x", DiffusionPrior(steep))
+
+    expected = check_quotient(steep, levels=(50, 1, 0), positions=far, level=50)
+    assert ["not normalisable" in expected[0], "left the support of ring" in expected[1]] == [True, True]
+    for door in (to_jax(steep), to_jax(to_jax(steep) ** 1.0), JointPotential(model, likelihood="widened")):
+        assert check_quotient(door, levels=(50, 1, 0), positions=far, level=50) == expected
+    with pytest.warns(SamplingWarning, match="not normalisable"):
+        anneal(to_jax(steep), HMC(), ladder=Ladder((99, 50, 1), steps=1), chains=4, seed=0)
 
 
 REFUSED = {

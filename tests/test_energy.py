@@ -27,8 +27,9 @@ from ppl_diffusion import (
 )
 from ppl_diffusion.chunks import precise
 from ppl_diffusion.condition import Classes, ConditionWarning, Positions, dump, parse
+from ppl_diffusion.density import evaluate_each
 from ppl_diffusion.energy import Form, noise_potential
-from ppl_diffusion.networks import EnergyMLP, EnergyUNet, build_network
+from ppl_diffusion.networks import EnergyMLP, EnergyUNet, LevelEmbedding, build_network
 from ppl_diffusion.objective import denoising_loss
 from ppl_diffusion.planar import NAMES, exact
 from ppl_diffusion.zoo import cards, names
@@ -250,6 +251,37 @@ def test_a_level_that_is_a_tensor_is_nan_outside_the_schedule():
             assert torch.equal(gradient, expected[1])
 
 
+def test_expressions_of_networks_take_a_level_that_is_a_tensor():
+    """As far as all of their leaves do, wherever in the expression they stand."""
+    model, x = pictures(), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    one, two = model.given(x=0.25, y=0.75), model.given(x=0.5, y=0.5)
+    expressions = [one * two, conjunction([one, two], model), mixture([one, two * model]), 2.0 * one]
+    expressions += [tapestry([one, two], (3, 8, 8), [(0, 0), (0, 0)])]
+    for target in expressions:
+        assert target.level_arrays
+        ((energy, gradient),) = evaluate_each([target], [x], torch.tensor([3]))
+        expected = target.value_and_grad(x, level=3)
+        assert torch.equal(energy, expected[0])
+        assert torch.equal(gradient, expected[1])
+    plain = EnergyFunction(
+        lambda x, level: (x**2).sum((1, 2, 3)), schedule=model.schedule, event_shape=(3, 8, 8), backend="torch"
+    )
+    assert not (plain * one).level_arrays
+
+
+def test_threads_share_the_switches_of_exact_convolutions():
+    """The first in sets them, the last out puts them back."""
+    switches, cuda = torch.backends.cudnn, torch.device("cuda")
+    before = switches.deterministic
+    first, second = precise(cuda), precise(cuda)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert switches.deterministic
+    second.__exit__(None, None, None)
+    assert switches.deterministic == before
+
+
 def test_a_condition_belongs_to_the_network_that_gets_it():
     """One that changes what it was given does so for itself."""
 
@@ -277,11 +309,24 @@ def test_torch_compiles_what_calls_a_model():
     assert torch.equal(compiled(x), model.value_and_grad(x, level=4)[1])
 
 
-def test_networks_are_smooth_in_the_noise_level():
-    """Weights between rungs need energies that agree between levels: no table, no jump."""
-    model = mlp()
-    energies = torch.stack([model.energy(points(), level=level) * SCHEDULE.sigma(level) for level in range(20)])
-    assert (energies.diff(dim=0).abs().max() < 5.0).all()
+class Table(torch.nn.Module):
+    """The wrong twin of an embedding of levels: a row for each whole log-SNR, and nothing in between."""
+
+    def __init__(self, width, *, classes):
+        super().__init__()
+        self.rows = torch.nn.Embedding(40, width)
+
+    def forward(self, log_snr, label):
+        return self.rows((log_snr + 20).long())
+
+
+@pytest.mark.parametrize("embedding", [LevelEmbedding, Table])
+def test_features_of_the_noise_level_are_smooth(embedding):
+    """Weights between rungs need energies that agree between levels: finer steps of the log-SNR, smaller jumps."""
+    torch.manual_seed(0)
+    features = embedding(32, classes=0)
+    jumps = [features(torch.linspace(-10, 10, n), None).diff(dim=0).norm(dim=1).max() for n in (500, 5000)]
+    assert (jumps[1] < jumps[0] / 5) == (embedding is LevelEmbedding)
 
 
 def test_a_unet_takes_images_with_and_without_a_channel_axis():

@@ -7,7 +7,7 @@ import pytest
 from checks import LogQuadratics, moment_errors
 
 from bridges.blackjax import HMC, MALA, NUTS
-from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, anneal, mixture
+from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, anneal, mixture, proposals
 
 SCHEDULE = NoiseSchedule.cosine(100)
 LADDER = Ladder.spaced(SCHEDULE, rungs=25)
@@ -110,6 +110,15 @@ def test_weights_restore_the_shares_of_separate_modes_and_the_normaliser(reverse
     assert found.std(0)[0] < 0.1, "the populations agree with each other"
     if plain:
         assert abs(np.mean(plain)) > 0.1, "without weights the shares are wrong: the check has power"
+
+
+def test_a_reverse_step_whose_density_is_left_out_is_noticed(monkeypatch):
+    """The wrong twin: weights of the change of density alone, where chains have been proposed anew."""
+    potential, exact = two_modes()
+    own = proposals.reverse_step
+    monkeypatch.setattr(proposals, "reverse_step", lambda *args, **named: (own(*args, **named)[0], 0.0))
+    trace = anneal(potential, HMC(), ladder=PARTING, chains=CHAINS, seed=0, resample=0.5, reverse_step=True)
+    assert abs(trace.log_normaliser - exact.moments()[2]) > 10
 
 
 @pytest.mark.parametrize("target", ["product_2d", "mixture_3d", "quotient_2d", "product_16d"])

@@ -68,6 +68,7 @@ def test_schedules_are_equal_by_their_tables():
         (lambda: NoiseSchedule.cosine(0), "whole number"),
         (lambda: NoiseSchedule.edm(10, sigma_min=3, sigma_max=1), "sigma_min < sigma_max"),
         (lambda: NoiseSchedule.cosine(10).sigma(10), "use 0 .cleanest. to 9"),
+        (lambda: NoiseSchedule.cosine(10).sigma(np.array([3, -1])), "not all inside this schedule"),
         (lambda: NoiseSchedule.cosine(10).forward(5, 5), "clean < noisy"),
         (lambda: Ladder(levels=(1, 2)), "must decrease"),
         (lambda: Ladder(levels=()), "must decrease"),
@@ -87,3 +88,4 @@ def test_ladders(schedule):
     spaced = Ladder.spaced(schedule, rungs=20, steps=5)
     assert (len(spaced), spaced.levels[0], spaced.levels[-1]) == (20, 99, 0)
     assert Ladder(levels=(40, 20, 0), steps=(3, 2, 1)).steps_per_rung == (3, 2, 1)
+    assert Ladder.spaced(NoiseSchedule.cosine(1), rungs=1, steps=4) == Ladder(levels=(0,), steps=4)

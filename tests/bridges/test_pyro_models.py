@@ -569,6 +569,7 @@ def test_chains_start_from_values_by_name():
         ({"x": init["x"]}, "give the latent sites, x, scale, share"),
         (init | {"scale": -init["scale"]}, "does not fit model"),
         (init | {"x": init["x"][:, :1]}, "does not fit model"),
+        (init | {"x": init["x"][:1]}, r"different numbers of chains \(x 1, scale 4, share 4\)"),
         ({name: value[:2] for name, value in init.items()}, r"init has shape \(2, 5\)"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -695,4 +696,33 @@ def test_missing_values_are_named_and_not_blamed_on_the_start():
         pyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=torch.tensor([0.5, torch.nan]))
 
     with pytest.warns(SamplingWarning, match="not finite for any chain"):
+        anneal_model(model, **QUICK)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_refreshed_sites_stay_where_the_density_is_finite(value):
+    """A density of plus infinity is no place to go, and a chain that has come from one that is no number tells so."""
+
+    def model():
+        pyro.sample("x", DiffusionPrior(PRIOR))
+        s = pyro.sample("s", dist.Normal(0.0, 1.0))
+        pyro.factor("edge", torch.where(s > 0.5, value, 0.0 * s))
+
+    joint = JointPotential(model, likelihood="widened")
+    begun = np.zeros((400, 3))
+    begun[::2, 2] = 1.0
+    moved, change = joint.refresh(begun, 5, rng=np.random.default_rng(0))
+    assert np.all(moved[1::2, 2] <= 0.5)
+    assert np.all(np.isfinite(change[1::2]))
+    back = moved[::2, 2] <= 0.5
+    assert 0 < back.mean() < 1
+    assert np.all(change[::2] == np.where(back, -np.inf, 0.0))
+
+
+def test_a_model_that_fails_says_why_itself():
+    def model():
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        pyro.sample("y", dist.Normal(x @ torch.ones(3), 1.0), obs=torch.tensor(0.0))
+
+    with pytest.raises(RuntimeError, match=r"size mismatch|inconsistent tensor size"):
         anneal_model(model, **QUICK)
