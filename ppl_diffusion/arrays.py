@@ -53,7 +53,7 @@ def outside_inference_mode() -> Iterator[None]:
 
 
 @contextmanager
-def on_the_processor() -> Iterator[None]:
+def on_cpu() -> Iterator[None]:
     """Where new tensors are on the processor although ``torch.set_default_device`` has said otherwise."""
     if torch.get_default_device().type == "cpu":
         yield

@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .arrays import Array, constant, on_the_processor
+from .arrays import Array, constant, on_cpu
 from .chunks import Chunks
 from .condition import Classes, Conditions, Token, stacked
 from .density import Density
@@ -185,7 +185,7 @@ class EnergyModel(Potential):
     def _chains(self, x: Array) -> Any:
         return x.shape[: x.ndim - len(self.event_shape)]
 
-    @on_the_processor()
+    @on_cpu()
     def tune(self, points: int, *, level: int | None = None) -> dict[int, float]:
         """Find out in how many points at once the network is evaluated fastest on its device, and keep to it.
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .arrays import on_the_processor
+from .arrays import on_cpu
 from .convolution import Convolution, TransposedConvolution
 
 HEAD = 0.1
@@ -177,7 +177,7 @@ class _Block(nn.Module):
         return x + self.second(F.silu(h * (1 + scale) + shift))
 
 
-@on_the_processor()
+@on_cpu()
 def build_network(kind: str, *, seed: int = 0, **options: Any) -> nn.Module:
     """The network of a description as it stands in weight files: "mlp" or "unet", with its arguments.
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .arrays import on_the_processor, usable
+from .arrays import on_cpu, usable
 from .condition import Conditions
 from .config import Config, load_config
 from .data import Data, image_data, planar_data
@@ -62,7 +62,7 @@ class _Run:
     step: int = 0
 
 
-@on_the_processor()
+@on_cpu()
 def train(
     config: Config,
     *,

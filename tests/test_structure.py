@@ -66,7 +66,7 @@ def test_imports_run_one_way(path):
         assert rooms & set(ORDER) <= allowed, f"{path.stem} imports {sorted(rooms & set(ORDER) - allowed)}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "bridges").glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "bridges").rglob("*.py")), ids=lambda p: f"{p.parent.stem}.{p.stem}")
 def test_bridges_know_neither_the_command_line_nor_benchmarks(path):
     assert not any(n.startswith(("benchmarks", "ppl_diffusion.cli")) for n in imported(path))
 

@@ -17,11 +17,11 @@ from pyro.infer.autoguide import AutoNormal
 from scipy import stats
 
 import bridges.blackjax as blackjax_bridge
-from bridges import pyro_walker
+import bridges.pyro.walker as pyro_walker
 from bridges.arviz import diagnose, to_inference_data
 from bridges.pyro import HMC, NUTS, DiffusionPrior, JointPotential, anneal_model, at_level, from_model
-from bridges.pyro_path import Seen, on_the_path, stand_in
-from bridges.pyro_walker import PyroWalker
+from bridges.pyro.likelihood import Seen, on_the_path, stand_in
+from bridges.pyro.walker import PyroWalker
 from ppl_diffusion import Adaptive, EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, Trace, anneal, load
 
 SCHEDULE = NoiseSchedule.cosine(100)
@@ -269,7 +269,7 @@ def test_the_path_is_exact_for_gaussian_data_and_a_linear_model(blur, level, pri
     assert (joint._widenings(level)["y"].basis is None) == pixels
     if not pixels:  # the wrong twin: every value's own variance
         twin = JointPotential(model, likelihood="widened")
-        twin.seen = {"y": Seen()}
+        twin.observations.seen = {"y": Seen()}
         found = twin.energy(flat, level=level)
         assert not torch.allclose(found - found[0], exact - exact[0], rtol=1e-5, atol=1e-5)
 
@@ -287,7 +287,7 @@ def test_sites_are_widened_by_what_they_see():
         pyro.sample("some", dist.Normal(x, noise).mask(torch.tensor([True, False, True])), obs=torch.zeros(3))
 
     before = torch.get_rng_state()
-    once, twice = (JointPotential(model, (views,), likelihood="widened").seen for views in (1, 2))
+    once, twice = (JointPotential(model, (views,), likelihood="widened").observations.seen for views in (1, 2))
     assert torch.equal(before, torch.get_rng_state())
     for found, values in ((once, 8), (twice, 11)):
         variances = {name: site.widening(torch.ones(3, dtype=torch.float64)).variances for name, site in found.items()}
@@ -295,7 +295,7 @@ def test_sites_are_widened_by_what_they_see():
         assert variances["apart"] == 0
         assert found["some"].slope is None, "masked"
         assert variances["some"] == variances["loud"] == pytest.approx(values / 3)
-    assert JointPotential(model, likelihood="tempered").seen == {}
+    assert JointPotential(model, likelihood="tempered").observations.seen == {}
 
 
 @pytest.mark.parametrize("wrong", [False, True])
@@ -635,7 +635,7 @@ def test_a_potential_is_a_factor_of_a_model():
 
 
 def test_prior_predictive_draws_by_annealing(monkeypatch):
-    monkeypatch.setattr("bridges.pyro_prior.DRAW", {"rungs": 6, "steps": 2})
+    monkeypatch.setattr("bridges.pyro.prior.DRAW", {"rungs": 6, "steps": 2})
     pyro.set_rng_seed(0)
     drawn = Predictive(unknown_noise, num_samples=3)(None)
     assert drawn["x"].shape == (3, 3)
@@ -672,7 +672,7 @@ def test_gradients_flow_to_a_variational_guide(monkeypatch):
         x = pyro.sample("x", DiffusionPrior(gauss))
         pyro.sample("y", dist.Normal(x, 0.4).to_event(1), obs=torch.tensor([1.0, 0.0]))
 
-    monkeypatch.setattr("bridges.pyro_prior.DRAW", {"rungs": 3, "steps": 1})
+    monkeypatch.setattr("bridges.pyro.prior.DRAW", {"rungs": 3, "steps": 1})
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     guide = AutoNormal(model)

@@ -16,7 +16,7 @@ from scipy.special import betaln
 import bridges.blackjax as batched
 from bridges.arviz import diagnose, to_inference_data
 from bridges.pyro import HMC, NUTS, DiffusionPrior, JointPotential, anneal_model, from_model
-from bridges.pyro_coordinates import LogOdds
+from bridges.pyro.coordinates import LogOdds
 from bridges.torch_jax import to_jax
 from ppl_diffusion import (
     EnergyFunction,

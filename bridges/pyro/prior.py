@@ -17,8 +17,8 @@ from ppl_diffusion.anneal import anneal
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.schedule import Ladder
 
-from .blackjax import HMC
-from .torch_jax import to_torch
+from ..blackjax import HMC
+from ..torch_jax import to_torch
 
 DRAW = {"rungs": 50, "steps": 5}
 """The ladder by which ``DiffusionPrior.sample`` draws."""

@@ -2,8 +2,8 @@
 
 At noise level ``k`` the model is asked about ``x_k``: its prior is the potential at that level, its other
 latent sites keep their own priors (in unconstrained coordinates, with the Jacobian), and its observed sites are
-asked as ``bridges.pyro_path`` says. At level 0 that is the exact joint density of the raw ``x``; the levels above are
-a path to it.
+asked as ``bridges.pyro.likelihood`` says. At level 0 that is the exact joint density of the raw ``x``; the levels
+above are a path to it.
 
 Everything but the prior is batched over chains by ``torch.func.vmap`` of the model itself, which sees values
 of torch's default dtype and runs on the CPU, wherever the networks of its priors are; energies are summed in float64.
@@ -17,16 +17,15 @@ from typing import Any, get_args
 import numpy as np
 import pyro
 import torch
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from ppl_diffusion.potential import Potential
 
-from .pyro_coordinates import log_density, log_prior, unconstrained
-from .pyro_flat import FlatModel
-from .pyro_path import Likelihood, Seen, Widening, left_over, on_the_path, seen, stand_in, widenings_at
-from .pyro_sites import Site, check_priors, check_randomness, sample_sites
-from .torch_jax import holds_jax
+from ..torch_jax import holds_jax
+from .coordinates import log_prior, unconstrained
+from .flat import FlatModel
+from .likelihood import Likelihood, ObservedSites, Seen, Widening, seen, stand_in
+from .sites import Site, check_priors, check_randomness, sample_sites
 
 REFRESHMENTS = 8
 """Metropolis steps of other latent sites on arrival at a level."""
@@ -86,7 +85,8 @@ class JointPotential(FlatModel, Potential):
         drawn, _ = self.start(len(self.schedule) - 1, chains=PROBES, rng=np.random.default_rng(0))
         point = torch.from_numpy(drawn[0])
         check_randomness(lambda: self._nodes(point, {s.name: s.of(point) for s in self._priors()}), self.name)
-        self.seen = self._seen(drawn) if likelihood == "widened" else {}
+        sources = [(site.prior.potential, site.shape) for site in self._priors()]  # type: ignore[union-attr]
+        self.observations = ObservedSites(sources, likelihood, self._seen(drawn) if likelihood == "widened" else {})
 
     def parts(self) -> tuple[Potential, ...]:
         return tuple(dict.fromkeys(self.priors))
@@ -219,7 +219,7 @@ class JointPotential(FlatModel, Potential):
 
     def _rest(self, flat: Tensor, clean: Mapping[str, Tensor], level: int) -> Tensor:
         """Minus the log-density of everything but the diffusion priors, ``(chains,)``."""
-        widenings = widenings_at(self, level, self._widenings)
+        widenings = self.observations.widenings(level)
 
         def one(point: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
             return -self._log_rest(point, seen, level, widenings)
@@ -240,12 +240,6 @@ class JointPotential(FlatModel, Potential):
             rows = ({name: value[i] for name, value in clean.items()} for i in range(len(flat)))
             return torch.stack([one(point, row) for point, row in zip(flat, rows, strict=True)])
 
-    def _widenings(self, level: int) -> dict[str, Widening]:
-        """Of the observed sites at a level."""
-        left = [np.broadcast_to(left_over(site.prior.potential, level), site.shape).ravel() for site in self._priors()]  # type: ignore[union-attr]
-        variances = torch.from_numpy(np.concatenate(left))
-        return {name: site.widening(variances) for name, site in self.seen.items()}
-
     def _log_rest(
         self, point: Tensor, seen: Mapping[str, Tensor], level: int, widenings: Mapping[str, Widening]
     ) -> Tensor:
@@ -257,10 +251,7 @@ class JointPotential(FlatModel, Potential):
             if not node["is_observed"]:
                 total = total + log_prior(node, handler)
                 continue
-            widening = widenings.get(name, Widening())
-            fn, exponent = on_the_path(node["fn"], self.priors, level, self.likelihood, widening=widening)
-            log_p = scale_and_mask(log_density(fn, node["value"]), node["scale"], node["mask"]).sum()
-            total = total + exponent * log_p
+            total = total + self.observations.log_density(name, node, level, widenings)
         return total
 
 

@@ -1,7 +1,7 @@
 """A Pyro model with its arguments, run at points of one flat vector of its latent sites.
 
 Diffusion priors stand in the vector as they are, other latent sites in unconstrained coordinates. What the density of
-such a point is along a ladder is ``bridges.pyro_model``'s affair.
+such a point is along a ladder is ``bridges.pyro.joint``'s affair.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from .pyro_coordinates import Given, native, unconstrained
-from .pyro_path import by_row
-from .pyro_sites import Site, layout_of
+from .coordinates import Given, native, unconstrained
+from .likelihood import by_row
+from .sites import Site, layout_of
 
 
 class FlatModel:

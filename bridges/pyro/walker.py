@@ -24,12 +24,12 @@ import torch
 from pyro.ops.welford import WelfordCovariance
 from torch import Tensor
 
-from ppl_diffusion.arrays import on_the_processor
+from ppl_diffusion.arrays import on_cpu
 from ppl_diffusion.kernel import State, SteppedKernel
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.step import as_policy
 
-from .torch_jax import to_torch
+from ..torch_jax import to_torch
 
 SITE = "x"
 
@@ -152,7 +152,7 @@ class PyroWalker:
     def freeze(self, state: State) -> State:
         return state._replace(step=self.policy.freeze(state.step))
 
-    @on_the_processor()
+    @on_cpu()
     @torch.enable_grad()
     def step_chains(self, tasks: Sequence[Task]) -> list[Moved]:
         """Chains one after the other, in this process."""
@@ -204,7 +204,7 @@ class PyroWalker:
             return torch.inf + 0 * params[SITE].sum()
         return energy
 
-    @on_the_processor()
+    @on_cpu()
     @torch.enable_grad()
     def _build(self) -> Any:
         """A Pyro kernel that adapts nothing, set up without evaluating the network."""

@@ -24,7 +24,7 @@ from torch.nn.functional import logsigmoid, pad
 
 from ppl_diffusion.arrays import double
 
-from .pyro_prior import prior_of, rewrapped, unwrapped
+from .prior import prior_of, rewrapped, unwrapped
 
 BOUNDED = (dist.Beta, dist.Dirichlet)
 

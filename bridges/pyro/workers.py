@@ -22,8 +22,8 @@ import torch
 
 from ppl_diffusion.potential import Potential
 
-from .pyro_model import JointPotential
-from .pyro_walker import Moved, PyroWalker, Spread, Task
+from .joint import JointPotential
+from .walker import Moved, PyroWalker, Spread, Task
 
 _walker: PyroWalker | None = None
 """In a worker: what it walks with."""

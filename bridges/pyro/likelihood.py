@@ -38,11 +38,13 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from ppl_diffusion.potential import Potential
 
-from .pyro_prior import rewrapped, unwrapped
+from .coordinates import log_density
+from .prior import rewrapped, unwrapped
 
 Likelihood = Literal["widened", "tempered", "rescaled", "tweedie"]
 
@@ -174,17 +176,6 @@ def by_row(function: Callable[[Tensor], dict[Any, Tensor]], points: Tensor) -> d
             return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def widenings_at(
-    potential: Potential, level: int, measure: Callable[[int], dict[str, Widening]]
-) -> dict[str, Widening]:
-    """What ``measure(level)`` said; the last level's is kept, since those of all may be large."""
-    kept: dict[int, dict[str, Widening]] = potential.memo("widenings", dict)
-    if level not in kept:
-        kept.clear()
-        kept[level] = measure(level)
-    return kept[level]
-
-
 def _of_one_scale(node: Any) -> bool:
     fn, inner = node["fn"], unwrapped(node["fn"])
     plain = isinstance(inner, dist.Normal) and not isinstance(fn, dist.MaskedDistribution) and node["mask"] is None
@@ -212,6 +203,37 @@ def on_the_path(
     if likelihood == "widened" and isinstance(unwrapped(fn), LOCATED):
         return rewrapped(fn, lambda inner: _widened(inner, widening.variances)), 1.0
     return fn, min(prior.schedule.alpha(level) for prior in priors) ** 2
+
+
+class ObservedSites:
+    """The observed sites of a model along a ladder.
+
+    Args:
+        sources: the potentials that ``x`` comes from, each with the shape of its site.
+        likelihood: the path.
+        seen: what located sites see of ``x``, by name; empty unless they are widened.
+    """
+
+    def __init__(
+        self, sources: Sequence[tuple[Potential, Sequence[int]]], likelihood: Likelihood, seen: Mapping[str, Seen]
+    ) -> None:
+        self.sources, self.likelihood, self.seen = tuple(sources), likelihood, seen
+        self._last: tuple[int, dict[str, Widening]] | None = None
+
+    def widenings(self, level: int) -> dict[str, Widening]:
+        """By what each site is widened at a level. Those of the last level are kept, those of all may be large."""
+        if self._last is None or self._last[0] != level:
+            left = [np.broadcast_to(left_over(prior, level), shape).ravel() for prior, shape in self.sources]
+            variances = torch.from_numpy(np.concatenate(left))
+            self._last = level, {name: site.widening(variances) for name, site in self.seen.items()}
+        return self._last[1]
+
+    def log_density(self, name: str, node: Any, level: int, widenings: Mapping[str, Widening]) -> Tensor:
+        """Of one site of a trace of the model at a level: a scalar, as Pyro scales and masks it."""
+        priors, widening = [prior for prior, _ in self.sources], widenings.get(name, Widening())
+        fn, power = on_the_path(node["fn"], priors, level, self.likelihood, widening=widening)
+        log_p = scale_and_mask(log_density(fn, node["value"]), node["scale"], node["mask"]).sum()
+        return power * log_p
 
 
 class _Correlated(NamedTuple):

@@ -1,109 +1,28 @@
-"""Diffusion models as priors in Pyro models, annealed with Pyro's or BlackJAX's kernels.
-
-    prior = load("digits")
-
-    def model(y):
-        x = pyro.sample("x", DiffusionPrior(prior))
-        noise = pyro.sample("noise", dist.HalfNormal(0.5))
-        pyro.sample("y", dist.Normal(x[..., 14:], noise).to_event(2), obs=y)
-
-    trace = anneal_model(model, (y,), kernel=HMC(), chains=8, draws=100, seed=0)
-
-The last rung, level 0, is the exact joint density of the model; the levels above are a path to it, see
-``bridges.pyro_path``. Other latent sites are unconstrained inside, start from their priors, and come back
-constrained in ``trace.sites``.
-"""
+"""The posterior of a Pyro model with a diffusion prior, by annealed MCMC."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
-from pyro.infer.mcmc import HMC as _HMC
-from pyro.infer.mcmc import NUTS as _NUTS
-
 from ppl_diffusion.anneal import Progress, anneal, warn_caller
-from ppl_diffusion.arrays import on_the_processor, outside_inference_mode
+from ppl_diffusion.arrays import on_cpu, outside_inference_mode
 from ppl_diffusion.kernel import Kernel, check_count
 from ppl_diffusion.schedule import Ladder
-from ppl_diffusion.step import Adaptive, StepPolicy
 from ppl_diffusion.trace import Trace
 
-from .blackjax_walker import BlackJAXKernel
-from .pyro_expression import from_model
-from .pyro_model import JointPotential
-from .pyro_path import Likelihood
-from .pyro_prior import DiffusionPrior, at_level
-from .pyro_walker import PyroKernel
-from .pyro_workers import over_processes
-from .torch_jax import holds_jax
-
-__all__ = ["HMC", "NUTS", "DiffusionPrior", "JointPotential", "anneal_model", "at_level", "from_model"]
-
-
-@dataclass(frozen=True)
-class HMC(PyroKernel):
-    """Pyro's Hamiltonian Monte Carlo.
-
-    Args:
-        step: leapfrog step: a number, ``SigmaScaled(0.5)`` or ``Adaptive(...)``.
-        adapt_mass_matrix: adapt a diagonal mass matrix at rungs of twenty steps or more; elsewhere mass is one.
-        leapfrogs: leapfrogs of a trajectory, exactly.
-
-    Raises:
-        ValueError: no leapfrogs.
-    """
-
-    step: StepPolicy | float = Adaptive(target_acceptance=0.8)
-    leapfrogs: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("leapfrogs", self.leapfrogs, example=3)
-
-    def build(self, potential_fn: Callable[..., Any]) -> Any:
-        return _HMC(potential_fn=potential_fn, adapt_step_size=False, adapt_mass_matrix=False)
-
-    def set_step(self, sampler: Any, step: float) -> None:
-        sampler._adapter.step_size = step
-        # Pyro takes int(length / step) leapfrogs, which rounding makes one too few: aim at the middle.
-        sampler.trajectory_length = step * (self.leapfrogs + 0.5)
-
-
-@dataclass(frozen=True)
-class NUTS(PyroKernel):
-    """Pyro's No-U-Turn sampler.
-
-    Args:
-        step: leapfrog step.
-        adapt_mass_matrix: adapt a diagonal mass matrix at rungs of twenty steps or more; elsewhere mass is one.
-        max_doublings: a trajectory has at most ``2 ** max_doublings - 1`` leapfrogs.
-
-    Raises:
-        ValueError: no doublings.
-    """
-
-    step: StepPolicy | float = Adaptive(target_acceptance=0.8, jitter=1.0)
-    max_doublings: int = 6
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("max_doublings", self.max_doublings, example=6)
-
-    def build(self, potential_fn: Callable[..., Any]) -> Any:
-        return _NUTS(
-            potential_fn=potential_fn, adapt_step_size=False, adapt_mass_matrix=False, max_tree_depth=self.max_doublings
-        )
-
-    def set_step(self, sampler: Any, step: float) -> None:
-        sampler._adapter.step_size = step
+from ..blackjax_walker import BlackJAXKernel
+from ..torch_jax import holds_jax
+from .joint import JointPotential
+from .likelihood import Likelihood
+from .walker import PyroKernel
+from .workers import over_processes
 
 
 @outside_inference_mode()
-@on_the_processor()
+@on_cpu()
 def anneal_model(
     model: Callable[..., Any],
     args: tuple[Any, ...] = (),

@@ -14,9 +14,9 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import biject_to
 
-from .pyro_coordinates import Given, fillers_of
-from .pyro_names import check_names, dims_of
-from .pyro_prior import DiffusionPrior, prior_of, through, unwrapped
+from .coordinates import Given, fillers_of
+from .names import check_names, dims_of
+from .prior import DiffusionPrior, prior_of, through, unwrapped
 
 
 @dataclass(frozen=True, eq=False)

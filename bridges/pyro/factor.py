@@ -9,19 +9,17 @@ import numpy as np
 import pyro
 import pyro.poutine as poutine
 import torch
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_diffusion.arrays import on_the_processor
+from ppl_diffusion.arrays import on_cpu
 from ppl_diffusion.energy import Reference
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.schedule import NoiseSchedule
 
-from .pyro_coordinates import log_density
-from .pyro_path import Widening, left_over, on_the_path, seen, stand_in, widenings_at
-from .pyro_sites import is_deterministic, sample_sites
+from .likelihood import ObservedSites, Widening, seen, stand_in
+from .sites import is_deterministic, sample_sites
 
 
 class ModelPotential(Potential):
@@ -61,7 +59,8 @@ class ModelPotential(Potential):
         mean, variance = (np.broadcast_to(value, self.event_shape) for value in reference)
         centre = torch.from_numpy(mean.flatten()).to(torch.get_default_dtype())
         spread = float(np.mean(variance)) ** 0.5
-        self.seen = seen(lambda x: self._nodes(x.reshape(self.event_shape)), names, at=centre, spread=spread)
+        found = seen(lambda x: self._nodes(x.reshape(self.event_shape)), names, at=centre, spread=spread)
+        self.observations = ObservedSites([(self, self.event_shape)], "widened", found)
 
     @property
     def reference(self) -> Reference:
@@ -80,26 +79,20 @@ class ModelPotential(Potential):
             (gradient,) = torch.autograd.grad(energy.sum(), leaf)
         return energy.detach().to(x.device), gradient.to(x.device)
 
-    @on_the_processor()
+    @on_cpu()
     def _evaluate_energy(self, x: Tensor, level: Any) -> Tensor:
         level = int(level)
         clean = stand_in(x.cpu(), self, level, "widened")
         flat = clean.to(torch.get_default_dtype()).reshape(-1, *self.event_shape)
-        widenings = widenings_at(self, level, self._widenings)
+        widenings = self.observations.widenings(level)
         with pyro.validation_enabled(False):
             energy = torch.func.vmap(lambda value: self._one(value, level, widenings))(flat)
         return energy.reshape(x.shape[: x.ndim - len(self.event_shape)]).to(x.device)
 
-    def _widenings(self, level: int) -> dict[str, Widening]:
-        variances = torch.from_numpy(left_over(self, level).flatten())
-        return {name: site.widening(variances) for name, site in self.seen.items()}
-
     def _one(self, value: Tensor, level: int, widenings: Mapping[str, Widening]) -> Tensor:
         total: Any = 0.0
         for name, node in sample_sites(self._nodes(value), self.name).items():
-            fn, power = on_the_path(node["fn"], [self], level, "widened", widening=widenings.get(name, Widening()))
-            log_p = scale_and_mask(log_density(fn, node["value"]), node["scale"], node["mask"])
-            total = total - power * log_p.sum()
+            total = total - self.observations.log_density(name, node, level, widenings)
         return total
 
     def _nodes(self, value: Tensor) -> Any:
@@ -119,7 +112,7 @@ class _Zero(Messenger):
             msg["value"], msg["done"] = torch.zeros(msg["fn"].shape()), True
 
 
-@on_the_processor()
+@on_cpu()
 def from_model(
     model: Callable[..., Any],
     args: tuple[Any, ...] = (),
@@ -132,7 +125,7 @@ def from_model(
     """A Pyro model's joint density as a potential, to multiply others with.
 
     At level 0 it is the model's log-density of ``x``; at a noisier level it is widened or tempered as
-    ``bridges.pyro_path`` says.
+    ``bridges.pyro.likelihood`` says.
 
     Args:
         model: a Pyro model whose one latent site is ``site``, of real support; give it a flat prior,
