@@ -62,7 +62,7 @@ def on_cpu() -> Iterator[None]:
         yield
 
 
-def usable(device: str | torch.device) -> torch.device:
+def check_device(device: str | torch.device) -> torch.device:
     """``device``, if torch can compute there.
 
     Raises:

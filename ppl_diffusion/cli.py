@@ -88,7 +88,7 @@ def sample(
 
         from . import zoo
         from .anneal import SamplingWarning, anneal, reverse_diffusion
-        from .arrays import usable
+        from .arrays import check_device
         from .expression import parse
         from .schedule import Ladder
 
@@ -102,7 +102,7 @@ def sample(
                 )
         else:
             built = _kernel(engine, kernel, leapfrogs, step)
-        files, where = _files(model or []), usable(device)
+        files, where = _files(model or []), check_device(device)
         target = parse(
             expression, load=lambda name: zoo.load(files.get(name, name)).to(where), known=[*zoo.names(), *files]
         )

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .arrays import on_cpu, usable
+from .arrays import check_device, on_cpu
 from .condition import Conditions
 from .config import Config, load_config
 from .data import Data, image_data, planar_data
@@ -94,7 +94,7 @@ def train(
             weights of another network, a device that this machine lacks, or a loss that is not finite, whose
             checkpoint is not written.
     """
-    path, device = Path(checkpoint), usable(device)
+    path, device = Path(checkpoint), check_device(device)
     if every < 1:
         raise ValueError(f"every must be a number of steps >= 1, got {every}: try every=200")
     if not path.parent.is_dir():
