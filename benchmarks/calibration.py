@@ -2,9 +2,10 @@
 
     python -m benchmarks.calibration [--simulations 200]
 
-Simulation-based calibration: parameters are drawn from the prior, data from the model, and the parameter's rank
-among draws of the posterior must be uniform. The model has a diffusion prior (an exact Gaussian mixture, so that
-prior draws are exact), a latent noise scale and a plate of observations; the wrong twin claims half the noise.
+Simulation-based calibration: parameters are drawn from the prior and data from the model given them; the rank of each
+parameter among draws of the posterior must then be uniform. The model has a diffusion prior (an exact Gaussian mixture,
+so that prior draws are exact), a latent noise scale and a plate of observations. The negative control, "wrong twin",
+computes its posterior with half the noise scale.
 
 Source: Validating Bayesian Inference Algorithms with Simulation-Based Calibration (Talts et al., 2018),
 https://arxiv.org/abs/1804.06788
@@ -34,11 +35,11 @@ PRIOR = GaussianMixture(
 )
 LADDER = Ladder.spaced(SCHEDULE, rungs=16, steps=5)
 DRAWS, COUNT = 39, 4
-"""Posterior draws of a simulation, each of its own chain; observations of a simulation."""
+"""Posterior draws of a simulation, one from each chain; number of observations of a simulation."""
 
 
 def model(y: torch.Tensor | None, *, claimed: float = 1.0) -> torch.Tensor:
-    """Noisy sums and differences of two unknowns, with an unknown noise; ``claimed`` times it is what is claimed."""
+    """Noisy sums and differences ``y (COUNT,)`` of two unknowns; ``claimed`` multiplies the scale of the noise."""
     x = pyro.sample("x", DiffusionPrior(PRIOR))
     noise = pyro.sample("noise", dist.HalfNormal(0.5))
     seen = torch.stack([x[0] + x[1], x[0] - x[1]]).repeat(COUNT // 2)
@@ -47,7 +48,7 @@ def model(y: torch.Tensor | None, *, claimed: float = 1.0) -> torch.Tensor:
 
 
 def simulate(seed: int) -> tuple[np.ndarray, torch.Tensor]:
-    """Parameters ``(x_0, x_1, noise)`` from the prior, and data from the model."""
+    """Draw parameters ``(x_0, x_1, noise)`` from the prior, and data ``(COUNT,)`` from the model given them."""
     x = torch.from_numpy(PRIOR.sample(1, level=0, seed=seed)[0])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -57,12 +58,12 @@ def simulate(seed: int) -> tuple[np.ndarray, torch.Tensor]:
 
 
 def ranks(simulations: int, *, claimed: float) -> np.ndarray:
-    """Ranks ``(simulations, 3)`` of the true parameters among ``DRAWS`` posterior draws."""
+    """Return ranks ``(simulations, 3)`` of the true parameters among ``DRAWS`` posterior draws."""
     found = []
     joint = JointPotential(partial(model, claimed=claimed), (simulate(0)[1],), likelihood="widened")
     for seed in range(simulations):
         truth, y = simulate(seed)
-        joint.args = (y,)  # the same density of other data: nothing is compiled again
+        joint.args = (y,)  # reuse the potential with other data, so that nothing is compiled again
         trace = anneal(joint, HMC(), ladder=LADDER, chains=DRAWS, seed=seed)
         sites, _ = joint.report(trace.positions)
         drawn = np.column_stack([sites["x"][:, 0], sites["noise"][:, 0]])
@@ -73,14 +74,14 @@ def ranks(simulations: int, *, claimed: float) -> np.ndarray:
 
 
 def uniformity(found: np.ndarray) -> dict[str, float]:
-    """p-values of uniform ranks, by parameter: chi-square over eight bins."""
+    """Return p-values of the hypothesis that ranks are uniform, by parameter: a chi-square test over eight bins."""
     names = ("x_0", "x_1", "noise")
     counts = {name: np.histogram(found[:, i], bins=8, range=(0, DRAWS + 1))[0] for i, name in enumerate(names)}
     return {name: float(stats.chisquare(count).pvalue) for name, count in counts.items()}
 
 
 def main() -> None:
-    """Calibrate the model and its wrong twin; print and write the p-values."""
+    """Test the model and the negative control; print and write the p-values."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=200)
     options = parser.parse_args()

@@ -3,9 +3,10 @@ with the same networks, and as close as those networks allow.
 
     python -m benchmarks.composition [--chains 300] [--seeds 5]
 
-Two distances are told apart. "MMD" is to the true composition: sampler and models both err. "MMD own" is to
-the composed density of the models themselves, by quadrature of their energies at level 0: the sampler alone
-errs. The row "own density" is what a perfect sampler of these models would score.
+Two distances are reported. "MMD" is the distance to the true composition, which includes the errors of the sampler and
+of the models. "MMD own" is the distance to the composed density of the models themselves (by quadrature of their
+energies at level 0), which includes the sampler's error only. The row "own density" is the score of a perfect sampler
+of these models.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
-    warnings.simplefilter("ignore", SamplingWarning)  # they stand in the results
+    warnings.simplefilter("ignore", SamplingWarning)  # recorded in the results instead
     models = {name: load(name) for name in ("ring", "bar", "left", "right", "wide")}
     ladder = Ladder.full(SCHEDULE, steps=STEPS)
     content: dict[str, Any] = {"chains": options.chains, "seeds": options.seeds, "steps": STEPS, "problems": {}}

@@ -3,19 +3,19 @@ diffusion does, and without a number tuned by hand.
 
     python -m benchmarks.cubes [--counts 1 3 5] [--settings equal] [--samplers reverse MALA HMC "weighted HMC"]
 
-The target is a conjunction of one to five positions, ``load("cubes").given(x=, y=)`` each, or their plain product. The
-positions are those of rendered scenes that no network has seen. A detector (``benchmarks.detector``) says whether
-every position has a cube within .06 of the picture. Three settings:
+The target is a conjunction of the conditions ``load("cubes").given(x=, y=)`` at one to five positions, or their plain
+product. The positions are those of held-out rendered scenes. A detector (``benchmarks.detector``) decides whether every
+position has a cube within a distance of .06 of the picture's side. Three settings:
 
     equal   every level, one HMC step of three leapfrogs, or three Langevin steps: 400 evaluations
     long    every level, three times as many steps: 1,000 evaluations
     paper   the noisier half of the levels, 10 HMC steps of three leapfrogs, or 20 Langevin steps
 
-Every walk takes the reverse step first. Steps adapt; reverse diffusion is an evaluation a level. Weights are used where
-the energies of this network agree from level to level, from 97 (the first betas of the schedule are clipped) to 20, and
-the walk goes on without them. Walks of a product, whose exponents do not sum to one, begin at level 90: the first steps
-would throw them far out. What was drawn is kept, and a run that was interrupted goes on where it was; results of which
-nothing is kept stay as they are. Standard errors are over layouts, whose pictures share their positions.
+On arrival at a level every MCMC walk first takes the reverse-diffusion proposal. Step sizes are adapted. Reverse
+diffusion alone costs one evaluation per level. Weighted HMC resamples from level 97 (noisier betas of the schedule are
+clipped) to 20, where this network's energies agree between levels, and not below. Walks of a product, whose exponents
+do not sum to one, start at level 90, since noisier levels would throw them far out. Pictures are kept, so a run can be
+resumed; results whose pictures are missing are left as they are. Standard errors are over layouts.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ LAYOUTS = (
     ((0.73, 0.33), (0.13, 0.65), (0.37, 0.82), (0.80, 0.48), (0.40, 0.53)),
     ((0.20, 0.67), (0.16, 0.26), (0.67, 0.80), (0.47, 0.68), (0.85, 0.19)),
 )
-"""Of the first eight held-out scenes of five cubes; fewer positions are the first ones of a layout."""
+"""Positions in the first eight held-out scenes of five cubes; a target of n cubes uses the first n of a layout."""
 LEVELS = len(CUBES.schedule)
 HALF = LEVELS // 2
 LADDERS = {
@@ -71,29 +71,29 @@ LADDERS = {
         3: Ladder.full(CUBES.schedule, steps=(10,) * HALF + (0,) * (LEVELS - HALF)),
     },
 }
-"""By setting and leapfrogs of a step."""
+"""Ladders by setting and number of leapfrogs per step."""
 LATER = 10_000
-"""Added to the seed of a second walk, which would have the noise of the first one otherwise."""
+"""Added to the seed of a second walk, which would otherwise reuse the random numbers of the first one."""
 WEIGHED = (97, 20)
-"""Levels between which weights are used, where they are."""
+"""Noisiest and cleanest level of the walk that weighted HMC resamples."""
 SOUND = 90
 """The noisiest level of walks of a product."""
 KERNELS: dict[str, Any] = {"ULA": ULA(), "MALA": MALA(), "UHMC": UHMC(), "HMC": HMC(), "weighted HMC": HMC()}
 SHOWN = ("reverse", "MALA", "HMC", "weighted HMC")
-"""Samplers that are asked for by default, and shown in the picture."""
+"""Samplers that run by default, and that the picture shows."""
 TARGETS = ("conjunction", "product")
 
 
 def target(
     positions: Sequence[tuple[float, float]], kind: str = "conjunction", *, model: EnergyModel = CUBES
 ) -> Potential:
-    """Cubes at all of the positions."""
+    """Return the density of pictures with cubes at all of the positions."""
     parts = [model.given(x=x, y=y) for x, y in positions]
     return conjunction(parts, model) if kind == "conjunction" else product(parts)
 
 
 def move(potential: Potential, before: Sequence[tuple[float, float]], after: Sequence[tuple[float, float]]) -> None:
-    """The same expression with cubes elsewhere: nothing is compiled again."""
+    """Change the positions of cubes in an expression in place, so that nothing is compiled again."""
     where = {CUBES.given(x=x, y=y).token: CUBES.given(x=p, y=q) for (x, y), (p, q) in zip(before, after, strict=True)}
     for leaf in potential.leaves():
         new = where.get(leaf.token)  # type: ignore[attr-defined]
@@ -102,7 +102,7 @@ def move(potential: Potential, before: Sequence[tuple[float, float]], after: Seq
 
 
 def sample(potential: Potential, sampler: str, setting: str, *, chains: int, seed: int) -> list[Trace]:
-    """Pictures by one of the samplers, in one walk or in two that follow each other."""
+    """Draw pictures with one of the samplers, in one walk or in two consecutive ones; the last one has the pictures."""
     top = LEVELS - 1 if np.isclose(potential.exponent, 1) else SOUND
     if sampler == "reverse":
         levels = part(Ladder.full(CUBES.schedule), top, 0)
@@ -112,7 +112,7 @@ def sample(potential: Potential, sampler: str, setting: str, *, chains: int, see
     if not sampler.startswith("weighted"):
         if ladder.steps_per_rung[-1]:
             return [anneal(potential, kernel, ladder=ladder, chains=chains, seed=seed, reverse_step=True)]
-        # No move at the clean end, where the step has not been adapted: an unadjusted one would spoil the picture.
+        # No kernel step at the clean levels, where the step size was not adapted: an unadjusted one ruins pictures.
         first = anneal(potential, kernel, ladder=part(ladder, top, HALF), chains=chains, seed=seed, reverse_step=True)
         begun, rest = first.positions[:, -1], part(ladder, HALF, 0)
         return [first, reverse_diffusion(potential, ladder=rest, chains=chains, seed=seed + LATER, init=begun)]
@@ -124,7 +124,7 @@ def sample(potential: Potential, sampler: str, setting: str, *, chains: int, see
 
 
 def part(ladder: Ladder, top: int, bottom: int) -> Ladder:
-    """The rungs from one level to another."""
+    """Return the rungs of a ladder from level ``top`` down to level ``bottom``, both included."""
     rungs = [
         (level, n) for level, n in zip(ladder.levels, ladder.steps_per_rung, strict=True) if bottom <= level <= top
     ]
@@ -132,7 +132,7 @@ def part(ladder: Ladder, top: int, bottom: int) -> Ladder:
 
 
 def record(traces: Sequence[Trace]) -> dict[str, np.ndarray]:
-    """What is kept of a run: pictures, and acceptance, weights and ancestry by rung."""
+    """Return what is kept of a run: pictures ``(chains, 3, side, side)``, and statistics ``(rungs,)``."""
     stats = xr.concat([trace.stats for trace in traces], "rung")
     origin, ancestors = np.arange(stats.sizes["chain"]), []
     for row in stats.ancestor.to_numpy():
@@ -154,14 +154,14 @@ Cell = tuple[str, str, str, int]
 
 
 def path(keep: Path, cell: Cell, layout: int) -> Path:
-    """Where a run is kept."""
+    """Return the file in which a run is kept."""
     setting, kind, sampler, count = cell
     setting = "any" if sampler == "reverse" else setting
     return keep / f"{setting}-{kind}-{sampler.replace(' ', '-')}-{count}-{layout}.npz"
 
 
 def run(cells: Sequence[Cell], *, model: EnergyModel, keep: Path, layouts: int, chains: int) -> None:
-    """Draw what is missing, layout by layout, so that what is there is always balanced."""
+    """Draw the missing pictures, layout by layout, so that at any time all cells have about as many layouts."""
     made: dict[tuple[str, int], tuple[Potential, Any]] = {}
     for layout in range(layouts):
         for cell in cells:
@@ -184,7 +184,7 @@ def run(cells: Sequence[Cell], *, model: EnergyModel, keep: Path, layouts: int, 
 
 
 def judge(cell: Cell, *, keep: Path, layouts: int, detector: Detector) -> dict[str, Any] | None:
-    """Accuracy over the layouts that are there, and how the walks went; None if there are none."""
+    """Return accuracy and statistics of the walks over the layouts that were drawn; None if there are none."""
     exactly: list[float] = []
     accurate: list[float] = []
     walks = []
@@ -213,7 +213,7 @@ def judge(cell: Cell, *, keep: Path, layouts: int, detector: Detector) -> dict[s
 
 
 def _by_level(walks: Sequence[Mapping[str, np.ndarray]], further: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Spread of log-weights in nats, effective sample size as a share, and ancestors that are left, at some levels."""
+    """Return means over walks at some levels: spread of log-weights in nats, ESS share, distinct ancestors, ..."""
     keys = ["spread", "ess", "ancestors", *further]
     shown = [(i, level) for i, level in enumerate(walks[0]["level"]) if level % 10 == 0 or level > 96 or level < 6]
     means = {str(level): {key: float(np.mean([walk[key][i] for walk in walks])) for key in keys} for i, level in shown}
@@ -228,7 +228,7 @@ def _mean(values: Sequence[float]) -> dict[str, float]:
 
 
 def draw_grid(rows: Mapping[str, Sequence[tuple[np.ndarray, Sequence[tuple[float, float]]]]]) -> Figure:
-    """Pictures ``(3, side, side)`` with the positions that were asked for, crosses; one row for each name."""
+    """Draw pictures ``(3, side, side)`` with crosses at the requested positions, one row for each name."""
     columns = max(len(row) for row in rows.values())
     figure = Figure(figsize=(columns * 1.1 + 0.6, len(rows) * 1.15), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -246,7 +246,7 @@ def draw_grid(rows: Mapping[str, Sequence[tuple[np.ndarray, Sequence[tuple[float
 
 
 def grid(keep: Path, setting: str, each: int = 3) -> Figure | None:
-    """Rows are samplers, columns the numbers of cubes of which some layouts of all samplers are kept; None if none."""
+    """Draw ``each`` layouts for every number of cubes whose pictures are complete, a row per sampler; or None."""
     files = {
         (sampler, count, layout): path(keep, (setting, "conjunction", sampler, count), layout)
         for sampler in SHOWN
@@ -263,7 +263,7 @@ def grid(keep: Path, setting: str, each: int = 3) -> Figure | None:
 
 
 def main() -> None:
-    """Draw, judge, write."""
+    """Draw pictures, judge them, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", choices=range(1, 6), default=[1, 3, 5])
     parser.add_argument("--settings", nargs="+", choices=LADDERS, default=["equal"])

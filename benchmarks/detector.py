@@ -1,11 +1,11 @@
-"""Where the cubes of a picture are: the judge of pictures that a sampler composed.
+"""A detector of the cubes in a picture, which judges pictures that a sampler drew.
 
     detector = load_detector()
     found = detector.locate(pictures)  # one array (k, 2) for each picture
     [matched(centres, wanted) for centres in found]
 
-A heat map over pixels has a peak at the centre of every cube, and beside it the way from each pixel to the nearest
-centre. How it was trained and how well it judges: ``benchmarks.train_detector``.
+A network predicts a heat map over pixels, with a peak at the centre of every cube, and the offset from each pixel to
+the nearest centre. Its training and its accuracy: ``benchmarks.train_detector``.
 
 Source: Objects as Points (Zhou et al., 2019), https://arxiv.org/abs/1904.07850
 """
@@ -27,15 +27,15 @@ from torch.nn import functional as F
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 FORMAT = "ppl-diffusion cube detector 1"
 SIDE = 32
-"""Pixels of the pictures it learned from."""
+"""Side of the pictures that it was trained on, in pixels."""
 RADIUS = 0.06
-"""How far a cube may be from the position where it is wanted: half the least distance of two cubes in a scene."""
+"""Greatest distance of a cube from a wanted position, as a share of the picture: half the least one of two cubes."""
 APART = 0.08
-"""Of two peaks closer than this, in widths of the picture, the lower one is the same cube again."""
+"""Of two peaks closer than this share of the picture, the lower one is discarded as a duplicate."""
 
 
 class HeatMap(nn.Module):
-    """A U-net of three scales: pictures ``(n, 3, 32, 32)`` to logits of the heat map and ways to a centre."""
+    """A U-Net of three scales, from pictures ``(n, 3, 32, 32)`` to logits of a heat map and offsets to centres."""
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
@@ -48,13 +48,13 @@ class HeatMap(nn.Module):
         self.head = nn.Conv2d(w, 3, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``(n, side, side)``, and ``(n, 2, side, side)``: pixels right and down to the nearest centre."""
+        """Return logits ``(n, side, side)``, and pixels right and down to a centre ``(n, 2, side, side)``."""
         fine = self.fine(x)
         middle = self.middle(fine)
         coarse = F.interpolate(self.coarse(middle), scale_factor=2.0)
         middle = F.interpolate(self.up_middle(torch.cat([middle, coarse], 1)), scale_factor=2.0)
         out = self.head(self.up_fine(torch.cat([fine, middle], 1)))
-        return out[:, 0] - 3.0, out[:, 1:]  # training starts where few pixels are centres
+        return out[:, 0] - 3.0, out[:, 1:]  # the bias starts training with few centres predicted
 
 
 def _block(inputs: int, outputs: int, *, stride: int = 1) -> nn.Module:
@@ -64,12 +64,12 @@ def _block(inputs: int, outputs: int, *, stride: int = 1) -> nn.Module:
 
 @dataclass(frozen=True)
 class Detector:
-    """Finds cubes.
+    """Finds the cubes in pictures.
 
     Attributes:
         network: a :class:`HeatMap`.
-        threshold: the least height of a peak that is a cube, in (0, 1).
-        info: where it comes from: command, versions, figures of its training.
+        threshold: the least height of a peak that counts as a cube, in (0, 1).
+        info: provenance: command, versions, and figures of the training.
     """
 
     network: nn.Module
@@ -77,14 +77,14 @@ class Detector:
     info: Mapping[str, str]
 
     def locate(self, pictures: ArrayLike | Tensor) -> list[np.ndarray]:
-        """Centres of the cubes in each picture, the surest first.
+        """Return the centres of the cubes in each picture, highest peak first.
 
         Args:
             pictures: floating point, shape ``(n, 3, side, side)``, the side 32 or a multiple of it (averaged to 32
-                pixels). Meant to lie in [-1, 1], and clipped to it, as a sampler's noise oversteps it a little.
+                pixels). Values should be in [-1, 1], and are clipped to it since a sampler's noise exceeds it.
 
         Returns:
-            For each picture an array ``(k, 2)``: x to the right and y down, as shares of the picture.
+            For each picture an array ``(k, 2)``: x to the right and y down, in [0, 1].
 
         Raises:
             ValueError: another shape, integers, values that are not finite, or values beyond [-2, 2].
@@ -123,7 +123,7 @@ def _checked(pictures: ArrayLike | Tensor) -> Tensor:
 
 
 def _peaks(heat: Tensor, way: Tensor, threshold: float) -> np.ndarray:
-    """Local maxima of one heat map as centres ``(k, 2)``, without those too near to a higher one."""
+    """Return local maxima of a heat map as centres ``(k, 2)``, without those within ``APART`` of a higher one."""
     highest = F.max_pool2d(heat[None], 3, stride=1, padding=1)[0]
     rows, columns = torch.nonzero((heat == highest) & (heat > threshold), as_tuple=True)
     order = heat[rows, columns].argsort(descending=True, stable=True)
@@ -136,12 +136,12 @@ def _peaks(heat: Tensor, way: Tensor, threshold: float) -> np.ndarray:
 
 
 def served(found: ArrayLike, wanted: ArrayLike, *, radius: float = RADIUS) -> int:
-    """How many wanted positions have a cube, at most, where a cube serves one of them only.
+    """Return the most wanted positions that can be matched to a cube nearby, each cube to one position only.
 
     Args:
         found: centres ``(k, 2)`` in [0, 1].
-        wanted: positions ``(m, 2)``; rows of NaN are none.
-        radius: how far a cube may be, as a share of the picture.
+        wanted: positions ``(m, 2)``; rows of NaN are ignored.
+        radius: greatest distance of a cube from its position, as a share of the picture.
 
     Raises:
         ValueError: shapes other than these, or a radius that is not positive.
@@ -156,24 +156,24 @@ def served(found: ArrayLike, wanted: ArrayLike, *, radius: float = RADIUS) -> in
 
 
 def matched(found: ArrayLike, wanted: ArrayLike, *, radius: float = RADIUS) -> bool:
-    """Whether every wanted position has a cube of its own; others may be there. See :func:`served`."""
+    """Return whether every wanted position has its own cube; more cubes may be there. See :func:`served`."""
     return served(found, wanted, radius=radius) == len(places(wanted, "wanted"))
 
 
 def matched_exactly(found: ArrayLike, wanted: ArrayLike, *, radius: float = RADIUS) -> bool:
-    """Whether every wanted position has a cube of its own and there are no others. See :func:`served`."""
+    """Return whether every wanted position has its own cube and there are no other cubes. See :func:`served`."""
     return matched(found, wanted, radius=radius) and len(places(found, "found")) == len(places(wanted, "wanted"))
 
 
 def located(detector: Detector, pictures: np.ndarray) -> list[np.ndarray]:
-    """Centres of cubes in pictures that were drawn, ``(n, 3, side, side)``; none in one that is not finite."""
+    """Return the centres of cubes in drawn pictures ``(n, 3, side, side)``; none for a picture that is not finite."""
     finite = np.isfinite(pictures).all((1, 2, 3))
     found = iter(detector.locate(pictures[finite].clip(-1, 1)) if finite.any() else [])
     return [next(found) if sound else np.zeros((0, 2)) for sound in finite]
 
 
 def places(values: ArrayLike, name: str) -> np.ndarray:
-    """Positions as an array ``(k, 2)`` without rows of NaN.
+    """Return positions as an array ``(k, 2)`` without rows of NaN.
 
     Raises:
         ValueError: another shape.
@@ -187,10 +187,10 @@ def places(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def load_detector(path: str | Path = WEIGHTS) -> Detector:
-    """The shipped detector, or one from a file that this module wrote.
+    """Load the shipped detector, or one from a file that ``benchmarks.train_detector`` wrote.
 
     Raises:
-        ValueError: the file is missing or is something else.
+        ValueError: the file is missing or does not hold a detector.
     """
     if not Path(path).is_file():
         raise ValueError(f"there is no {path}: python -m benchmarks.train_detector --data data/cubes32.npz makes it")

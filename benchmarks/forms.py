@@ -3,11 +3,12 @@ is made into an energy afterwards learns faster still.
 
     python -m benchmarks.forms [--cubes data/cubes32.npz]
 
-Energies of cubes with one small network, trained for as many passes through it: the three forms from scratch, and
-imitations of a teacher from the teacher's weights, of the inner product and of the form that did best. The teacher
-is a denoiser without an energy, whose estimate is that of the reference Gaussian plus ``2 s``: that of ``<x, s>``
-where ``s`` is linear and symmetric in ``x``. Counted in forward passes, a backward pass being two (one if it ends
-at ``x``): a step of the denoiser costs 3, of an energy 6, of an imitation 7.
+Energy models of cubes with the same small network are trained at equal cost: the three forms from random weights, and
+two distilled models, of the inner product and of the best form, which start from the weights of a teacher and imitate
+it. The teacher is a denoiser without an energy. It estimates the noise by that of the reference Gaussian plus ``2 s``,
+which is the gradient of ``sigma U_ref + <x, s>`` where ``s`` is linear and symmetric in ``x``. The cost is counted in
+forward passes, a backward pass as two (as one with respect to ``x`` only): 3 for a training step of the denoiser, 6 for
+one of an energy, 7 for one of an imitation.
 
 Source: Composition and Control with Distilled Energy Diffusion Models and Sequential Monte Carlo (Thornton et
 al., 2025), https://arxiv.org/abs/2502.12786
@@ -44,14 +45,14 @@ SCHEDULE = NoiseSchedule.cosine(100)
 NETWORK = {"kind": "unet", "shape": [3, 32, 32], "widths": [32, 64, 96], "blocks": 1, "positions": True}
 PASSES = {"denoiser": 3, "energy": 6, "imitation": 7}
 STEPS = {"denoiser": 400, "energy": 400, "imitation": 171}
-"""The imitation's and its teacher's together cost as much as those of an energy from scratch."""
+"""Training steps. Those of an imitation and of its teacher together cost as much as those of an energy."""
 RATE, WARM_UP, EMA, BATCH = 1e-3, 50, 0.99, 32
 
 Loss = Callable[[nn.Module, Tensor, Tensor | None, torch.Generator], Tensor]
 
 
 def fit(network: nn.Module, loss: Loss, source: Data, *, steps: int) -> nn.Module:
-    """AdamW with warm-up and cosine decay; the average of the parameters is returned, in a network of its own."""
+    """Train ``network`` by AdamW with warm-up and cosine decay; return a copy with the averaged parameters."""
     optimiser, generator = torch.optim.AdamW(network.parameters(), lr=RATE), torch.Generator().manual_seed(0)
     average = deepcopy(network)
     for step in range(steps):
@@ -69,7 +70,7 @@ def fit(network: nn.Module, loss: Loss, source: Data, *, steps: int) -> nn.Modul
 
 
 def energy_loss(form: Form, source: Data) -> Loss:
-    """Denoising, by the gradient of an energy."""
+    """Return the denoising loss of the gradient of an energy."""
 
     def loss(network: nn.Module, clean: Tensor, condition: Tensor | None, generator: torch.Generator) -> Tensor:
         inputs: dict[str, Any] = {"condition": condition, "reference": source.reference, "generator": generator}
@@ -79,7 +80,7 @@ def energy_loss(form: Form, source: Data) -> Loss:
 
 
 def estimate(network: nn.Module, x: Tensor, level: Tensor, condition: Tensor | None, source: Data) -> Tensor:
-    """The teacher's noise: that of the reference Gaussian, plus ``2 s``."""
+    """Return the teacher's estimate of the noise, of the shape of ``x``: the reference Gaussian's plus ``2 s``."""
     alpha, sigma = (scale(level).float().reshape(-1, 1, 1, 1) for scale in (SCHEDULE.alpha, SCHEDULE.sigma))
     mean, variance = source.reference
     gaussian = sigma * (x - alpha * mean) / (alpha**2 * variance + sigma**2)
@@ -87,7 +88,7 @@ def estimate(network: nn.Module, x: Tensor, level: Tensor, condition: Tensor | N
 
 
 def teacher_loss(source: Data) -> Loss:
-    """Denoising, without an energy."""
+    """Return the denoising loss of the teacher, which has no energy."""
 
     def loss(network: nn.Module, clean: Tensor, condition: Tensor | None, generator: torch.Generator) -> Tensor:
         level = torch.randint(len(SCHEDULE), (len(clean),), generator=generator)
@@ -98,7 +99,7 @@ def teacher_loss(source: Data) -> Loss:
 
 
 def imitation_loss(form: Form, teacher: nn.Module, source: Data) -> Loss:
-    """The gradient of the energy against the teacher's estimate."""
+    """Return the mean squared difference of the energy's gradient from the teacher's estimate, as a loss."""
 
     def loss(network: nn.Module, clean: Tensor, condition: Tensor | None, generator: torch.Generator) -> Tensor:
         level = torch.randint(len(SCHEDULE), (len(clean),), generator=generator)
@@ -113,7 +114,7 @@ def imitation_loss(form: Form, teacher: nn.Module, source: Data) -> Loss:
 
 
 def model(network: nn.Module, form: Form, source: Data, name: str) -> EnergyModel:
-    """The energy, also kept in ``runs/forms``."""
+    """Return the energy model of a network, and save its weights in ``runs/forms``."""
     made = EnergyModel(
         network,
         form=form,
@@ -130,14 +131,14 @@ def model(network: nn.Module, form: Form, source: Data, name: str) -> EnergyMode
 
 
 def sliced_distance(x: np.ndarray, y: np.ndarray, *, directions: int = 200) -> float:
-    """Mean distance of the quantiles of random projections of two sets of pictures ``(n, *event)``, as many in both."""
+    """Return the sliced Wasserstein distance (p = 1) of two sets of pictures ``(n, *event)`` of equal size."""
     chosen = np.random.default_rng(0).standard_normal((x[0].size, directions)) / np.sqrt(x[0].size)
     first, second = (np.sort(pictures.reshape(len(pictures), -1) @ chosen, axis=0) for pictures in (x, y))
     return float(np.abs(first - second).mean())
 
 
 def quality(pictures: np.ndarray, real: np.ndarray) -> dict[str, float]:
-    """What the detector finds in pictures, and how far they are from real ones, of which there are as many."""
+    """Judge pictures ``(n, *event)`` by the detector, and by their distance to equally many real ones."""
     sound = np.isfinite(pictures).all((1, 2, 3)) & (np.abs(pictures) < 2).all((1, 2, 3))
     counts = np.array([len(found) for found in load_detector().locate(pictures[sound])])
     return {
@@ -149,7 +150,7 @@ def quality(pictures: np.ndarray, real: np.ndarray) -> dict[str, float]:
 
 
 def judged(energy: EnergyModel, pictures: Tensor, *, chains: int = 32) -> dict[str, Any]:
-    """Held-out loss, spread of weights, acceptance and pictures of one energy."""
+    """Return held-out loss, spread of log-weights, acceptance, and quality of the pictures of one energy model."""
     trace = anneal(energy, HMC(), ladder=LADDER, chains=chains, seed=0, reverse_step=True)
     return {
         "denoising loss": held_out(energy, pictures),
@@ -193,7 +194,7 @@ def main() -> None:
 
 
 def teach(teacher: nn.Module, source: Data) -> float:
-    """Denoising loss of the teacher on sixteen batches."""
+    """Return the denoising loss of the teacher on sixteen batches."""
     generator, loss = torch.Generator().manual_seed(3), teacher_loss(source)
     with torch.no_grad():
         return float(np.mean([float(loss(teacher, *source.draw(generator), generator)) for _ in range(16)]))

@@ -1,12 +1,12 @@
-"""Claim: on an accelerator annealed HMC costs what its network calls cost, for 64x64 pictures and five conditions.
+"""Claim: on a GPU annealed HMC costs what its network calls cost, for 64x64 pictures and five conditions.
 
     XLA_PYTHON_CLIENT_PREALLOCATE=false python -m benchmarks.gpu [--weights FILE] [--rounds 3] [--only cubes]
 
-The measurements of ``benchmarks.overhead`` for a model of 64x64 cubes on CUDA (a fresh network without ``--weights``:
-time does not depend on what it has learned); a gradient and a step of training whose kernels are launched one by one,
-instead of recorded (``ppl_diffusion.recording``); and the network in TF32, in bfloat16, with channels last, and
-compiled: time, and by how much rounding moves an acceptance probability, against float64. Without an accelerator
-nothing is measured; with ``--device cpu`` the same code runs on a processor, on small batches.
+Three measurements on a model of 64x64 cubes (without ``--weights`` an untrained network, since time does not depend on
+the weights). (a) Those of ``benchmarks.overhead``, on CUDA. (b) A gradient and a training step with kernels launched
+one by one instead of as a CUDA graph (``ppl_diffusion.recording``). (c) The network in TF32, in bfloat16, with channels
+last, and compiled: time, and the change of acceptance probabilities by rounding, compared with float64. Without a GPU
+nothing is measured; with ``--device cpu`` the same code runs on a CPU, on small batches.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from ppl_diffusion.networks import build_network
 from ppl_diffusion.trace import versions
 
 LEVEL = 20
-"""Where rounding is judged: energies are large there, and acceptance still counts."""
+"""Level at which rounding is measured: energies are large there, and acceptance still matters."""
 
 
 def model(weights: str | None) -> EnergyModel:
-    """The 64x64 cubes, trained or fresh."""
+    """Return the model of 64x64 cubes, from a weight file or untrained."""
     if weights:
         return load(weights)
     config, conditions = load_config("cubes64"), Positions(0.12, 0.88)
@@ -68,7 +68,7 @@ VARIANTS: dict[str, tuple[torch.dtype, torch.memory_format, bool, bool]] = {
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """TF32 for convolutions and products, as it was afterwards."""
+    """Context in which TF32 is allowed, or not, for convolutions and matrix products; restored on exit."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
@@ -78,16 +78,16 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def gradient(variant: EnergyModel, x: torch.Tensor) -> None:
-    """One evaluation, waited for."""
+    """Evaluate energy and gradient at ``x (chains, *event)``, and wait until the device has finished."""
     variant.value_and_grad(x, level=LEVEL)
     wait(x.device.type)
 
 
 def precisions(weights: str | None, *, device: str, chains: int, rounds: int) -> Iterator[tuple[str, dict[str, float]]]:
-    """By variant: seconds of a gradient, and the largest and the mean change of an acceptance probability by rounding.
+    """Yield by variant: seconds of a gradient, largest and mean change of acceptance probabilities by rounding.
 
-    The moves are one leapfrog of a step that most chains accept; probabilities are taken from the energies of the
-    variant and from those of the same network in float64, at the same two points.
+    Each chain moves by one leapfrog step. The variant and the same network in float64 evaluate its energy at the same
+    two points, and the acceptance probabilities that follow are compared.
     """
     exact = model(weights).to(device)
     exact.network.double()
@@ -109,15 +109,15 @@ def precisions(weights: str | None, *, device: str, chains: int, rounds: int) ->
         with tf32(fast):
             changed = variant.value_and_grad(x, level=LEVEL)[0] - variant.value_and_grad(moved, level=LEVEL)[0]
             seconds = fastest(rounds, {name: partial(gradient, variant, x)})[name]
-        # Only the change of energy is rounded: the kinetic energy is common, and chosen so that half are accepted.
+        # Only the energy change is rounded; the kinetic energy is chosen so that exact probabilities are 1/2.
         offset = torch.log(torch.tensor(2.0)) + (before - after)
         apart = (torch.exp((changed - offset).clamp(max=0)) - 0.5).abs()
         yield name, {"seconds": seconds, "largest change": float(apart.max()), "mean change": float(apart.mean())}
 
 
 def launches(weights: str | None, *, device: str, most: int) -> dict[str, Any]:
-    """Milliseconds with kernels that are launched one by one: a gradient by the number of chains. A step of training
-    so, and recorded."""
+    """Return milliseconds of a gradient with kernels launched one by one, by the number of chains, and milliseconds of
+    a training step with kernels launched one by one and recorded."""
     plain = model(weights).to(device)
     plain.chunks.launch.most = 0
     found: dict[str, Any] = {"milliseconds per chain": by_chains(five_cubes(plain), most=most, device=device)}
@@ -141,12 +141,12 @@ def launches(weights: str | None, *, device: str, most: int) -> dict[str, Any]:
                     device=device,
                     progress=lambda _, times=times: times.append(time.perf_counter()),  # type: ignore[misc]
                 )
-            found[f"a training step, {name}"] = 1e3 * (times[-1] - times[0]) / 30  # told every ten steps
+            found[f"a training step, {name}"] = 1e3 * (times[-1] - times[0]) / 30  # 4 reports, 10 steps apart
     return found | {"pictures a step": config.batch}
 
 
 def main() -> None:
-    """Measure and write, if there is something to measure on."""
+    """Measure, print and write the results, if the device is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", help="of a 64x64 model of cubes; a fresh network by default")
     parser.add_argument("--rounds", type=int, default=3)
@@ -181,7 +181,7 @@ def main() -> None:
 
 
 def keep(content: dict[str, Any], gpu: bool) -> None:
-    """Print what is measured so far, and write it if it is an accelerator's."""
+    """Print what has been measured so far, and write it if it was measured on a GPU."""
     print(json.dumps(content, indent=1), flush=True)
     if gpu:
         write("gpu", content)

@@ -4,14 +4,15 @@ network and at least as many network calls is too sure of itself.
 
     python -m benchmarks.inverse --mnist mnist.npz [--digits 100] [--guided 10] [--recorded 3]
 
-Digits of the MNIST test set are hidden in half, blurred, or seen at half the resolution, with noise whose scale is
-unknown to the model, a HalfNormal latent. Nineteen chains give nineteen draws; were they exact, the truth would lie
-between their least and their greatest with probability 18/20, for every pixel: that is the 90 % interval. Of the first
-digits 200 steps more are recorded at level 0, which say how well chains mix there. Runs can be interrupted, and go on
-where they were.
+Digits of the MNIST test set are half hidden, blurred, or measured at half the resolution. The scale of the measurement
+noise is unknown to the model, a HalfNormal latent. Nineteen chains give nineteen draws. If they were exact, the truth
+of every pixel would lie between their minimum and maximum with probability 18/20: that is the 90 % interval. For the
+first digits 200 more steps are recorded at level 0, to measure how well chains mix there. Interrupted runs resume.
 
-Beside it: diffusion posterior sampling, reverse diffusion guided by the gradient of the misfit of Tweedie's estimate.
-Source: Diffusion Posterior Sampling for General Noisy Inverse Problems (Chung et al., 2023), https://arxiv.org/abs/2209.14687
+Compared with diffusion posterior sampling (DPS): reverse diffusion guided by the gradient of the misfit of Tweedie's
+estimate of the clean digit.
+Source: Diffusion Posterior Sampling for General Noisy Inverse Problems (Chung et al., 2023),
+https://arxiv.org/abs/2209.14687
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.problems import RESULTS, summarise, write
-from bridges.arviz import arviz, diagnose
+from bridges.arviz import WORST, arviz, diagnose
 from bridges.blackjax import HMC
 from bridges.pyro import DiffusionPrior, JointPotential
 from ppl_diffusion import Ladder, SamplingWarning, Trace, anneal, load
@@ -46,18 +47,18 @@ DRAWS = 19
 """Chains of a posterior: the range of n exchangeable draws holds the next one with probability (n - 1) / (n + 1)."""
 LEVELS = (*range(99, 9, -2), 8, 6, 4, 3, 2, 1, 0)
 OPENING = 41
-"""The level from which on it is decided what is noise and what is digit, where half of a digit is not seen."""
+"""Level from which down the walk decides what is noise and what is digit, if half of the digit is hidden."""
 
 
 def _ladder(clean: int) -> Ladder:
-    """Most rungs are where the noise falls fastest, at the clean end; ``clean`` steps from ``OPENING`` down."""
+    """Return a ladder over ``LEVELS``: 3 steps a rung above ``OPENING``, ``clean`` from there down, 20 at level 0."""
     return Ladder(levels=LEVELS, steps=(*(3 if level > OPENING else clean for level in LEVELS[:-1]), 20))
 
 
 LADDERS = {"inpainting": _ladder(6), "deblurring": _ladder(3), "super-resolution": _ladder(6)}
-"""Fewer steps do not let the prior form digits; with three, some chains of what is not blurred lose the noise."""
+"""With fewer steps the prior does not form digits; without blur, 3 clean steps misjudge the noise in some chains."""
 STRENGTHS = {"inpainting": 3.0, "deblurring": 3.0, "super-resolution": 1.0}
-"""Step of DPS by problem: the best of .3, 1 and 3 on digits of the training set, see ``--tune``."""
+"""Guidance step of DPS by problem: the best of .3, 1 and 3 on digits of the training set, see ``--tune``."""
 
 
 def _gaussian(size: int, width: float) -> Tensor:
@@ -73,24 +74,24 @@ OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
     "super-resolution": lambda x: F.avg_pool2d(x.reshape(-1, 1, 28, 28), 2).reshape(*x.shape[:-2], 14, 14),
 }
 HIDDEN = {"inpainting": (slice(None), slice(14, 28))}
-"""Pixels that are judged, where not all are."""
+"""Pixels (rows, columns) that are judged, for problems where not all are."""
 
 
 def model(y: Tensor, operator: Callable[[Tensor], Tensor]) -> None:
-    """A digit, seen through an operator with noise of unknown scale."""
+    """A digit that is measured as ``y`` through an operator, with noise of unknown scale."""
     x = pyro.sample("x", DiffusionPrior(PRIOR))
     noise = pyro.sample("noise", dist.HalfNormal(0.5))
     pyro.sample("y", dist.Normal(operator(x), noise).to_event(2), obs=y)
 
 
 def walk(joint: JointPotential, y: Tensor, ladder: Ladder, seed: int, *, draws: int = 1) -> Trace:
-    """Annealed HMC of ``DRAWS`` chains on one digit."""
-    joint.args = (y, *joint.args[1:])  # the same density of other data: nothing is compiled again
+    """Run annealed HMC with ``DRAWS`` chains on one digit."""
+    joint.args = (y, *joint.args[1:])  # reuse the potential with other data, so that nothing is compiled again
     return anneal(joint, HMC(), ladder=ladder, chains=DRAWS, draws=draws, seed=seed)
 
 
 def posterior(joint: JointPotential, y: Tensor, ladder: Ladder, seed: int) -> dict[str, Any]:
-    """Draws ``(DRAWS, 28, 28)`` of one digit, and how the walk went."""
+    """Return posterior draws ``(DRAWS, 28, 28)`` of one digit, and statistics of the walk."""
     trace = walk(joint, y, ladder, seed)
     sites, _ = joint.report(trace.positions)
     rates = trace.stats.acceptance_rate.mean("chain").to_numpy()
@@ -103,7 +104,7 @@ def posterior(joint: JointPotential, y: Tensor, ladder: Ladder, seed: int) -> di
 
 
 def guided(operator: Callable[[Tensor], Tensor], y: Tensor, *, draws: int, strength: float, seed: int) -> np.ndarray:
-    """Draws by diffusion posterior sampling: a reverse step, then ``- strength * grad ||y - A(clean estimate)||``."""
+    """Return draws ``(draws, 28, 28)`` by DPS: reverse steps minus ``strength * grad ||y - A(clean estimate)||``."""
     generator, schedule = torch.Generator().manual_seed(seed), PRIOR.schedule
     x = torch.randn(draws, 28, 28, generator=generator)
     for level in reversed(range(len(schedule))):
@@ -125,11 +126,11 @@ def guided(operator: Callable[[Tensor], Tensor], y: Tensor, *, draws: int, stren
 
 
 def figures(problem: str, truth: np.ndarray, drawn: np.ndarray) -> dict[str, float]:
-    """PSNR of the mean in dB (range 2), and coverage of the hidden pixels by the 90 % interval."""
+    """Return PSNR of the mean in dB (for a range of 2), and coverage of the judged pixels by the 90 % interval."""
     where = HIDDEN.get(problem, (slice(None), slice(None)))
     truth, drawn = truth[where], drawn[:, *where]
     squares = np.mean((drawn.mean(0) - truth) ** 2)
-    # The k-th smallest of n exchangeable draws is a quantile of k / (n + 1): of 19 the least and the greatest.
+    # The k-th smallest of n exchangeable draws is a k / (n + 1) quantile: of 19, the minimum and the maximum.
     low, high = np.quantile(drawn, [0.05, 0.95], axis=0, method="weibull")
     ink = truth > -0.9
     inside = (truth >= low) & (truth <= high)
@@ -142,13 +143,13 @@ def figures(problem: str, truth: np.ndarray, drawn: np.ndarray) -> dict[str, flo
 
 
 def measure(problem: str, truth: np.ndarray, seed: int) -> Tensor:
-    """What is seen of a digit ``(28, 28)``: a float32 tensor."""
+    """Return the noisy measurement of a digit ``(28, 28)``: a float32 tensor."""
     seen = OPERATORS[problem](torch.from_numpy(truth).float())
     return seen + NOISE * torch.randn(seen.shape, generator=torch.Generator().manual_seed(seed))
 
 
 def compare(problem: str, pictures: np.ndarray, *, beside: int, likelihood: Any, keep: Path) -> dict[str, Any]:
-    """Figures of every digit, and of DPS for the first ``beside``; resumed from the file ``keep``."""
+    """Return figures over all digits, and of DPS over the first ``beside``; resumed from the file ``keep``."""
     rows: list[dict[str, Any]] = json.loads(keep.read_text()) if keep.is_file() else []
     operator = OPERATORS[problem]
     joint = JointPotential(model, (measure(problem, pictures[0], 0), operator), likelihood=likelihood)
@@ -170,7 +171,7 @@ def compare(problem: str, pictures: np.ndarray, *, beside: int, likelihood: Any,
             continue
         if index < beside:
             begun = time.perf_counter()
-            draws = -(-rows[index]["calls"] // len(PRIOR.schedule))  # so that it makes no fewer network calls
+            draws = -(-rows[index]["calls"] // len(PRIOR.schedule))  # so that DPS makes no fewer network calls
             drawn = guided(operator, y, draws=draws, strength=STRENGTHS[problem], seed=index)
             rows[index] |= {"DPS": figures(problem, truth, drawn), "DPS seconds": time.perf_counter() - begun}
             rows[index]["DPS calls"] = draws * len(PRIOR.schedule)
@@ -200,20 +201,20 @@ def compare(problem: str, pictures: np.ndarray, *, beside: int, likelihood: Any,
 
 
 def mixed(problem: str, pictures: np.ndarray, *, likelihood: Any, draws: int = 200) -> dict[str, Any]:
-    """R-hat of recorded draws at level 0, of the scale of the noise and the worst of energy and projections."""
+    """Return R-hat of draws recorded at level 0: of the noise scale, and the worst of energy, mean and projections."""
     operator, rows = OPERATORS[problem], []
     joint = JointPotential(model, (measure(problem, pictures[0], 0), operator), likelihood=likelihood)
     for index, truth in enumerate(pictures):
         trace = walk(joint, measure(problem, truth, index), LADDERS[problem], index, draws=draws)
         sites, _ = joint.report(trace.positions)
-        worst = float(diagnose(trace).draws.r_hat.max())
+        worst = float(diagnose(trace).draws.r_hat.drop_sel(variable=WORST).max())
         rows.append({"noise": float(arviz().rhat(sites["noise"])), "worst": worst})
     print(f"{problem}: R-hat {rows}", flush=True)
     return {"draws": draws, "digits": len(rows)} | {key: [row[key] for row in rows] for key in ("noise", "worst")}
 
 
 def picture(digits: np.ndarray, likelihood: Any) -> Figure:
-    """One digit for each problem: truth, seen, DPS mean, posterior mean, spread, three draws."""
+    """Draw one digit for each problem: truth, measurement, means of DPS and posterior, spread, three draws."""
     figure = Figure(figsize=(13, 5.2), layout="constrained")
     axes = figure.subplots(len(OPERATORS), 8)
     for row, (problem, operator) in enumerate(OPERATORS.items()):
@@ -232,7 +233,7 @@ def picture(digits: np.ndarray, likelihood: Any) -> Figure:
 
 
 def main() -> None:
-    """Every problem on every digit; figures and a picture."""
+    """Run every problem on every digit; write figures and a picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=Path, default=Path("data/mnist.npz"))
     parser.add_argument("--digits", type=int, default=100)

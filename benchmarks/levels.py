@@ -3,17 +3,17 @@ for the cleanest levels; and a few hundred steps of telling levels apart do not 
 
     python -m benchmarks.levels [--models digits cubes] [--shipped-only] [--mnist FILE.npz] [--cubes FILE.npz]
 
-The shipped models are trained on from their weights: as before (weight 0 of the loss that tells levels apart, the
-control), and with several weights of it. Told for each, and for the shipped model:
+Training of the shipped models continues from their weights, with several weights of the level classification loss
+(``ppl_diffusion.objective``); weight 0 is the control. Reported for each, and for the shipped model:
 
-* *spread*: standard deviation of the log-weight ``U_s(x) - U_t(x)`` of unseen pictures noised to level ``s``, ``t`` the
-  level below. *noise*: that of its part in the noise alone, ``|z|^2 / 2 (1 - (sigma_s / sigma_t)^2)``, which the exact
-  density of data on a surface of few dimensions has as well: nothing in place can be below it by much. *excess*:
-  of the rest.
-* *walk*: the same along annealed HMC, as ``diagnose`` tells it, by rung.
-* *denoising loss* of unseen pictures, with the same noise for all.
+* *spread*: standard deviation of the log-weight increment ``U_s(x) - U_t(x)`` of held-out pictures noised to level
+  ``s``, ``t`` being the next cleaner level. *noise*: standard deviation of the part that depends on the noise alone,
+  ``|z|^2 / 2 (1 - (sigma_s / sigma_t)^2)``. The exact density of data on a low-dimensional surface has this part too,
+  so no energy can be much below it. *excess*: standard deviation of the remainder.
+* *walk*: the spread along annealed HMC, by rung, as ``diagnose`` reports it.
+* *denoising loss* of held-out pictures, with the same noise for all models.
 
-Weights and checkpoints are kept in ``runs/levels``; an interrupted run goes on.
+Weights and checkpoints are kept in ``runs/levels``; an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ KEYS = {"digits": "x_test", "cubes": "test_images"}
 
 
 def configuration(name: str, weight: float) -> Config:
-    """The shipped configuration, going on from the shipped weights with a weight of the second loss."""
+    """Return the shipped configuration, but starting from the shipped weights, with a weight of the second loss."""
     further = {"init": name, "batch": 32, "learning_rate": 3e-4, "warm_up": 50, "seed": 1, **FURTHER[name]}
     return replace(load_config(name), which_level=weight, **further)
 
 
 def trained(name: str, weight: float, data: Path) -> EnergyModel:
-    """The model of a configuration, from its weights if they are there."""
+    """Return the model of a configuration: trained, or loaded if its weights are kept."""
     path = RUNS / f"{name}-{weight:g}.safetensors"
     if not path.is_file():
         RUNS.mkdir(parents=True, exist_ok=True)
@@ -63,13 +63,13 @@ def trained(name: str, weight: float, data: Path) -> EnergyModel:
 
 
 def unseen(data: Path, key: str, count: int) -> torch.Tensor:
-    """Test pictures in [-1, 1], of the shape of the model's points."""
+    """Load held-out pictures ``(count, *event_shape)``, scaled to [-1, 1]."""
     with np.load(data) as arrays:
         return torch.from_numpy(arrays[key][:count]).float() / 127.5 - 1
 
 
 def spreads(model: EnergyModel, pictures: torch.Tensor) -> dict[str, dict[str, float]]:
-    """Spread of the log-weights of noised pictures, of their part in the noise, and of the rest, by level; nats."""
+    """Return spread, noise and excess (see the top) of noised pictures ``(n, *event_shape)`` by level, in nats."""
     found, schedule = {}, model.schedule
     noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(2))
     square = (noise.double() ** 2).flatten(1).sum(1).numpy()
@@ -84,7 +84,7 @@ def spreads(model: EnergyModel, pictures: torch.Tensor) -> dict[str, dict[str, f
 
 
 def held_out(model: EnergyModel, pictures: torch.Tensor) -> float:
-    """Denoising loss of the unconditional model, the same noise whatever the model."""
+    """Return the denoising loss of the unconditional model, with the same noise for all models."""
     generator, losses = torch.Generator().manual_seed(3), []
     for part in pictures.split(64):
         condition = model.conditions.stack([model.conditions.anything] * len(part), torch.device("cpu"))
@@ -94,7 +94,7 @@ def held_out(model: EnergyModel, pictures: torch.Tensor) -> float:
 
 
 def walk(model: EnergyModel, *, chains: int = 24) -> dict[str, Any]:
-    """Spread of the log-weights by rung along annealed HMC, the typical and the largest, and the least acceptance."""
+    """Return the spread of log-weights along annealed HMC: median, largest, by rung; and the least acceptance."""
     rungs = diagnose(anneal(model, HMC(), ladder=LADDER, chains=chains, seed=0)).rungs
     spread = rungs.spread.to_numpy()[1:]
     by_level = {str(int(level)): float(value) for level, value in zip(rungs.level[1:], spread, strict=True)}
@@ -103,7 +103,7 @@ def walk(model: EnergyModel, *, chains: int = 24) -> dict[str, Any]:
 
 
 def judged(model: EnergyModel, pictures: torch.Tensor) -> dict[str, Any]:
-    """All that is told of a model."""
+    """Return all figures that are reported for a model."""
     return {
         "denoising loss": held_out(model, pictures),
         "in place": spreads(model, pictures[:128]),
@@ -112,7 +112,7 @@ def judged(model: EnergyModel, pictures: torch.Tensor) -> dict[str, Any]:
 
 
 def tell(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """A Markdown table."""
+    """Return the figures of one model's variants as a Markdown table."""
     columns = [f"level {level}" for level in LEVELS]
     lines = [f"| {name} | denoising loss | {' | '.join(columns)} | walk, median | walk, largest |", "|---" * 9 + "|"]
     for key, row in rows.items():
@@ -125,7 +125,7 @@ def tell(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Train what is not there, judge all, print the tables and write the results."""
+    """Train the models that are not kept, judge all, print the tables and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=[*WEIGHTS], default=[*WEIGHTS])
     parser.add_argument("--mnist", type=Path, default=Path("data/mnist.npz"))

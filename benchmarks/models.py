@@ -4,9 +4,9 @@ cost what their gradients cost.
 
     python -m benchmarks.models --mnist mnist.npz [--only linear photographs speed]
 
-(a) ``linear``: a mixture of two Gaussians as prior, a linear-Gaussian likelihood, 3 and 16 dimensions; largest error of
-means, covariances and mode masses, in standard errors. (b) ``photographs``: five noisy photographs of one digit of
-the MNIST test set, each of unknown brightness, with unknown noise. (c) ``speed``: ratios of wall time in one run.
+(a) ``linear``: a mixture of two Gaussians as prior, a linear-Gaussian likelihood, in 3 and 16 dimensions; the largest
+error of means, covariances and mode masses, in standard errors. (b) ``photographs``: five noisy photographs of one
+digit of the MNIST test set, each of unknown brightness, with unknown noise. (c) ``speed``: ratios of wall time.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ KERNELS: dict[str, tuple[Kernel, int, int, float | None]] = {
     "Pyro HMC": (in_turn.HMC(), 100, 10, None),
     "Pyro NUTS": (in_turn.NUTS(max_doublings=3), 100, 10, None),
 }
-"""Kernels with chains, draws and the threshold of resampling."""
+"""Kernel, number of chains, number of draws, and resampling threshold, by name."""
 DIGITS = load("digits")
 PHOTOGRAPHS, NOISE = 5, 0.5
 
 
 def linear_problem(size: int) -> tuple[GaussianMixture, Tensor, Tensor]:
-    """A prior of two modes in ``size`` dimensions, a design and data."""
+    """Return a prior of two modes in ``size`` dimensions, a design matrix ``(m, size)`` and data ``(m,)``."""
     rng = np.random.default_rng(size)
     prior = GaussianMixture(
         0.6 * rng.standard_normal((2, size)),
@@ -64,13 +64,13 @@ def linear_problem(size: int) -> tuple[GaussianMixture, Tensor, Tensor]:
 
 
 def linear_model(y: Tensor, design: Tensor, prior: Potential) -> None:
-    """Data linear in the unknown."""
+    """Data ``y (m,)`` that depend linearly on the unknown ``x``, with Gaussian noise."""
     x = pyro.sample("x", DiffusionPrior(prior))
     pyro.sample("y", dist.Normal(design @ x, SCALE).to_event(1), obs=y)
 
 
 def exact(prior: GaussianMixture, design: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Masses ``(k,)``, means ``(k, D)`` and covariances ``(k, D, D)`` of the posterior's modes at level 0."""
+    """Return masses ``(k,)``, means ``(k, D)`` and covariances ``(k, D, D)`` of the posterior's modes at level 0."""
     alpha, sigma, size = SCHEDULE.alpha(0), SCHEDULE.sigma(0), design.shape[1]
     logs, means, covariances = [], [], []
     for weight, mean, covariance in zip(prior.weights, prior.means, prior.covariances, strict=True):
@@ -88,7 +88,7 @@ def exact(prior: GaussianMixture, design: np.ndarray, y: np.ndarray) -> tuple[np
 
 
 def errors(x: np.ndarray, modes: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Errors of mean, covariance and mode masses in standard errors, for chains ``(chains, draws, D)``."""
+    """Return errors ``(moments,)`` of mean, covariance and mode mass in standard errors; ``x (chains, draws, D)``."""
     masses, means, covariances = modes
     mean = masses @ means
     spread = np.einsum("k,kij->ij", masses, covariances + np.einsum("ki,kj->kij", means - mean, means - mean))
@@ -104,7 +104,7 @@ def errors(x: np.ndarray, modes: tuple[np.ndarray, ...]) -> np.ndarray:
 
 
 def linear(seeds: int = 3) -> dict[str, Any]:
-    """The largest errors by dimension and kernel, over seeds."""
+    """Return the largest errors over seeds, by dimension and kernel."""
     torch.set_default_dtype(torch.float64)
     found: dict[str, Any] = {}
     for size in (3, 16):
@@ -133,7 +133,7 @@ def linear(seeds: int = 3) -> dict[str, Any]:
 
 
 def photograph_model(y: Tensor) -> None:
-    """Photographs ``(count, 28, 28)`` of one digit, each of its own brightness, which adds to every pixel."""
+    """Photographs ``y (count, 28, 28)`` of one digit, each with its own brightness, which adds to every pixel."""
     x = pyro.sample("x", DiffusionPrior(DIGITS))
     noise = pyro.sample("noise", dist.HalfNormal(0.5))
     with pyro.plate("photographs", len(y)):
@@ -142,7 +142,7 @@ def photograph_model(y: Tensor) -> None:
 
 
 def photographs(mnist: Path, *, index: int = 4, chains: int = 24, draws: int = 600) -> dict[str, Any]:
-    """The posterior of one digit; a picture, and ArviZ's table of what is unknown beside it."""
+    """Sample the posterior of one digit; save a picture, and return ArviZ's summary of brightness and noise."""
     with np.load(mnist, allow_pickle=False) as arrays:
         truth = arrays["x_test"][index] / 127.5 - 1
     generator = torch.Generator().manual_seed(0)
@@ -180,7 +180,7 @@ def photographs(mnist: Path, *, index: int = 4, chains: int = 24, draws: int = 6
 
 
 def speed(rounds: int = 3) -> dict[str, Any]:
-    """Annealing 64 chains on joint densities: to bare gradient calls, and to Pyro's kernels per chain and step."""
+    """Return times of annealing 64 chains, relative to bare gradient calls and to Pyro's kernels per chain and step."""
     found: dict[str, Any] = {}
     y = torch.zeros(28, 14)
 
@@ -238,7 +238,7 @@ def speed(rounds: int = 3) -> dict[str, Any]:
 
 
 def main() -> None:
-    """All parts, or some; those that are not run keep their figures."""
+    """Run all parts, or those of ``--only``; the other parts keep their figures in the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=Path, default=Path("data/mnist.npz"))
     parser.add_argument("--only", nargs="*", choices=("linear", "photographs", "speed"), default=None)

@@ -3,8 +3,8 @@ diffusion on summed scores does not, and weights between rungs make the walk exa
 
     python -m benchmarks.oracle [--chains 2000] [--seeds 5]
 
-No network: every density is known in closed form at every level, so all error is the sampler's. The
-best that a walk can reach is "exact, level 0": its last rung still holds the noise of level 0.
+There is no network: every density is known in closed form at every level, so that all error is the sampler's. The best
+score that a walk can reach is "exact, level 0", since its last rung still contains the noise of level 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ppl_diffusion.kernel import Kernel
 from ppl_diffusion.planar import SCHEDULE, exact
 
 LANGEVIN = (2 * 0.001) ** 0.5
-"""The paper's h = .001 as a leapfrog step."""
+"""The paper's Langevin step h = .001 as a leapfrog step ``sqrt(2 h)``."""
 
 SAMPLERS: dict[str, tuple[Kernel | None, int, dict[str, Any]]] = {
     "reverse diffusion": (None, 0, {}),
@@ -39,7 +39,7 @@ COLUMNS = ("out", "LL", "MMD", "mode std", "balance", "acceptance", "calls", "se
 
 
 def run(target: Potential, sampler: str, chains: int, seed: int) -> tuple[Any, float]:
-    """One run of one sampler, and its seconds."""
+    """Run one sampler once; return its trace and the seconds it took."""
     kernel, steps, options = SAMPLERS[sampler]
     begun = time.perf_counter()
     ladder = Ladder.full(SCHEDULE, steps=steps)

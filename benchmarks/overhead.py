@@ -2,14 +2,14 @@
 
     python -m benchmarks.overhead [--rounds 3]
 
-Ratios of wall time within one run, rounds interleaved, the fastest of each compared:
+Ratios of wall time within one run. The rounds of the runs are interleaved, and the fastest round of each is compared:
 
-* annealed HMC of 64 chains on ``digits``, and of 16 on a product of five positions of ``cubes``, against the bare
-  loop of the same torch gradient calls, and the evaluation pattern of the paper's released sampler (``L + 2``
-  gradients a step, one accept decision for all chains); on ``digits`` plain Pyro HMC too, chain by chain;
+* annealed HMC with 64 chains on ``digits``, and with 16 on a product of five positions of ``cubes``, relative to a bare
+  loop of the same torch gradient calls and to the evaluation pattern of the paper's released sampler (``L + 2``
+  gradients a step, one accept decision for all chains); on ``digits`` also to plain Pyro HMC, one chain at a time;
 * resident memory of 256 chains of 64x64 pictures along a hundred rungs (Linux);
-* a gradient of that product by the number of chains, and in chunks against all chains at once;
-* annealed HMC on the exact planar product in JAX, against a plain loop over jitted BlackJAX rungs of the same
+* a gradient of that product by the number of chains, and in chunks relative to all chains at once;
+* annealed HMC on the exact planar product in JAX, relative to a plain loop over jitted BlackJAX rungs on the same
   density in the same precision, and in float32.
 """
 
@@ -55,7 +55,7 @@ CHAINS, RUNGS, STEPS, LEAPFROGS, STEP = 64, 2, 10, 3, 0.05  # steps and leapfrog
 
 
 def paper_hmc(potential: Potential, x: torch.Tensor, level: int, steps: int) -> torch.Tensor:
-    """The released sampler's evaluation pattern, its defects included: momentum in place, one decision for all."""
+    """The paper's released sampler, defects included: momentum updated in place, one decision for all chains."""
     for _ in range(steps):
         momentum = torch.randn_like(x)
         before, gradient = potential.value_and_grad(x, level=level)
@@ -72,7 +72,7 @@ def paper_hmc(potential: Potential, x: torch.Tensor, level: int, steps: int) -> 
 
 
 def pyro_hmc(potential: Potential, x: torch.Tensor, level: int, steps: int) -> None:
-    """Pyro's own kernel on one chain."""
+    """Run Pyro's own HMC kernel on one chain from ``x (*event_shape)``."""
     kernel = PyroHMC(
         potential_fn=lambda params: potential.energy(params["x"], level=level),
         step_size=STEP,
@@ -88,7 +88,7 @@ def pyro_hmc(potential: Potential, x: torch.Tensor, level: int, steps: int) -> N
 
 
 def plain_blackjax(target: Potential, ladder: Ladder, chains: int, *, precise: bool) -> Callable[[], Any]:
-    """A loop over jitted rungs of BlackJAX's HMC, which records nothing and weighs nothing."""
+    """Return a loop over jitted rungs of BlackJAX's HMC, without records and weights."""
 
     def rung(x: Any, key: Any, level: Any) -> Any:
         def log_density(x: Any) -> Any:
@@ -114,7 +114,7 @@ def plain_blackjax(target: Potential, ladder: Ladder, chains: int, *, precise: b
 
 
 def fastest(rounds: int, runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Seconds of the fastest of ``rounds`` interleaved runs of each, after one that compiles."""
+    """Return seconds of the fastest of ``rounds`` interleaved runs of each function, after one run that compiles."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, act in runs.items():
@@ -133,7 +133,7 @@ def walked(
     device: str = "cpu",
     **others: Callable[[], Any],
 ) -> dict[str, Any]:
-    """Seconds of the walk on a torch potential and of what it is compared with, and their ratios."""
+    """Return seconds of the walk on a torch potential and of the runs it is compared with, and their ratios."""
     ladder = Ladder.spaced(target.schedule, rungs=RUNGS, steps=STEPS)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(chains, *target.event_shape, generator=generator, dtype=torch.float64).to(device)
@@ -166,7 +166,7 @@ def walked(
 
 
 def digits(rounds: int) -> dict[str, Any]:
-    """The digit model, plain Pyro beside it."""
+    """Time the walk on the digit model, compared with plain Pyro too."""
     target = load("digits").given(3)
     x = torch.randn(28, 28, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = walked(target, chains=CHAINS, rounds=rounds, pyro=lambda: pyro_hmc(target, x, 50, 4))
@@ -175,19 +175,19 @@ def digits(rounds: int) -> dict[str, Any]:
 
 
 def five_cubes(model: EnergyModel) -> Potential:
-    """A product of five positions (a conjunction also pays, once, for the guard of its quotients)."""
+    """Return a product of five positions (a conjunction would also pay, once, for the guard of its quotients)."""
     places = ((0.2, 0.35), (0.5, 0.5), (0.8, 0.35), (0.3, 0.75), (0.7, 0.75))
     return product([model.given(x=x, y=y) for x, y in places])
 
 
 def cubes(rounds: int, *, model: EnergyModel, device: str = "cpu", chains: int = 16, most: int = 256) -> dict[str, Any]:
-    """Five conditions at once: the walk, and a gradient by the number of chains and by the size of chunks."""
+    """Time the walk with five conditions, and a gradient by the number of chains and by the chunk size."""
     target = five_cubes(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SamplingWarning)
         found = walked(target, chains=chains, rounds=rounds, device=device)
     by_batch = by_chains(target, most=most, device=device)
-    by_chunk = model.tune(most)  # last: the model keeps to what it finds
+    by_chunk = model.tune(most)  # last, since it changes the chunk size of the model
     return found | {
         "milliseconds per chain": by_batch,
         "milliseconds per point, by chunk": {str(n): 1e3 * seconds / most for n, seconds in by_chunk.items()},
@@ -196,7 +196,7 @@ def cubes(rounds: int, *, model: EnergyModel, device: str = "cpu", chains: int =
 
 
 def by_chains(target: Potential, *, most: int, device: str = "cpu") -> dict[str, float]:
-    """Milliseconds of a gradient, for each of 1 to ``most`` chains."""
+    """Return milliseconds per chain of a gradient of 1, 2, 4, ... up to ``most`` chains together."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(most, *target.event_shape, generator=generator, dtype=torch.float64).to(device)
 
@@ -212,7 +212,7 @@ def by_chains(target: Potential, *, most: int, device: str = "cpu") -> dict[str,
 
 
 def resident(*, chains: int = 256, rungs: int = 100) -> dict[str, float]:
-    """Resident mebibytes of a walk of 64x64 pictures, after a tenth of its rungs and at its end."""
+    """Return the resident memory, in MiB, of a walk of 64x64 pictures after a tenth of its rungs and at its end."""
     target = EnergyFunction(
         lambda x, level: 0.5 * (x**2).sum((-1, -2, -3)),
         schedule=NoiseSchedule.cosine(rungs),
@@ -235,8 +235,8 @@ def resident(*, chains: int = 256, rungs: int = 100) -> dict[str, float]:
 
 
 def memory() -> dict[str, dict[str, float]]:
-    """:func:`resident` in processes of their own, with the C library's allocator told to give what is freed back at
-    once, and by default, where freed blocks of a megabyte and more lie about in its heap."""
+    """Run :func:`resident` in separate processes: with the C library's allocator set to return freed blocks of 1 MiB
+    and more to the system at once, and with its default, which may keep them in its heap."""
     found = {}
     for name, setting in (("given back", {"MALLOC_MMAP_THRESHOLD_": "1048576"}), ("default", {})):
         code = "import json; from benchmarks.overhead import resident; print(json.dumps(resident()))"
@@ -248,13 +248,13 @@ def memory() -> dict[str, dict[str, float]]:
 
 
 def wait(device: str) -> None:
-    """Until an accelerator has done what it was given."""
+    """Wait until a CUDA device has finished its queued work; on a CPU return at once."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
 def oracle(rounds: int, chains: int = 2000) -> dict[str, Any]:
-    """Seconds of the walk on the exact planar product, and of plain loops over BlackJAX."""
+    """Return seconds of the walk on the exact planar product, and of plain loops over BlackJAX."""
     target = exact("ring", backend="jax") * exact("bar", backend="jax")
     ladder = Ladder.full(target.schedule, steps=10)
     kernel = HMC(step=0.03, leapfrogs=LEAPFROGS)
@@ -274,7 +274,7 @@ def oracle(rounds: int, chains: int = 2000) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Time everything, print and write the ratios."""
+    """Run all measurements, or those of ``--only``; print and write the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", choices=("digits", "cubes", "memory", "oracle"), default=None)

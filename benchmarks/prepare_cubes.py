@@ -1,11 +1,12 @@
-"""Rendered scenes of cubes as arrays for training: pictures made smaller, and split in three.
+"""Prepare rendered scenes of cubes for training: downscale the pictures, and split them in three parts.
 
     python -m benchmarks.prepare_cubes cubes64_a.npz cubes64_b.npz --side 32 --out data/cubes32.npz
 
 The scene files hold pictures, as ``benchmarks.render_cubes`` writes them (``images``) or as lossless WebP
-(``webp[offset[i]:offset[i + 1]]``), and the place of every cube (``pos``). Out come ``images`` and ``positions`` for
-the energy model; of the last 5,000 scenes, in the order of the files, ``detector_images`` and ``detector_positions``
-for the detector that judges it, and ``test_images`` and ``test_positions``, which neither has seen.
+(``webp[offset[i]:offset[i + 1]]``), and the position of every cube (``pos``). The output holds ``images`` and
+``positions`` for the energy model; ``detector_images`` and ``detector_positions`` for the detector that judges it; and
+``test_images`` and ``test_positions``, which neither is trained on. The last two parts are the last 5,000 scenes, in
+the order of the files.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from PIL import Image
 from ppl_diffusion.trace import replacing
 
 TEST, DETECTOR = 1000, 4000
-"""Scenes at the end of all that are kept for testing, and before them for the detector."""
+"""Number of scenes for testing, the last ones of all, and for the detector, the ones before them."""
 
 
 def prepare(files: list[Path], side: int, *, test: int = TEST, detector: int = DETECTOR) -> dict[str, np.ndarray]:
-    """Arrays by name: pictures ``(n, 3, side, side)`` uint8 and positions ``(n, 5, 2)`` float32, split in three.
+    """Return pictures ``(n, 3, side, side)`` uint8 and positions ``(n, 5, 2)`` float32 of the three parts, by name.
 
-    Raises ``ValueError`` for a file that holds no scenes, and where the judge's share leaves none to train on.
+    Raises ``ValueError`` if a file holds no scenes, or if none are left to train the energy model on.
     """
     read = [_read(file, side) for file in files]
     pictures, places = (np.concatenate(parts) for parts in zip(*read, strict=True))
@@ -46,7 +47,7 @@ def prepare(files: list[Path], side: int, *, test: int = TEST, detector: int = D
 
 
 def _read(file: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures ``(n, 3, side, side)`` and positions ``(n, 5, 2)`` of one file."""
+    """Return pictures ``(n, 3, side, side)`` and positions ``(n, 5, 2)`` of one file."""
     with np.load(file) as stored:
         scenes = {key: stored[key] for key in ("images", "webp", "offset", "pos") if key in stored}
     if "pos" not in scenes or not ("images" in scenes or {"webp", "offset"} <= set(scenes)):
@@ -59,7 +60,7 @@ def _read(file: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pictures(scenes: Mapping[str, np.ndarray]) -> Iterator[Image.Image]:
-    """The pictures of a file, one after the other."""
+    """Yield the pictures of a file one by one."""
     if "images" in scenes:
         yield from map(Image.fromarray, scenes["images"])
         return
@@ -74,7 +75,7 @@ def main(
     side: Annotated[int, typer.Option(min=16, help="Side of the pictures, in pixels.")] = 32,
     out: Annotated[Path, typer.Option(dir_okay=False, help="File to write.")] = Path("data/cubes32.npz"),
 ) -> None:
-    """Make training data of scene files."""
+    """Make training data from scene files."""
     try:
         arrays = prepare(files, side)
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""The paper's planar compositions as problems with known answers, and the numbers that judge samples.
+"""The paper's planar compositions as problems with known answers, and the figures of merit of samples.
 
-A problem is a composition of planar potentials, exact or learned alike. Its truth is computed by
-quadrature of the composed density at level 0 on a grid, which also gives draws to compare with.
+A problem is a composition of planar potentials, exact or learned. Its truth is computed by quadrature of the composed
+density at level 0 on a grid, from which reference samples are drawn too.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ RESULTS = Path(__file__).parent / "results"
 EXTENT, CELLS = 1.6, 480
 RING = exact("ring", backend="jax").means  # type: ignore[union-attr]
 BANDWIDTH = 0.2
-"""Of the Gaussian kernel of the MMD, in units of the plane."""
+"""Standard deviation of the Gaussian kernel of the MMD, in units of the plane."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A composition, with what it means to lie outside it, its clean log-density, and a balance of modes.
+    """A composition of planar densities, and what its samples are judged by.
 
     Attributes:
-        name: as an expression.
-        build: makes the potential from potentials by name.
+        name: the composition as an expression.
+        build: makes the potential, given a function that returns a potential by name.
         modes: centres of the modes, shape ``(k, 2)``; samples are assigned to the nearest.
-        outside: which of the points ``(n, 2)`` lie farther than four standard deviations from the support.
-        log_density: clean log-density up to a constant, softened where it would be minus infinity.
-        balance: which of the points count in the balance.
+        outside: maps points ``(n, 2)`` to booleans ``(n,)``: farther than four standard deviations from the support.
+        log_density: maps points to the clean log-density ``(n,)`` up to a constant, with finite floors.
+        balance: maps points to booleans ``(n,)``, whose mean is the share of one side of the modes.
     """
 
     name: str
@@ -56,7 +56,7 @@ def _ring(x: np.ndarray) -> np.ndarray:
 
 
 def _soft_box(x: np.ndarray, name: str) -> np.ndarray:
-    """99 % uniform on the box, 1 % on the square of half-width 1.1, and little beyond."""
+    """Return the log-density of 99 % uniform on the box, 1 % on the square of half-width 1.1, and 1e-12 beyond."""
     low, high = np.array(BOXES[name])
     inside = np.all((x >= low) & (x <= high), axis=1) / np.prod(high - low)
     around = np.all(np.abs(x) <= 1.1, axis=1) / 2.2**2
@@ -98,7 +98,7 @@ PROBLEMS = {
 
 @dataclass(frozen=True)
 class Truth:
-    """A composed density at level 0 on a grid: points ``(n, 2)``, the mass of each cell and its energy ``(n,)``."""
+    """A composed density at level 0 on a grid: points ``(n, 2)``, masses of their cells and energies ``(n,)``."""
 
     points: np.ndarray
     masses: np.ndarray
@@ -106,7 +106,7 @@ class Truth:
 
     @classmethod
     def of(cls, potential: Potential) -> Truth:
-        """Quadrature at the centres of a grid of cells."""
+        """Evaluate the density at the centres of a grid of cells, and normalise it."""
         axis = (np.arange(CELLS) + 0.5) / CELLS * 2 * EXTENT - EXTENT
         points = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
         with jax.enable_x64(True):
@@ -116,18 +116,18 @@ class Truth:
         return cls(points, masses / masses.sum(), energy)
 
     def mean(self, values: np.ndarray) -> float:
-        """Expectation of a function given at the points."""
+        """Return the expectation of a function from its values ``(n,)`` at the points."""
         return float(self.masses @ values)
 
     def sample(self, draws: int, *, seed: int) -> np.ndarray:
-        """Draws ``(draws, 2)``, uniform inside each cell."""
+        """Return draws ``(draws, 2)``, uniform inside each cell."""
         rng = np.random.default_rng(seed)
         cells = rng.choice(len(self.points), size=draws, p=self.masses)
         return self.points[cells] + rng.uniform(-EXTENT / CELLS, EXTENT / CELLS, size=(draws, 2))
 
 
 def exact_row(problem: Problem, truth: Truth, constant: float) -> dict[str, dict[str, float]]:
-    """The figures of merit that a perfect sampler of ``truth`` would have: expectations, not draws."""
+    """Return the figures of merit of a perfect sampler of ``truth``, as expectations rather than from draws."""
     nearest = np.linalg.norm(truth.points[:, None] - problem.modes[None], axis=2).argmin(1)
     variances = []
     for k in range(len(problem.modes)):
@@ -144,14 +144,14 @@ def exact_row(problem: Problem, truth: Truth, constant: float) -> dict[str, dict
 
 
 def log_constant(problem: Problem) -> float:
-    """Log-normaliser of ``problem.log_density``, by quadrature on a finer grid."""
+    """Return the log-normaliser of ``problem.log_density``, by quadrature on a finer grid."""
     axis = (np.arange(1600) + 0.5) / 1600 * 2 * EXTENT - EXTENT
     total = [np.logaddexp.reduce(problem.log_density(np.stack(np.broadcast_arrays(x, axis), axis=1))) for x in axis]
     return float(np.logaddexp.reduce(total) + 2 * np.log(2 * EXTENT / 1600))
 
 
 def judge(problem: Problem, x: np.ndarray, reference: np.ndarray, constant: float) -> dict[str, float]:
-    """Figures of merit of samples ``x (n, 2)``: see the keys; ``reference (m, 2)`` are draws of the truth."""
+    """Return the figures of merit of samples ``x (n, 2)``; ``reference (m, 2)`` are draws of the truth."""
     nearest = np.linalg.norm(x[:, None] - problem.modes[None], axis=2).argmin(1)
     inside = ~problem.outside(x)
     within = [x[inside & (nearest == k)] for k in range(len(problem.modes))]
@@ -166,7 +166,10 @@ def judge(problem: Problem, x: np.ndarray, reference: np.ndarray, constant: floa
 
 
 def mmd(x: np.ndarray, y: np.ndarray) -> float:
-    """Unbiased squared maximum mean discrepancy with a Gaussian kernel; negative values are noise."""
+    """Return the unbiased estimate of the squared maximum mean discrepancy of ``x (n, 2)`` and ``y (m, 2)``.
+
+    The kernel is Gaussian. The estimate may be negative where the distributions are close.
+    """
 
     def mean_kernel(a: np.ndarray, b: np.ndarray, same: bool) -> float:
         squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
@@ -177,7 +180,7 @@ def mmd(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def summarise(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and standard error over repetitions, by figure of merit."""
+    """Return mean and standard error over repetitions, by figure of merit."""
     found = {}
     for key in rows[0]:
         values = np.array([row[key] for row in rows], dtype=float)
@@ -187,18 +190,18 @@ def summarise(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def last(trace: Trace) -> np.ndarray:
-    """The last draw of every chain."""
+    """Return the last draw of every chain, ``(chains, *event_shape)``."""
     return trace.positions[:, -1]
 
 
 def write(name: str, content: Mapping[str, Any]) -> None:
-    """Results as JSON beside the benchmarks."""
+    """Write results as JSON to ``benchmarks/results/``."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def table(rows: Mapping[str, Mapping[str, Mapping[str, float]]], columns: Iterable[str]) -> str:
-    """A Markdown table of means and standard errors."""
+    """Return a Markdown table of means and standard errors."""
     columns = list(columns)
     lines = ["| sampler | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, row in rows.items():
@@ -208,6 +211,7 @@ def table(rows: Mapping[str, Mapping[str, Mapping[str, float]]], columns: Iterab
 
 
 def cell(value: Mapping[str, float]) -> str:
+    """Format a mean and its standard error for a table; empty for NaN."""
     if np.isnan(value["mean"]):
         return ""
     if not value.get("se", 0) > 0:

@@ -1,23 +1,23 @@
-"""Scenes of one to five rounded cubes on a grey floor, rendered: what the energy model of cubes is trained on.
+"""Render scenes of one to five rounded cubes on a grey floor, on which the energy model of cubes is trained.
 
     python -m benchmarks.render_cubes --scenes 200 --seed 0 --out data/scenes.npz
 
 Needs ``pip install 'ppl-diffusion[render]'`` (Mitsuba 3, Open Image Denoise) and a recent LLVM library, its path in
-``DRJIT_LIBLLVM_PATH``: version 19 does (Debian's ``libllvm19``), 14 and 15 abort. A picture of 64x64 takes .09 seconds
-of one core, 10,000 about 15 minutes; the file is written when all are done. For more, make several files with
-different seeds: ``benchmarks.prepare_cubes`` takes any number. A seed decides every scene, and with the same versions
-every pixel. Arrays of the file, NaN or -1 where there is no cube:
+``DRJIT_LIBLLVM_PATH``: version 19 works (Debian's ``libllvm19``), 14 and 15 abort. A picture of 64x64 takes .09 seconds
+on one core, 10,000 about 15 minutes; the file is written when all are done. For more scenes, make several files with
+different seeds; ``benchmarks.prepare_cubes`` takes any number. A seed determines every scene and, with the same
+versions, every pixel. Arrays of the file, NaN or -1 where there is no cube:
 
     images       (n, size, size, 3) uint8
     count        (n,) int8, cubes in the scene
     pos          (n, 5, 2) float32, centres in the picture: x right, y down, both in [0, 1]
     world        (n, 5, 3) float32, centres in the world: z up, the floor at 0, a cube has sides of .96
-    yaw          (n, 5) float32, turn about the vertical in radians
+    yaw          (n, 5) float32, rotation about the vertical in radians
     visible      (n, 5) float32, share of the cube that no other cube hides
     color        (n, 5) int8, index into ``color_names`` (8,)
     metal        (n, 5) int8, 1 for metal, 0 for rubber
 
-How scenes are drawn: ``benchmarks.scenes``. The rounded cube, lights and materials are made here.
+Scenes are drawn at random by ``benchmarks.scenes``; this module makes the rounded cube, lights and materials.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ from benchmarks.scenes import (
 from ppl_diffusion.trace import replacing
 
 Paint = Callable[[Scene, int], np.ndarray]
-"""Makes the picture ``(size, size, 3)`` uint8 of a scene, with a seed for its noise."""
+"""Renders the picture ``(size, size, 3)`` uint8 of a scene, with the seed of the path tracer."""
 
 
 def make_scenes(
     paint: Paint, scenes: int, *, seed: int, size: int, progress: Callable[[int], None] | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays of a scene file by name, see the top; ``progress`` is told how many scenes are done."""
+    """Return the arrays of a scene file by name, see the top; ``progress`` gets the number of scenes done."""
     rng, arrays = np.random.default_rng(seed), _blank(scenes, size)
     for k in range(scenes):
         scene = sample_scene(rng)
@@ -70,7 +70,7 @@ def make_scenes(
 
 
 def _blank(scenes: int, size: int) -> dict[str, np.ndarray]:
-    """Arrays for scenes that have no cubes yet."""
+    """Return the arrays of scenes without cubes."""
     reals = {"pos": (2,), "world": (3,), "yaw": (), "visible": ()}
     return {
         "images": np.zeros((scenes, size, size, 3), np.uint8),
@@ -81,9 +81,9 @@ def _blank(scenes: int, size: int) -> dict[str, np.ndarray]:
 
 
 def rounded_cube(radius: float = 0.12, points: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A cube from -1 to 1 with round edges: vertices and normals ``(v, 3)``, faces ``(f, 3)``."""
+    """Return a cube from -1 to 1 with round edges: vertices and normals ``(v, 3)``, faces ``(f, 3)``."""
     grid = np.linspace(-1, 1, points)
-    grid = np.sign(grid) * (1 - (1 - np.abs(grid)) ** 1.8)  # dense where it is round
+    grid = np.sign(grid) * (1 - (1 - np.abs(grid)) ** 1.8)  # denser near the round edges
     row, column = np.meshgrid(np.arange(points - 1), np.arange(points - 1), indexing="ij")
     corner = (row * points + column).ravel()
     ahead = corner + points
@@ -100,17 +100,17 @@ def rounded_cube(radius: float = 0.12, points: int = 8) -> tuple[np.ndarray, np.
 
 
 def _side(grid: np.ndarray, *, axis: int, sign: int) -> np.ndarray:
-    """Points ``(len(grid)**2, 3)`` on one side of a cube from -1 to 1."""
+    """Return points ``(len(grid)**2, 3)`` on one side of a cube from -1 to 1."""
     side = np.full((len(grid), len(grid), 3), float(sign))
     side[..., (axis + 1) % 3], side[..., (axis + 2) % 3] = np.meshgrid(grid, grid, indexing="ij")
     return side.reshape(-1, 3)
 
 
 class Renderer:
-    """A path tracer with a denoiser; calling it paints a scene.
+    """A path tracer with a denoiser; calling it renders a scene.
 
-    The scene is built once, with five cubes of which those not needed wait below the floor. Only parameters change from
-    picture to picture, and all of them are opaque to the compiler, so it compiles once. Raises ``ImportError`` where
+    The scene is built once, with five cubes; those not needed are placed below the floor. Only parameters change from
+    picture to picture, and all of them are opaque to Dr.Jit, so that it compiles once. Raises ``ImportError`` where
     Mitsuba, Open Image Denoise or LLVM is missing.
     """
 
@@ -124,12 +124,12 @@ class Renderer:
             cube = f"{folder}/cube.ply"
             self._mesh(faces).write_ply(cube)
             parts = self._surroundings(size) | {f"cube{i}": _cube(cube) for i in range(CUBES)}
-            self._scene = self._mitsuba.load_dict(parts, optimize=False)  # equal cubes must not become one
+            self._scene = self._mitsuba.load_dict(parts, optimize=False)  # or equal cubes would be merged
         self._parameters = self._mitsuba.traverse(self._scene)
         self._names = list(self._parameters.keys())
 
     def __call__(self, scene: Scene, seed: int) -> np.ndarray:
-        """The picture ``(size, size, 3)`` uint8, sRGB."""
+        """Return the picture ``(size, size, 3)`` of a scene, uint8, sRGB."""
         camera = scene.layout.camera
         changes = {"sensor.to_world": self._looking(camera.origin, camera.origin + camera.forward)}
         changes |= {f"{k}.to_world": self._shining(v, LIGHTS[k].half) for k, v in scene.lights.items()}
@@ -153,7 +153,7 @@ class Renderer:
         return mesh
 
     def _surroundings(self, size: int) -> dict[str, Any]:
-        """All of the scene but the cubes, as Mitsuba's dictionary."""
+        """Return everything in the scene except the cubes, as Mitsuba's dictionary."""
         film = {"type": "hdrfilm", "width": size, "height": size, "pixel_format": "rgb", "rfilter": {"type": "box"}}
         sensor = {"type": "perspective", "fov": FIELD_OF_VIEW, "to_world": self._looking(ORIGIN, TARGET), "film": film}
         wide = self._mitsuba.ScalarTransform4f().scale([60, 60, 1])
@@ -196,7 +196,7 @@ class Renderer:
         }
 
     def _place(self, slot: int, layout: Layout) -> None:
-        """Put a cube where it belongs, or out of sight."""
+        """Move a cube to its place in the layout, or below the floor if the layout has fewer cubes."""
         there = slot < len(layout.yaw)
         turn = turned(layout.yaw[slot] if there else 0.0)
         if there:
@@ -207,13 +207,13 @@ class Renderer:
             self._parameters[self._key(slot, suffix)] = self._mitsuba.Float(values.astype(np.float32).ravel())
 
     def _trace(self, seed: int) -> np.ndarray:
-        """Light, albedo and normals at each pixel, ``(size, size, 9)`` float32."""
+        """Render radiance, albedo and normals of each pixel, ``(size, size, 9)`` float32."""
         opaque = self._mitsuba.UInt32(seed)
         self._drjit.make_opaque(opaque)
         return np.array(self._mitsuba.render(self._scene, seed=opaque, spp=self._samples), dtype=np.float32)
 
     def _develop(self, traced: np.ndarray) -> np.ndarray:
-        """The picture ``(size, size, 3)`` uint8, sRGB, of what was traced; sparkles are clipped before denoising."""
+        """Clip fireflies in rendered pixels ``(size, size, 9)`` and denoise; return ``(size, size, 3)`` uint8, sRGB."""
         light, albedo, normal = np.minimum(traced[..., :3], 1.2), np.clip(traced[..., 3:6], 0, 1), traced[..., 6:9]
         light = self._denoise(*(np.ascontiguousarray(v) for v in (light, albedo, normal)), hdr=True)
         light = np.clip(light, 0, 1)
@@ -222,7 +222,7 @@ class Renderer:
 
 
 def _libraries() -> tuple[Any, Any, Any]:
-    """Dr.Jit, Mitsuba, and the function that denoises."""
+    """Return Dr.Jit, Mitsuba, and the function that denoises."""
     try:
         import drjit
         import mitsuba
@@ -233,7 +233,7 @@ def _libraries() -> tuple[Any, Any, Any]:
 
 
 def _cube(file: str) -> dict[str, Any]:
-    """A cube of any colour and material, as Mitsuba's dictionary."""
+    """Return a cube as Mitsuba's dictionary; its colour and material are set per scene."""
     shares = {name: {"type": "uniform", "value": 0.5} for name in ("metallic", "roughness")}
     material = {"type": "principled", "base_color": _rgb([0.5] * 3), "specular": 0.5, **shares}
     return {"type": "ply", "filename": file, "bsdf": material}
@@ -244,7 +244,7 @@ def _rgb(value: Any) -> dict[str, Any]:
 
 
 def _teller(scenes: int) -> Callable[[int], None]:
-    """Says on the error stream how far it is, twenty times in all."""
+    """Return a callback that reports progress on the error stream, twenty times in total."""
     begun = time.monotonic()
 
     def tell(done: int) -> None:

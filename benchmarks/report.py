@@ -1,4 +1,4 @@
-"""Put the figures of ``benchmarks/results/`` into the READMEs, between their ``<!-- name -->`` marks.
+"""Write the figures of ``benchmarks/results/`` into the READMEs, after their ``<!-- name -->`` marks.
 
 python -m benchmarks.report
 """
@@ -19,19 +19,19 @@ READMES = (Path(__file__).parent.parent / "README.md", Path(__file__).parent / "
 
 
 def oracle(content: Mapping[str, Any]) -> str:
-    """Three problems in one table."""
+    """Return the table of all samplers on the three problems with exact densities."""
     columns = (("product", "out"), ("product", "LL"), ("mixture", "LL"), ("mixture", "balance"), ("quotient", "out"))
     return _sampler_table(content, (*columns, ("quotient", "LL"), ("quotient", "balance")))
 
 
 def composition(content: Mapping[str, Any]) -> str:
-    """Distances to the truth and to the models' own density."""
+    """Return the table of distances to the truth and to the models' own density."""
     columns = [(key, name) for key in ("product", "mixture", "quotient") for name in ("out", "MMD", "MMD own")]
     return _sampler_table(content, (*columns, ("mixture", "balance")))
 
 
 def overhead(content: Mapping[str, Any]) -> str:
-    """Ratios of wall time."""
+    """Return the tables of wall-time ratios, and a sentence on memory."""
     rows = [
         (
             "annealed HMC on `digits`, 64 chains, to the bare loop of the same torch gradient calls",
@@ -72,7 +72,7 @@ def overhead(content: Mapping[str, Any]) -> str:
 
 
 def digits(content: Mapping[str, Any]) -> str:
-    """One sentence on the completed digit."""
+    """Return a paragraph on the completed digit."""
     return (
         f"The posterior mean misses the hidden half by a root mean square of {content['rmse']:.2f} (pixels run from -1 "
         f"to 1; the posterior standard deviation is {content['std']:.2f}), {content['covered']:.0%} of the hidden "
@@ -84,7 +84,7 @@ def digits(content: Mapping[str, Any]) -> str:
 
 
 def models(content: Mapping[str, Any]) -> str:
-    """Closed forms, the photographs, and speed."""
+    """Return the tables of closed-form posteriors, of the photographs, and of speed."""
     lines = [
         "| linear-Gaussian posterior, 3 seeds (`python -m benchmarks.models`) | largest error | root mean square error "
         "| of mode masses | moments |",
@@ -118,7 +118,7 @@ def models(content: Mapping[str, Any]) -> str:
 
 
 def inverse(content: Mapping[str, Any]) -> str:
-    """Figures of the inverse problems, ours and DPS."""
+    """Return the tables of the inverse problems: our posterior and DPS, and R-hat."""
     lines = [
         "| problem | sampler | digits | PSNR of the mean, dB | covered by the 90 % interval | of them, ink | width "
         "| chains with noise off by half |",
@@ -150,7 +150,7 @@ def inverse(content: Mapping[str, Any]) -> str:
 
 
 def cubes(content: Mapping[str, Any]) -> str:
-    """Accuracy by sampler and number of cubes."""
+    """Return the table of accuracy by sampler and number of cubes."""
     words = {"equal": "equal evaluations", "long": "three times as many", "paper": "the paper's numbers of steps"}
     counts = sorted({n for kinds in content.values() for rows in kinds.values() for row in rows.values() for n in row})
     head = "| target | sampler | evaluations | acceptance | pictures |" + "".join(f" {n} |" for n in counts)
@@ -176,30 +176,35 @@ def cubes(content: Mapping[str, Any]) -> str:
 
 
 def cubes64(content: Mapping[str, Any]) -> str:
-    """The same of 64x64 pictures."""
+    """Return the table of :func:`cubes` for 64x64 pictures."""
     return cubes(content)
 
 
 def gpu(content: Mapping[str, Any]) -> str:
-    """Times on an accelerator, and what rounding does there."""
-    timed, launched, pattern = content["cubes"], content["launches"], "paper's pattern / walk, per step"
-    by_batch = timed["milliseconds per chain"]
-    lines = [
-        f"| one {content['device']} (`python -m benchmarks.gpu`) | |",
-        "|---|---|",
-        f"| annealed HMC, five conditions, {timed['chains']} chains of 3x64x64, to the bare loop of the same gradient "
-        f"calls | {timed['walk / bare gradient calls']:.2f} |",
-        f"| the paper's evaluation pattern, per step of all chains, to it | {timed[pattern]:.2f} |",
-        f"| 256 chains evaluated all at once, to the fastest chunks | {timed['all at once / fastest chunk']:.2f} |",
-        f"| a training step of {launched['pictures a step']} pictures, kernels launched one by one, to recorded ones | "
-        f"{launched['a training step, one by one'] / launched['a training step, recorded']:.2f} |",
-        "",
-        "| a gradient of five positions, ms a chain | " + " | ".join(by_batch) + " |",
-        "|---" * (len(by_batch) + 1) + "|",
-        "| recorded, where it is worth while | " + " | ".join(f"{v:.2f}" for v in by_batch.values()) + " |",
-        "| kernels launched one by one | "
-        + " | ".join(f"{v:.2f}" for v in launched["milliseconds per chain"].values())
-        + " |",
+    """Times on a GPU, and what rounding does there; parts that have not been measured are left out."""
+    timed, launched = content["cubes"], content["launches"]
+    walk = f"annealed HMC, five conditions, {timed['chains']} chains of 3x64x64"
+    ratios = {
+        f"{walk}, to the bare loop of the same gradient calls": timed["walk / bare gradient calls"],
+        "the paper's evaluation pattern, per step of all chains, to it": timed["paper's pattern / walk, per step"],
+        "256 chains evaluated all at once, to the fastest chunks": timed.get("all at once / fastest chunk"),
+    }
+    if "pictures a step" in launched:
+        words = (
+            f"a training step of {launched['pictures a step']} pictures, kernels launched one by one, to recorded ones"
+        )
+        ratios[words] = launched["a training step, one by one"] / launched["a training step, recorded"]
+    lines = [f"| one {content['device']} (`python -m benchmarks.gpu`) | |", "|---|---|"]
+    lines += [f"| {words} | {ratio:.2f} |" for words, ratio in ratios.items() if ratio is not None]
+    batches = {"recorded, where it is worth while": timed, "kernels launched one by one": launched}
+    rows = {
+        words: part["milliseconds per chain"] for words, part in batches.items() if "milliseconds per chain" in part
+    }
+    counts = next(iter(rows.values()))
+    lines += ["", "| a gradient of five positions, ms a chain | " + " | ".join(counts) + " |"]
+    lines.append("|---" * (len(counts) + 1) + "|")
+    lines += [f"| {words} | " + " | ".join(f"{v:.2f}" for v in row.values()) + " |" for words, row in rows.items()]
+    lines += [
         "",
         f"| the network in | a gradient of {timed['chains']} pictures, ms | acceptance changes by, mean | largest |",
         "|---" * 4 + "|",
@@ -211,7 +216,7 @@ def gpu(content: Mapping[str, Any]) -> str:
 
 
 def mixing(content: Mapping[str, Any]) -> str:
-    """R-hat and effective draws by kernel and level."""
+    """Return the table of R-hat and effective sample size by kernel and level."""
     levels = list(next(iter(content["rows"].values())))
     lines = ["| R-hat (ESS for 1,000 gradients) | " + " | ".join(f"level {n}" for n in levels) + " |"]
     lines.append("|---" * (len(levels) + 1) + "|")
@@ -222,12 +227,12 @@ def mixing(content: Mapping[str, Any]) -> str:
 
 
 def levels(content: Mapping[str, Any]) -> str:
-    """Spread of the log-weights by level, shipped and trained on."""
+    """Return the tables of the spread of log-weights by level, of shipped and further trained models."""
     return "\n\n".join(tell(name, part["rows"]) for name, part in content.items())
 
 
 def forms(content: Mapping[str, Any]) -> str:
-    """Loss and pictures by form of the energy."""
+    """Return the table of loss and quality of pictures by form of the energy."""
     lines = ["| form | steps | held-out loss | cubes a picture | one to five | spread at level 20 |", "|---" * 6 + "|"]
     for name, row in content["rows"].items():
         kind = "imitation" if "distilled" in name else "energy"
@@ -241,7 +246,7 @@ def forms(content: Mapping[str, Any]) -> str:
 
 
 def calibration(content: Mapping[str, Any]) -> str:
-    """p-values of uniform ranks."""
+    """Return the table of p-values of the hypothesis that ranks are uniform."""
     lines = [
         f"| p-value of uniform ranks, {content['simulations']} simulations | x_0 | x_1 | noise |",
         "|---|---|---|---|",
@@ -252,7 +257,7 @@ def calibration(content: Mapping[str, Any]) -> str:
 
 
 def render(text: str) -> str:
-    """A README with every marked part made anew from the results."""
+    """Return the text of a README with every marked part regenerated from the results."""
     for make in (
         oracle,
         composition,

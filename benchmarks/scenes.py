@@ -1,8 +1,9 @@
-"""Scenes of one to five cubes on a floor, as numbers: where they stand, what the camera sees of them, their lights.
+"""Random scenes of one to five cubes on a floor, as numbers: positions, visibility, camera and lights.
 
-Centres are drawn uniformly from [.12, .88] squared, at least .12 apart; in the world they are at least 1.2 apart, so
-only corners can meet, in fewer than one scene of a hundred. Scenes that hide more than half of a cube are drawn again.
-After Johnson et al. 2017, *CLEVR* (https://arxiv.org/abs/1612.06890); cube, lights and materials are made here.
+Centres in the picture are drawn uniformly from [.12, .88] squared, at least .12 apart; in the world they are at least
+1.2 apart, so that only corners can touch, in fewer than one scene of a hundred. Scenes in which more than half of a
+cube is hidden are drawn again. After CLEVR (Johnson et al., 2017), https://arxiv.org/abs/1612.06890, but with cubes,
+lights and materials of our own.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ COLORS = {
     "yellow": (255, 238, 51),
 }
 CUBES = 5
-"""Most cubes in a scene."""
+"""Largest number of cubes in a scene."""
 HALF = 0.48
-"""Half a side of a cube, and the height of its centre above the floor."""
+"""Half the side of a cube, which is also the height of its centre above the floor."""
 MARGIN, APART, CLEARANCE, VISIBLE = 0.12, 0.12, 1.25, 0.5
-"""What a centre keeps from the edges of the picture, from other centres in it, and in the world, in sides of a cube;
-and the share of each cube that must be seen."""
+"""Least distance of a centre to the edges of the picture, to other centres in the picture, and to other centres in the
+world (in sides of a cube); least visible share of each cube."""
 ORIGIN, TARGET, FIELD_OF_VIEW = np.array([6.6, -5.8, 7.2]), np.array([0.25, -0.2, 0.3]), 33.0
 ENVIRONMENT, FLOOR, METAL = 0.16, 0.5, 0.5
-"""Radiance from everywhere, reflectance of the floor, share of metal cubes."""
+"""Radiance of the environment, reflectance of the floor, probability of a metal cube."""
 
 
 @dataclass(frozen=True)
 class Light:
-    """A square lamp outside the picture that faces the middle of the scene; ``half`` is half its side."""
+    """A square lamp outside the picture that faces the origin; ``half`` is half its side."""
 
     position: tuple[float, float, float]
     half: float
@@ -55,14 +56,14 @@ LIGHTS = {
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """A pinhole at ``origin`` (3,) that looks at ``target`` (3,), upright."""
+    """An upright pinhole camera at ``origin`` (3,) that looks at ``target`` (3,)."""
 
     origin: np.ndarray
     target: np.ndarray
 
     @cached_property
     def forward(self) -> np.ndarray:
-        """Unit vector (3,) into the picture."""
+        """Unit vector (3,) of the viewing direction."""
         away = self.target - self.origin
         return away / np.linalg.norm(away)
 
@@ -79,30 +80,33 @@ class Camera:
 
     @property
     def slope(self) -> float:
-        """Half the picture's width at distance one."""
+        """Half the width of the visible area at distance one."""
         return math.tan(math.radians(FIELD_OF_VIEW) / 2)
 
     def project(self, world: np.ndarray) -> np.ndarray:
-        """Where points ``(..., 3)`` of the world are in the picture, ``(..., 2)``: x right, y down, in [0, 1]."""
+        """Project points ``(..., 3)`` to positions in the picture ``(..., 2)``: x right, y down, [0, 1] inside it."""
         away = np.asarray(world, float) - self.origin
         depth = away @ self.forward * self.slope
         return np.stack([0.5 + 0.5 * (away @ self.right) / depth, 0.5 - 0.5 * (away @ self.up) / depth], -1)
 
     def rays(self, position: np.ndarray) -> np.ndarray:
-        """Directions ``(..., 3)``, not normalised, to positions ``(..., 2)`` in the picture."""
+        """Return directions ``(..., 3)``, not normalised, to positions ``(..., 2)`` in the picture."""
         position = np.asarray(position, float)
         across = (2 * position[..., :1] - 1) * self.slope * self.right
         return self.forward + across - (2 * position[..., 1:] - 1) * self.slope * self.up
 
     def unproject(self, position: np.ndarray, height: float) -> np.ndarray:
-        """The points ``(..., 3)`` at a height that are seen at positions ``(..., 2)`` in the picture."""
+        """Return the points ``(..., 3)`` at ``height`` that project to positions ``(..., 2)`` in the picture."""
         rays = self.rays(position)
         return self.origin + rays * ((height - self.origin[2]) / rays[..., 2:3])
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """A camera and ``n`` cubes: ``position`` (n, 2) in the picture, ``world`` (n, 3), ``yaw`` and ``visible`` (n,)."""
+    """A camera and ``n`` cubes: ``position`` (n, 2) in the picture, ``world`` (n, 3), ``yaw`` and ``visible`` (n,).
+
+    ``yaw`` is the rotation about the vertical in radians, ``visible`` the share that no other cube hides.
+    """
 
     camera: Camera
     position: np.ndarray
@@ -113,7 +117,7 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A layout, ``color`` and ``metal`` (n,) of its cubes, and the places (3,) of the lights by name."""
+    """A layout, ``color`` (an index) and ``metal`` (0 or 1) of its cubes (n,), positions (3,) of lights by name."""
 
     layout: Layout
     color: np.ndarray
@@ -121,16 +125,16 @@ class Scene:
     lights: Mapping[str, np.ndarray]
 
     def labels(self) -> dict[str, np.ndarray]:
-        """What is known of each cube, by the names of the file: arrays of length ``n``."""
+        """Return the labels of the cubes by their names in a scene file: arrays of length ``n``."""
         cubes = self.layout
         places = {"pos": cubes.position, "world": cubes.world, "yaw": cubes.yaw, "visible": cubes.visible}
         return places | {"color": self.color, "metal": self.metal}
 
 
 def visible_shares(camera: Camera, world: np.ndarray, yaw: np.ndarray, *, size: int = 128) -> np.ndarray:
-    """Share ``(n,)`` of each box with its centre at ``world`` (n, 3) that no other hides, on a grid of ``size`` pixels.
+    """Return the share ``(n,)`` of each cube, centred at ``world`` (n, 3), that no other cube hides.
 
-    A box that is outside the picture counts as hidden.
+    It is counted on a grid of ``size`` by ``size`` pixels; a cube outside the picture counts as hidden.
     """
     grid = (np.arange(size) + 0.5) / size
     rays = camera.rays(np.stack(np.meshgrid(grid, grid), -1)).reshape(-1, 3)
@@ -141,7 +145,7 @@ def visible_shares(camera: Camera, world: np.ndarray, yaw: np.ndarray, *, size: 
 
 
 def hit_distances(origin: np.ndarray, rays: np.ndarray, centre: np.ndarray, yaw: float) -> np.ndarray:
-    """Where rays ``(m, 3)`` enter a box, in their own lengths ``(m,)``; infinite where they miss it."""
+    """Return the distances ``(m,)`` at which rays ``(m, 3)`` enter a cube, in lengths of the ray; infinite if never."""
     turn = turned(-yaw)
     start, ray = turn @ (origin - centre), rays @ turn.T
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -151,12 +155,12 @@ def hit_distances(origin: np.ndarray, rays: np.ndarray, centre: np.ndarray, yaw:
 
 
 def turned(yaw: float) -> np.ndarray:
-    """The rotation (3, 3) by an angle about the vertical."""
+    """Return the rotation matrix (3, 3) by ``yaw`` radians about the vertical."""
     return np.array([[math.cos(yaw), -math.sin(yaw), 0], [math.sin(yaw), math.cos(yaw), 0], [0, 0, 1]])
 
 
 def sample_layout(rng: np.random.Generator, count: int) -> Layout:
-    """Draw a camera and places for cubes, again and again until none is hidden by more than half.
+    """Draw a camera and positions of ``count`` cubes, until no cube is more than half hidden.
 
     Raises ``ValueError`` unless there are 1 to 5 cubes: more do not fit.
     """
@@ -174,7 +178,7 @@ def sample_layout(rng: np.random.Generator, count: int) -> Layout:
 
 
 def _sample_places(rng: np.random.Generator, camera: Camera, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Up to ``count`` centres in the picture (n, 2) and in the world (n, 3), as many as 200 draws had room for."""
+    """Draw ``count`` centres, in the picture (n, 2) and in the world (n, 3); fewer if 200 proposals do not suffice."""
     position, world = np.empty((0, 2)), np.empty((0, 3))
     for _ in range(200):
         place = rng.uniform(MARGIN, 1 - MARGIN, 2)
@@ -190,7 +194,7 @@ def _sample_places(rng: np.random.Generator, camera: Camera, count: int) -> tupl
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-    """Draw the number of cubes, their places, colours and materials, and the places of the lights."""
+    """Draw the number of cubes, their positions, colours and materials, and the positions of the lights."""
     count = int(rng.integers(1, CUBES + 1))
     layout = sample_layout(rng, count)
     color, metal = rng.integers(0, len(COLORS), count), (rng.random(count) < METAL).astype(int)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.tapestries
 
-A row of overlapping digits, ``tapestry([load("digits").given(i), ...])``, and a row of cubes, each window with a
-position of its own. Every window and condition of a network is evaluated by one call. Beside annealed HMC: reverse
-diffusion with the same score.
+Two targets: a row of overlapping digits, ``tapestry([load("digits").given(i), ...])``, and a row of cubes, one in each
+window. One network call evaluates all windows and conditions together. Annealed HMC is compared with reverse diffusion
+that uses the same score.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CHAINS = 4
 
 
 def digits() -> Potential:
-    """A row of digits, 28x28 windows that overlap by eight columns."""
+    """Return a row of digits: 28x28 windows that overlap by eight columns."""
     model = load("digits")
     windows = [(0, STRIDE * i) for i in range(len(DIGITS))]
     canvas = (28, STRIDE * (len(DIGITS) - 1) + 28)
@@ -37,7 +37,7 @@ def digits() -> Potential:
 
 
 def cubes() -> Potential:
-    """A long floor with a cube in each of its windows, which overlap by half."""
+    """Return a long floor with a cube in each of its 32x32 windows, which overlap by eight columns."""
     model = load("cubes")
     windows = [(0, 24 * i) for i in range(len(PLACES))]
     canvas = (3, 32, 24 * (len(PLACES) - 1) + 32)
@@ -45,7 +45,7 @@ def cubes() -> Potential:
 
 
 def picture(rows: dict[str, Sequence[np.ndarray]]) -> Figure:
-    """Canvases below each other, one column for each target."""
+    """Draw canvases ``(height, width)`` or ``(3, height, width)``, one row for each target and sampler."""
     columns = max(len(row) for row in rows.values())
     figure = Figure(figsize=(3.4 * columns, 1.25 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -59,7 +59,7 @@ def picture(rows: dict[str, Sequence[np.ndarray]]) -> Figure:
 
 
 def main() -> None:
-    """Both rows, by annealed HMC and by reverse diffusion."""
+    """Sample both targets by annealed HMC and by reverse diffusion; write figures and a picture."""
     warnings.simplefilter("ignore", SamplingWarning)
     rows: dict[str, Sequence[np.ndarray]] = {}
     content: dict[str, Any] = {}

@@ -2,10 +2,10 @@
 
     python -m benchmarks.train_detector --data data/cubes32.npz [--judge-only]
 
-It learns from scenes that the energy model never sees, and is judged on rendered scenes that neither has seen.
-Composed pictures may hold what renders never do, so it is also shown soft blobs and cubes faded to ghosts, neither of
-which is a cube; the results say how many of them, and of discs that it was never shown, it takes for cubes. Training
-takes a quarter of an hour on one core, so an interrupted run starts again.
+The detector is trained on scenes that the energy model is not trained on, and judged on rendered scenes that neither is
+trained on. Composed pictures may contain what renders never do. Training therefore includes soft blobs and cubes faded
+to near transparency ("ghosts"), which do not count as cubes; the results say how many of these, and of discs that are
+not in the training data, are taken for cubes. Training takes a quarter of an hour on one core, without checkpoints.
 
 Source of the loss on soft targets: Generalized Focal Loss (Li et al., 2020), https://arxiv.org/abs/2006.04388
 """
@@ -42,20 +42,20 @@ from benchmarks.problems import write
 PEAK = 1.0
 """Standard deviation of a peak of the heat map, in pixels."""
 HELD = 400
-"""Scenes of the detector's own part that choose the threshold and are not learned from."""
+"""Number of scenes of the detector's part that choose the threshold instead of training it."""
 GHOST = 0.25
-"""Opacity up to which a faded cube is none."""
+"""Largest opacity of a faded cube that does not count as a cube."""
 NOISE = 0.05
-"""Standard deviation of the noise, in [-1, 1], on pictures that stand for a sampler's."""
+"""Standard deviation of the noise added to pictures, in [-1, 1], to imitate those of a sampler."""
 
 
 def to_range(images: np.ndarray) -> Tensor:
-    """Bytes to float32 in [-1, 1]."""
+    """Convert uint8 images to float32 in [-1, 1]."""
     return torch.from_numpy(images).float() / 127.5 - 1
 
 
 def targets(positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions ``(n, 5, 2)``, NaN padded, to the heat map ``(n, 32, 32)`` and ways ``(n, 2, 32, 32)`` in pixels."""
+    """Return heat maps ``(n, 32, 32)`` and pixel offsets to a centre ``(n, 2, 32, 32)`` for positions ``(n, 5, 2)``."""
     axis = torch.arange(SIDE) + 0.5
     pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))
     way = (positions * SIDE).nan_to_num(1e3)[..., None, None] - pixels
@@ -65,7 +65,7 @@ def targets(positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def loss_of(network: nn.Module, pictures: Tensor, positions: Tensor) -> Tensor:
-    """Focal loss of the heat map per cube, and the error of the ways near centres, in pixels."""
+    """Return the focal loss of the heat map per cube, plus the weighted offset error near centres, in pixels."""
     heat, way = targets(positions)
     logits, guess = network(pictures)
     focal = (logits.sigmoid() - heat) ** 2 * F.binary_cross_entropy_with_logits(logits, heat, reduction="none")
@@ -75,8 +75,8 @@ def loss_of(network: nn.Module, pictures: Tensor, positions: Tensor) -> Tensor:
 
 
 def with_blobs(pictures: Tensor, centres: Tensor, rng: torch.Generator, *, edge: float = 1.0) -> Tensor:
-    """A soft blob of some colour, of standard deviation 2.5 to 5 pixels, on each picture, at ``(n, 2)``; a large
-    ``edge`` makes discs of them."""
+    """Add a soft blob of random colour, of standard deviation 2.5 to 5 pixels, to each picture at ``centres (n, 2)``; a
+    large ``edge`` makes it a disc."""
     n = len(pictures)
     width = (2.5 + 2.5 * torch.rand(n, 1, 1, generator=rng)) / SIDE
     colours = 1.6 * torch.rand(n, 3, 1, 1, generator=rng) - 0.8
@@ -85,14 +85,14 @@ def with_blobs(pictures: Tensor, centres: Tensor, rng: torch.Generator, *, edge:
 
 
 def _squares(centres: Tensor) -> Tensor:
-    """Squared distances of every pixel from ``centres (n, 2)``, in widths of the picture."""
+    """Return squared distances ``(n, 32, 32)`` of the pixels from ``centres (n, 2)``, in widths of the picture."""
     axis = (torch.arange(SIDE) + 0.5) / SIDE
     return (axis - centres[:, 1:, None]).transpose(1, 2) ** 2 + (axis - centres[:, :1, None]) ** 2
 
 
 def with_decoys(pictures: Tensor, positions: Tensor, bare: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Half of the pictures with a blob where no cube is, and a quarter with one cube, that stands apart, faded to a
-    ghost; and where the cubes are that are left."""
+    """Add a blob to up to half of the pictures, where no cube is, and fade a cube that stands apart in some of the
+    others; return the pictures and the positions of the remaining cubes ``(n, 5, 2)``."""
     n = len(pictures)
     centres = 0.05 + 0.9 * torch.rand(n, 2, generator=rng)
     apart = (positions - centres[:, None]).norm(dim=2).nan_to_num(1.0).amin(1) > 4 * RADIUS
@@ -109,7 +109,7 @@ def with_decoys(pictures: Tensor, positions: Tensor, bare: Tensor, rng: torch.Ge
 
 
 def augment(pictures: Tensor, positions: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mirrored, shifted by up to two pixels, recoloured and noisy pictures, and where their cubes are now."""
+    """Mirror, shift by up to two pixels, recolour and add noise; return pictures and the positions of their cubes."""
     n = len(pictures)
     flip = torch.rand(n, generator=rng) < 0.5
     x = torch.where(flip[:, None, None, None], pictures.flip(3), pictures)
@@ -128,11 +128,11 @@ def augment(pictures: Tensor, positions: Tensor, rng: torch.Generator) -> tuple[
 
 
 def train(images: np.ndarray, positions: np.ndarray, *, epochs: int, batch: int = 64, seed: int = 0) -> Detector:
-    """A detector of scenes ``(n, 3, 32, 32)`` uint8 with cubes at ``(n, 5, 2)``; the last 400 choose its threshold."""
+    """Train on images ``(n, 3, 32, 32)`` uint8 with cubes at ``(n, 5, 2)``; the last 400 choose the threshold."""
     rng, began = torch.Generator().manual_seed(seed), time.time()
     pictures, places = to_range(images[:-HELD]), torch.from_numpy(positions[:-HELD])
     bare = pictures.median(0).values
-    # no scene is without a cube, but a composed picture may be
+    # every scene has a cube, but a composed picture may have none
     pictures = torch.cat([pictures, bare.expand(40, -1, -1, -1)])
     places = torch.cat([places, torch.full((40, 5, 2), torch.nan)])
     with torch.random.fork_rng(devices=[]):
@@ -152,7 +152,7 @@ def train(images: np.ndarray, positions: np.ndarray, *, epochs: int, batch: int 
             scheduler.step()
             losses.append(loss.item())
         print(f"epoch {epoch + 1} of {epochs}: loss {np.mean(losses):.4f}, {time.time() - began:.0f} s", flush=True)
-    network = network.half().float().eval()  # as it will be stored
+    network = network.half().float().eval()  # round as in the weight file
     held = noisy(to_range(images[-HELD:]), NOISE, seed=seed)
     threshold, share = best_threshold(network, held, positions[-HELD:])
     info = {"epochs": epochs, "seed": seed, "loss": f"{np.mean(losses):.4f}", "seconds": f"{time.time() - began:.0f}"}
@@ -160,7 +160,7 @@ def train(images: np.ndarray, positions: np.ndarray, *, epochs: int, batch: int 
 
 
 def best_threshold(network: nn.Module, pictures: Tensor, positions: np.ndarray) -> tuple[float, float]:
-    """The threshold that finds exactly the true cubes in most pictures (of ties the middle one), and their share."""
+    """Return the threshold that finds exactly the true cubes in most pictures (the middle of ties), and their share."""
     grid = [round(0.1 + 0.02 * i, 2) for i in range(31)]
     shares = np.array([exact_share(Detector(network, t, {}).locate(pictures), positions) for t in grid])
     best = np.flatnonzero(shares == shares.max())
@@ -168,17 +168,17 @@ def best_threshold(network: nn.Module, pictures: Tensor, positions: np.ndarray) 
 
 
 def noisy(pictures: Tensor, noise: float, *, seed: int) -> Tensor:
-    """With Gaussian noise of this standard deviation, in [-1, 1]."""
+    """Add Gaussian noise of standard deviation ``noise`` to pictures in [-1, 1]."""
     return pictures + noise * torch.randn(pictures.shape, generator=torch.Generator().manual_seed(seed))
 
 
 def exact_share(found: list[np.ndarray], positions: np.ndarray) -> float:
-    """Share of pictures in which exactly the true cubes are found."""
+    """Return the share of pictures in which exactly the true cubes are found."""
     return float(np.mean([matched_exactly(f, p) for f, p in zip(found, positions, strict=True)]))
 
 
 def elsewhere(positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """As many places ``(k, 2)`` as there are cubes, where cubes can be but none is within .12."""
+    """Draw as many positions ``(k, 2)`` as there are cubes, in the cubes' range but none within .12 of a cube."""
     true = places(positions, "positions")
     found: list[np.ndarray] = []
     while len(found) < len(true):
@@ -189,7 +189,7 @@ def elsewhere(positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def accuracy(found: list[np.ndarray], positions: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
-    """Figures of merit, shares in [0, 1], of centres found in scenes with cubes at ``(n, 5, 2)``."""
+    """Return figures of merit of the centres found in scenes with cubes at ``(n, 5, 2)``: shares, and a distance."""
     rng = np.random.default_rng(seed)
     pairs = list(zip(found, positions, strict=True))
     counts = np.isfinite(positions[..., 0]).sum(1)
@@ -210,7 +210,7 @@ def accuracy(found: list[np.ndarray], positions: np.ndarray, *, seed: int = 0) -
 
 
 def main() -> None:
-    """Train, and judge on the test scenes."""
+    """Train the detector, judge it on the test scenes, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="arrays made by benchmarks.prepare_cubes")
     parser.add_argument("--epochs", type=int, default=24)
@@ -231,7 +231,7 @@ def main() -> None:
 
 
 def decoys(detector: Detector, pictures: Tensor, positions: np.ndarray, bare: Tensor) -> dict[str, float]:
-    """Share of faint cubes that are still found, and of blobs and discs on a bare scene that are taken for cubes."""
+    """Return the share of faint cubes that are found, and of blobs and discs on a bare scene taken for cubes."""
     rows = {}
     for opacity in (0.1, 0.2, 0.3, 0.5, 0.7):
         faint = detector.locate(bare + opacity * (pictures - bare))
@@ -245,7 +245,7 @@ def decoys(detector: Detector, pictures: Tensor, positions: np.ndarray, bare: Te
 
 
 def store(detector: Detector) -> None:
-    """Write the shipped weights, in half precision, with where they come from."""
+    """Write the shipped weights in half precision, with their provenance."""
     versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
     header = {
         "format": FORMAT,

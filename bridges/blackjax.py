@@ -1,16 +1,16 @@
-"""BlackJAX kernels for the walk: HMC, MALA, NUTS, unadjusted HMC and Langevin, and any other.
+"""BlackJAX kernels for annealed sampling: HMC, MALA, NUTS, unadjusted HMC and Langevin, and any other kernel.
 
-Chains are batched by ``vmap`` and compiled once per potential and kernel; a torch potential is crossed
-into JAX by one call per evaluation for all chains. Everything runs in 64-bit mode, which is left again
+Chains are batched by ``vmap`` and compiled once per potential and kernel. A torch potential is evaluated from JAX
+by one host callback per evaluation for all chains. Everything runs in 64-bit mode; the caller's setting is restored
 on return.
 
-One number sets the size of a move, the leapfrog step ``eps``. MALA is HMC with one leapfrog: with
+The step size of every kernel is the leapfrog step ``eps``. MALA is HMC with one leapfrog: with
 momentum p ~ N(0, I) the proposal is ``x - eps^2/2 grad U + eps p``, BlackJAX's MALA at step size
 ``eps^2 / 2``. The momentum is refreshed as ``p <- sqrt(1 - r) p + sqrt(r) z`` before each trajectory, flipped
 on rejection where r < 1, and travels with its chain.
 
-A trajectory of L leapfrogs costs L evaluations; the one at its start is never repeated. Non-finite
-energies or gradients are log-densities of minus infinity to every kernel, and are counted.
+A trajectory of L leapfrog steps costs L evaluations: energy and gradient at its start are reused. A non-finite energy
+or gradient is passed to the kernel as a log-density of minus infinity, and is counted.
 
 Source: MCMC Using Hamiltonian Dynamics (Neal, 2011), https://arxiv.org/abs/1206.1901;
 A Generalized Guided Monte Carlo Algorithm (Horowitz, 1991), https://doi.org/10.1016/0370-2693(91)90812-5
@@ -41,16 +41,16 @@ __all__ = ["HMC", "MALA", "NUTS", "UHMC", "ULA", "FromBlackJAX", "from_blackjax"
 class HMC(BlackJAXKernel):
     """Hamiltonian Monte Carlo with unit mass, built on BlackJAX's HMC proposal.
 
-    Latent sites of a Pyro model that no noise level belongs to are moved in units of their own
-    (``ppl_diffusion.step.block_scales``); everything else in its own coordinates.
+    Latent sites of a Pyro model other than the diffusion prior are rescaled by adaptive length scales
+    (``ppl_diffusion.step.block_scales``); all other coordinates are used as they are.
 
     Args:
         step: leapfrog step: a number, ``SigmaScaled(0.5)`` or ``Adaptive(...)``.
-        leapfrogs: leapfrogs of a trajectory, each one evaluation.
-        refreshment: share ``r`` in (0, 1] of the momentum's variance that is drawn anew.
+        leapfrogs: number of leapfrog steps of a trajectory; each costs one evaluation.
+        refreshment: share ``r`` in (0, 1] of the momentum's variance that is redrawn before each trajectory.
 
     Raises:
-        ValueError: no leapfrogs, or a refreshment outside (0, 1].
+        ValueError: ``leapfrogs`` below 1, or ``refreshment`` outside (0, 1].
     """
 
     step: StepPolicy | float = Adaptive(target_acceptance=0.8)
@@ -64,15 +64,15 @@ class HMC(BlackJAXKernel):
             raise ValueError(f"refreshment must be in (0, 1], 1 draws a new momentum each time, got {self.refreshment}")
 
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
-        return _with_momentum(key, position, momentum, log_density)
+        return _integrator_state(key, position, momentum, log_density)
 
     def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
         key_momentum, key_accept = jax.random.split(key)
         kinetic = _unit_mass(chain.position).kinetic_energy
         generate = hmc.hmc_proposal(integrators.velocity_verlet(log_density, kinetic), kinetic, step, self.leapfrogs)
-        chain, info, _ = generate(key_accept, _refresh(key_momentum, chain, self.refreshment))
-        # The proposal comes back with its momentum reversed, a rejected chain with the one that it began with:
-        # reversing once more goes on after acceptance and turns round after rejection.
+        chain, info, _ = generate(key_accept, _refresh_momentum(key_momentum, chain, self.refreshment))
+        # BlackJAX returns an accepted chain with its momentum flipped, and a rejected chain with its initial momentum.
+        # Flipping both makes an accepted chain continue in its direction and a rejected chain reverse.
         chain = chain._replace(momentum=-chain.momentum)
         nonfinite = ~jnp.isfinite(info.proposal.logdensity)
         return chain, _info(info.acceptance_rate, info.is_divergent, nonfinite, self.leapfrogs)
@@ -80,7 +80,7 @@ class HMC(BlackJAXKernel):
 
 @dataclass(frozen=True)
 class MALA(HMC):
-    """The Metropolis-adjusted Langevin algorithm: HMC with one leapfrog and a fresh momentum.
+    """The Metropolis-adjusted Langevin algorithm: HMC with one leapfrog step and a full momentum refreshment.
 
     Args:
         step: leapfrog step ``eps``; BlackJAX's own MALA calls ``eps**2 / 2`` its step size.
@@ -96,12 +96,14 @@ class MALA(HMC):
 
 @dataclass(frozen=True)
 class UHMC(HMC):
-    """Underdamped, unadjusted HMC: trajectories are always accepted, so draws are biased by the step.
+    """Unadjusted HMC with partial momentum refreshment: without an accept/reject step, the step size biases the draws.
+
+    A trajectory that ends at a non-finite log-density is discarded.
 
     Args:
-        step: leapfrog step; the default adapts to the acceptance that a test would have had.
-        leapfrogs: leapfrogs of a trajectory.
-        refreshment: share of the momentum's variance that is drawn anew.
+        step: leapfrog step; the default adapts to the acceptance rate that a Metropolis test would have had.
+        leapfrogs: number of leapfrog steps of a trajectory.
+        refreshment: share of the momentum's variance that is redrawn before each trajectory.
     """
 
     step: StepPolicy | float = Adaptive(target_acceptance=0.9, jitter=1.0)
@@ -115,7 +117,7 @@ class UHMC(HMC):
     def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
         kinetic = _unit_mass(chain.position).kinetic_energy
         integrate = trajectory.static_integration(integrators.velocity_verlet(log_density, kinetic))
-        begun = _refresh(key, chain, self.refreshment)
+        begun = _refresh_momentum(key, chain, self.refreshment)
         ended = integrate(begun, step, self.leapfrogs)
         finite = jnp.isfinite(ended.logdensity)
         change = ended.logdensity - kinetic(ended.momentum) - begun.logdensity + kinetic(begun.momentum)
@@ -126,7 +128,7 @@ class UHMC(HMC):
 
 @dataclass(frozen=True)
 class ULA(UHMC):
-    """The unadjusted Langevin algorithm, ``x - eps^2/2 grad U + eps z``: UHMC with one leapfrog.
+    """The unadjusted Langevin algorithm, ``x - eps^2/2 grad U + eps z``: UHMC with one leapfrog step.
 
     Args:
         step: leapfrog step ``eps``.
@@ -140,12 +142,12 @@ class ULA(UHMC):
 class NUTS(BlackJAXKernel):
     """BlackJAX's No-U-Turn sampler with unit mass.
 
-    All chains of a batch wait for the longest trajectory; its step is not jittered by default, since a chain that draws
-    a short one has a long trajectory.
+    A batched step takes as long as the longest trajectory among the chains. By default the step size is therefore not
+    jittered: a chain that drew a small step would have a long trajectory.
 
     Args:
         step: leapfrog step.
-        max_doublings: a trajectory has at most ``2 ** max_doublings - 1`` leapfrogs.
+        max_doublings: a trajectory has at most ``2 ** max_doublings - 1`` leapfrog steps.
 
     Source: The No-U-Turn Sampler (Hoffman and Gelman, 2014), https://jmlr.org/papers/v15/hoffman14a.html
     """
@@ -170,20 +172,21 @@ class NUTS(BlackJAXKernel):
 
 @dataclass(frozen=True)
 class FromBlackJAX(BlackJAXKernel):
-    """Any BlackJAX kernel; built by :func:`from_blackjax`."""
+    """An arbitrary BlackJAX kernel; built by :func:`from_blackjax`."""
 
     build_kernel: Callable[..., Any] = hmc.build_kernel
     init: Callable[..., Any] = hmc.init
     parameters: tuple[tuple[str, Any], ...] = ()
     exact: bool = True
+    keyed: bool = False
 
     @property
     def adjusted(self) -> bool:
-        """Whether it leaves the density invariant, as :func:`from_blackjax` was told."""
+        """Whether the kernel leaves the density invariant: the ``adjusted`` argument of :func:`from_blackjax`."""
         return self.exact
 
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
-        chain = self.init(position, log_density)
+        chain = self.init(position, log_density, *([key] if self.keyed else []))
         for needed in ("position", "logdensity"):
             if not hasattr(chain, needed):
                 raise TypeError(f"the state of {self.init} has no {needed}: from_blackjax takes MCMC kernels only")
@@ -204,27 +207,30 @@ class FromBlackJAX(BlackJAXKernel):
 def from_blackjax(
     build_kernel: Callable[..., Any], init: Callable[..., Any], *, adjusted: bool = True, **parameters: Any
 ) -> FromBlackJAX:
-    """Any BlackJAX MCMC kernel, from its ``build_kernel`` and ``init``.
+    """Wrap any BlackJAX MCMC kernel, given its ``build_kernel`` and ``init``.
 
     Example: ``from_blackjax(blackjax.mala.build_kernel, blackjax.mala.init, step_size=0.01)``.
 
     Args:
-        build_kernel: makes ``kernel(rng_key, state, logdensity_fn, **parameters)``.
-        init: makes a state from ``(position, logdensity_fn)``; it must have ``position``, ``logdensity``
-            and, for ``reverse_step=True``, ``logdensity_grad``. Positions are flat, shape ``(size,)``.
-        adjusted: whether the kernel leaves the density invariant; of one that does not, ``diagnose`` warns.
-        parameters: passed to the kernel by name. ``step_size`` is what BlackJAX means by it for this
-            kernel, and may also be ``SigmaScaled`` or ``Adaptive``; arrays are passed as they are.
+        build_kernel: returns ``kernel(rng_key, state, logdensity_fn, **parameters)``.
+        init: returns a state from ``(position, logdensity_fn)``, or from these and a random key of the chain's own, as
+            those of ``ghmc``, ``dynamic_hmc`` and ``mclmc`` do; called on arrival at every rung. The state must have
+            the fields ``position``, ``logdensity`` and, for ``reverse_step=True``, ``logdensity_grad``. Positions are
+            flat, shape ``(size,)``.
+        adjusted: whether the kernel leaves the density invariant; if not, ``diagnose`` warns.
+        parameters: passed to the kernel by name. ``step_size`` has BlackJAX's meaning for this kernel, and may also be
+            ``SigmaScaled`` or ``Adaptive``; arrays are passed unchanged.
 
     Raises:
-        TypeError: a parameter that the kernel does not take, or an ``init`` that needs more, such as a key.
+        TypeError: a parameter that the kernel does not take, or an ``init`` that needs further arguments.
     """
     needed = [
         name
         for name, parameter in list(inspect.signature(init).parameters.items())[2:]
         if parameter.default is inspect.Parameter.empty and parameter.kind is not inspect.Parameter.VAR_KEYWORD
     ]
-    if needed:
+    keyed = needed in (["rng_key"], ["random_generator_arg"])
+    if needed and not keyed:
         raise TypeError(f"this init needs {', '.join(needed)} beside position and logdensity_fn: wrap it in a function")
     known = inspect.signature(build_kernel()).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
@@ -239,12 +245,13 @@ def from_blackjax(
         init=init,
         parameters=frozen,
         exact=adjusted,
+        keyed=keyed,
     )
 
 
 @dataclass(frozen=True)
 class _NoStep(StepPolicy):
-    """Of a kernel that has no step size."""
+    """Step policy of a kernel that has no step size."""
 
     def enter(self, previous: StepState | None, *, sigma: float, guess: float, rescale: float = 1.0) -> StepState:
         return centred(float("nan"))
@@ -252,18 +259,18 @@ class _NoStep(StepPolicy):
 
 @dataclass(frozen=True, eq=False)
 class _Constant:
-    """A parameter that compares by identity, so that arrays can be part of a kernel's description."""
+    """A kernel parameter compared by identity, so that kernels with array parameters can be compared and hashed."""
 
     value: Any
 
 
-def _with_momentum(key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
+def _integrator_state(key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
     if momentum is None:
         momentum = jax.random.normal(key, position.shape, position.dtype)
     return integrators.new_integrator_state(log_density, position, momentum)
 
 
-def _refresh(key: Array, chain: Any, refreshment: float) -> Any:
+def _refresh_momentum(key: Array, chain: Any, refreshment: float) -> Any:
     fresh = jax.random.normal(key, chain.momentum.shape, chain.momentum.dtype)
     kept = 0.0 if refreshment == 1 else (1 - refreshment) ** 0.5 * chain.momentum
     return chain._replace(momentum=kept + refreshment**0.5 * fresh)

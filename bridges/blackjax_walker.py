@@ -1,8 +1,8 @@
-"""A BlackJAX kernel bound to a potential: three compiled functions, for arriving, moving and recording.
+"""A BlackJAX kernel bound to a potential: compiled functions for arriving at a level, moving and recording.
 
-Chains are batched by ``vmap`` in 64-bit mode. A kernel sees coordinates divided by their scales
-(``ppl_diffusion.step.block_scales``), so that it needs no masses of its own. The energy and the gradient of a
-position come from one evaluation; what is not finite is a log-density of minus infinity before any kernel sees it.
+Chains are batched by ``vmap`` in 64-bit mode. The kernel works in coordinates divided by their length scales
+(``ppl_diffusion.step.block_scales``), which replaces a mass matrix. Energy and gradient of a position come from one
+evaluation; where either is not finite, the kernel sees a log-density of minus infinity.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from ppl_diffusion.kernel import State, SteppedKernel
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.step import StepState, as_policy, centred, scaled, unscaled
 
-from .torch_jax import host_for, plain_errors, to_jax
+from .torch_jax import cpu_device_for, reraise_torch_errors, to_jax
 
 LogDensity = Callable[[Array], Array]
-MOVED = ("acceptance_rate", "diverging", "nonfinite", "jump_distance", "energy_midway", "step_size")
-"""What is told of the steps at a rung, for each chain: a mean, two counts, a mean, and two values."""
+MOVE_STATS = ("acceptance_rate", "diverging", "nonfinite", "jump_distance", "energy_midway", "step_size")
+"""Statistics of the steps at a rung, each ``(chains,)``; ``diverging`` and ``nonfinite`` are counts."""
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Info(NamedTuple):
-    """What one step of one chain reports; NaN where a kernel does not have it."""
+    """Scalar statistics of one step of one chain; NaN for what a kernel does not report.
+
+    ``adaptation`` is the acceptance rate that step size adaptation uses; ``n_steps`` counts leapfrog steps.
+    """
 
     acceptance_rate: Array
     adaptation: Array
@@ -43,42 +46,42 @@ class Info(NamedTuple):
 
 @dataclass(frozen=True)
 class BlackJAXKernel(SteppedKernel):
-    """One chain's kernel; subclasses say how a chain is started and takes a step."""
+    """Base class of kernels; subclasses define how a single chain is initialised and takes a step."""
 
     @abstractmethod
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
-        """The BlackJAX state of a chain at a flat ``position``: one evaluation."""
+        """Return the BlackJAX state of a chain at ``position (size,)``; costs one evaluation."""
 
     @abstractmethod
     def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
-        """One step of one chain."""
+        """Take one step of one chain; return its new BlackJAX state and statistics."""
 
     def bind(self, potential: Potential) -> BlackJAXWalker:
-        """Compile for ``potential``; what was compiled before for the same kernel is used again."""
+        """Return the kernel bound to ``potential``; compiled functions are reused for an equal kernel."""
         return potential.memo(self, lambda: BlackJAXWalker(self, to_jax(potential)))
 
 
-def _computing(method: Method) -> Method:
-    """In 64-bit mode, on the processor where the networks are, and with errors of the networks as they were raised."""
+def _in_jax_context(method: Method) -> Method:
+    """Run a method in 64-bit mode, on the CPU if torch networks are there, with errors of networks unchanged."""
 
     @wraps(method)
-    def inside(self: BlackJAXWalker, *args: Any, **kwargs: Any) -> Any:
-        host = host_for(self.potential, _platform())
+    def in_context(self: BlackJAXWalker, *args: Any, **kwargs: Any) -> Any:
+        host = cpu_device_for(self.potential, _default_platform())
         place = nullcontext() if host is None else jax.default_device(host)
-        with plain_errors(self.potential), jax.enable_x64(True), place:
+        with reraise_torch_errors(self.potential), jax.enable_x64(True), place:
             return method(self, *args, **kwargs)
 
-    return cast(Method, inside)
+    return cast(Method, in_context)
 
 
-def _platform() -> str:
-    """Where JAX computes unless it is told otherwise."""
+def _default_platform() -> str:
+    """The platform of JAX's default device."""
     platform = jax.default_backend()
     return platform if platform == "cpu" else next(iter(jnp.zeros(()).devices())).platform
 
 
 class BlackJAXWalker:
-    """A BlackJAX kernel bound to a potential: three compiled functions. See ``ppl_diffusion.kernel.Walker``."""
+    """A BlackJAX kernel bound to a potential; implements ``ppl_diffusion.kernel.Walker``."""
 
     def __init__(self, kernel: BlackJAXKernel, potential: Potential) -> None:
         self.kernel, self.potential = kernel, potential
@@ -88,7 +91,7 @@ class BlackJAXWalker:
         self._move_compiled = jax.jit(self._move)
         self._record_compiled = jax.jit(self._record, static_argnames="draws")
 
-    @_computing
+    @_in_jax_context
     def arrive(self, positions: Array, level: int, previous: State | None, *, seed: int) -> State:
         scales = self.kernel.scales(previous, self.diffused)
         flat = np.asarray(positions, dtype=np.float64).reshape(-1, scales.size)
@@ -98,15 +101,15 @@ class BlackJAXWalker:
         sigma = self.potential.schedule.sigma(level)
         return state._replace(step=self.kernel.enter(previous, state.gradient, scales, sigma=sigma))
 
-    @_computing
+    @_in_jax_context
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
         chains, step, moved, calls = self._move_compiled(
             state.carried, np.array(state.step, dtype=np.float64), state.level, steps, seed, state.scales
         )
-        stats = dict(zip(MOVED, np.asarray(moved), strict=True)) | {"gradient_calls": np.asarray(calls)}
+        stats = dict(zip(MOVE_STATS, np.asarray(moved), strict=True)) | {"gradient_calls": np.asarray(calls)}
         return self._state(state.level, chains, StepState(*np.asarray(step).tolist()), state.scales), stats
 
-    @_computing
+    @_in_jax_context
     def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
         step = np.exp(np.float64(state.step.log_step))
         chains, (flat, log_density, info) = self._record_compiled(
@@ -122,7 +125,7 @@ class BlackJAXWalker:
             {**stats, "gradient_calls": np.array(calls)},
         )
 
-    @_computing
+    @_in_jax_context
     def select(self, state: State, ancestors: np.ndarray) -> State:
         chains = jax.tree.map(lambda array: array[ancestors], state.carried)
         return self._state(state.level, chains, state.step, state.scales)
@@ -140,10 +143,10 @@ class BlackJAXWalker:
         return State(level, positions, -np.asarray(chains.logdensity), gradient, step, chains, scales)
 
     def _log_density(self, level: Array, scales: Any = 1.0) -> LogDensity:
-        """The log-density of a flat scaled position at ``level``; its gradient comes from the same evaluation."""
+        """Log-density at ``level`` of ``z (size,) = x / scales``; its value and gradient come from one evaluation."""
         event_shape, potential = self.potential.event_shape, self.potential
 
-        def guarded(z: Array, level: Array, scales: Array) -> tuple[Array, Array]:
+        def forward(z: Array, level: Array, scales: Array) -> tuple[Array, Array]:
             energy, gradient = potential.value_and_grad((z * scales).reshape(event_shape), level=level)
             finite = jnp.isfinite(energy) & jnp.all(jnp.isfinite(gradient))
             return jnp.where(finite, -energy, -jnp.inf), -gradient.reshape(z.shape) * scales
@@ -156,7 +159,7 @@ class BlackJAXWalker:
         def backward(gradient: Array, cotangent: Array) -> tuple[Array, None, None]:
             return cotangent * gradient, None, None
 
-        log_density.defvjp(guarded, backward)
+        log_density.defvjp(forward, backward)
         return lambda z: log_density(z, level, scales)
 
     def _arrive(self, flat: Array, momentum: Array | None, level: Array, seed: Array, scales: Array) -> Any:
@@ -176,7 +179,7 @@ class BlackJAXWalker:
 
     def _move(self, chains: Any, step: Array, level: Array, steps: Array, seed: Array, scales: Array) -> Any:
         key, count = jax.random.key(seed), chains.position.shape[0]
-        totals = dict.fromkeys(MOVED[:4], jnp.zeros(count))
+        totals = dict.fromkeys(MOVE_STATS[:4], jnp.zeros(count))
         totals |= {"energy_midway": -chains.logdensity, "gradient_calls": jnp.zeros((), dtype=jnp.int64)}
 
         def body(i: Array, carry: Any) -> Any:
@@ -194,10 +197,10 @@ class BlackJAXWalker:
             return moved, self.policy.update(step, jnp.nanmean(info.adaptation)), totals
 
         chains, after, totals = jax.lax.fori_loop(0, steps, body, (chains, StepState(*step), totals))
-        totals["acceptance_rate"] = totals["acceptance_rate"] / steps  # NaN without any
+        totals["acceptance_rate"] = totals["acceptance_rate"] / steps  # NaN for no steps
         totals["jump_distance"] = totals["jump_distance"] / jnp.maximum(steps, 1)
         totals["step_size"] = jnp.full(count, jnp.exp(after.log_step))
-        return chains, jnp.stack(after), jnp.stack([totals[name] for name in MOVED]), totals["gradient_calls"]
+        return chains, jnp.stack(after), jnp.stack([totals[name] for name in MOVE_STATS]), totals["gradient_calls"]
 
     def _record(self, chains: Any, step: Array, level: Array, seed: Array, scales: Array, draws: int) -> Any:
         def body(chains: Any, key: Array) -> Any:

@@ -1,4 +1,4 @@
-"""What is said of a run, in words: what its rungs and its recorded draws tell against believing it."""
+"""The diagnosis of a run: statistics of its rungs and recorded draws, and warnings in words."""
 
 from __future__ import annotations
 
@@ -6,30 +6,29 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
-from scipy.stats import f as f_distribution
 
 from ppl_diffusion.trace import Trace
 from ppl_diffusion.weights import effective_sample_size
 
-FEW = 0.1
-"""Share of the chains that the weights of one rung leave, of which resampling is of no use."""
+LOW_ESS = 0.1
+"""ESS of one rung's log-weight increments, as a share of the chains, below which resampling is not recommended."""
 
 FEWEST_DRAWS = 20
-"""Recorded draws below which R-hat and ESS are not reported: they alarm on short stationary chains."""
+"""Fewest recorded draws for which R-hat and ESS are reported: short stationary chains give false alarms."""
 
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What :func:`diagnose` found; ``print`` it.
+    """The findings of :func:`diagnose`; ``print`` shows them as tables and sentences.
 
     Attributes:
         rungs: one row per rung (dimension ``rung``): ``level``, ``acceptance``, ``step``, ``diverging``, ``nonfinite``
             (counts over all chains), ``jump`` (mean length of a step), ``ess`` (of the weights, in chains),
-            ``spread`` (standard deviation of the log-weight increments, nats), ``ancestors`` (distinct chains
-            of the start that are left), ``drift`` (change of the mean energy over the second half of the rung, in
-            standard errors), ``stuck`` (chains that never moved).
-        draws: per scalar (dimension ``variable``): ``r_hat``, ``ess_bulk``, ``ess_tail``; empty for few draws.
-        warnings: sentences; empty when nothing was found.
+            ``spread`` (standard deviation of the log-weight increments, nats), ``ancestors``
+            (starting chains that have descendants), ``drift`` (change of the mean energy over the second half of the
+            rung, in standard errors), ``stuck`` (chains that never moved). A value that is not available is NaN.
+        draws: per scalar (dimension ``variable``): ``r_hat``, ``ess_bulk``, ``ess_tail``; empty with too few draws.
+        warnings: one sentence per problem; empty when nothing suspicious was found.
     """
 
     rungs: xr.Dataset
@@ -72,8 +71,8 @@ class Diagnosis:
         return text + "".join(f"\n* {sentence}" for sentence in self.warnings or (quiet,))
 
 
-def words(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> list[str]:
-    """Sentences on a trace whose figures by rung and by scalar are those of a :class:`Diagnosis`."""
+def warning_sentences(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> list[str]:
+    """Return the warnings about a trace; ``rungs`` and ``draws`` are the datasets of a :class:`Diagnosis`."""
     chains, count = trace.positions.shape[:2]
     steps = np.array(trace.attributes["steps"])
     found = [str(sentence) for sentence in trace.attributes.get("warnings", [])]
@@ -81,28 +80,37 @@ def words(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> list[str]:
         found.append("no MCMC step was taken: reverse diffusion is right for mixtures, not for products or quotients")
     elif not trace.attributes["adjusted"]:
         found.append("the kernel is unadjusted: its draws, and any weights, are biased by the step size")
-    acceptance = rungs.acceptance.to_numpy()
+    acceptance, recorded = rungs.acceptance.to_numpy(), trace.sample_stats
     low = np.flatnonzero((steps > 0) & (acceptance < 0.2))
     if len(low):
-        where = int(rungs.level[low[0]])
         rows = f"{len(low)} rung{'s' * (len(low) > 1)}"
-        found.append(f"acceptance is under .2 on {rows} (first at level {where}): take smaller steps")
-    nonfinite = float(np.nansum(rungs.nonfinite))
-    if nonfinite:
-        found.append(f"{nonfinite:.0f} energies or gradients were not finite and were refused: look at the potential")
-    diverging = float(np.nansum(rungs.diverging))
-    if diverging:
-        found.append(f"{diverging:.0f} trajectories diverged: take smaller steps, or look at the potential")
-    stuck = _stuck(trace)
+        found.append(
+            f"acceptance is under .2 on {rows} (first at level {int(rungs.level[low[0]])}): take smaller steps"
+        )
+    if "acceptance_rate" in recorded and float(recorded.acceptance_rate.mean()) < 0.2:
+        found.append("acceptance is under .2 in the recorded draws: take smaller steps")
+    for name, words in (
+        ("nonfinite", "energies or gradients were not finite and were refused{where}: look at the potential"),
+        ("diverging", "trajectories diverged{where}: take smaller steps, or look at the potential"),
+    ):
+        counts = np.nan_to_num(rungs[name].to_numpy())
+        drawn = float(np.nansum(recorded[name])) if name in recorded else 0.0
+        if counts.sum() + drawn:
+            first = f"first at level {int(rungs.level[np.flatnonzero(counts)[0]])}" if counts.any() else ""
+            places = filter(None, [first, f"{drawn:.0f} of them in the recorded draws" if drawn else ""])
+            where = f" ({', '.join(places)})"
+            found.append(f"{counts.sum() + drawn:.0f} {words.format(where=where)}")
+    stuck = _count_stuck(trace)
     if stuck and steps[-1] + count > 3:
         found.append(f"{stuck:.0f} of {chains} chains did not move at the last rung: ESS and R-hat do not show that")
     drift = float(np.nan_to_num(rungs.drift[-1]))
     if abs(drift) > 5 and steps[-1] > 1:
         found.append(f"the energy still drifted at the last rung ({drift:+.1f} standard errors): take more steps")
-    found += _weight_words(trace, rungs)
+    found += _weight_warnings(trace, rungs)
     if draws.sizes.get("variable", 0):
-        worst = float(draws.r_hat.max())
-        if worst > _highest_r_hat(chains, count, draws.sizes["variable"]):
+        apart = draws.r_hat.where(draws.r_hat > draws.r_hat_limit)
+        if apart.notnull().any():
+            worst = float(apart.max())
             shares = "the path down the ladder" if trace.attributes.get("resample") is None else "the weights"
             found.append(
                 f"R-hat of the recorded draws is up to {worst:.2f}: each chain stays in its mode, or takes too few "
@@ -114,22 +122,24 @@ def words(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> list[str]:
     return found
 
 
-def _weight_words(trace: Trace, rungs: xr.Dataset) -> list[str]:
+def _weight_warnings(trace: Trace, rungs: xr.Dataset) -> list[str]:
+    """At most one sentence on the importance weights: meaningless, useful, or a collapsed population."""
     chains = trace.positions.shape[0]
-    spreads = rungs.spread.to_numpy()[1:]
+    spreads, ancestors = rungs.spread.to_numpy()[1:], float(rungs.ancestors[-1])
+    few = f"only {ancestors:.0f} of {chains} ancestors are left: the population has collapsed, draws are copies"
+    collapsed = [few] if ancestors < max(2.0, 0.1 * chains) else []
     if chains < 2 or not len(spreads) or not np.any(np.isfinite(spreads)):
-        return []
+        return collapsed
     typical, worst = float(np.nanmedian(spreads)), float(np.nanmax(spreads))
-    uneven = min(effective_sample_size(row) for row in trace.stats.log_weight.to_numpy()[1:]) < max(FEW * chains, 2)
+    spread = f"log-weights spread {typical:.2g} nats a rung (up to {worst:.2g} at level "
+    spread += f"{int(rungs.level[1 + int(np.nanargmax(spreads))])})"
+    uneven = min(effective_sample_size(row) for row in trace.stats.log_weight.to_numpy()[1:]) < max(LOW_ESS * chains, 2)
     biased = "" if trace.attributes["adjusted"] else ", approximately"
     resample = trace.attributes.get("resample")
     if worst > 3 and uneven:
         unused = resample is None
         advice = "weights are meaningless" if unused else "the weights that were used are meaningless: resample=None"
-        return [
-            f"log-weights spread {typical:.2g} nats a rung (up to {worst:.2g}): the energies do not agree between "
-            f"levels, or the ladder is too coarse; {advice}"
-        ]
+        return [f"{spread}: the energies do not agree between levels, or the ladder is too coarse; {advice}"]
     if resample is None:
         left = float(rungs.ess[-1]) / chains
         if left > 0.9:
@@ -138,37 +148,21 @@ def _weight_words(trace: Trace, rungs: xr.Dataset) -> list[str]:
             levels = rungs.level.to_numpy()
             coarse = len(levels) < levels[0] - levels[-1] + 1
             advice = ", take a ladder with more rungs before resample=0.5" if coarse else ""
-            return [
-                f"log-weights spread {typical:.2g} nats a rung (up to {worst:.2g}): resampling would leave few "
-                f"ancestors{advice}"
-            ]
+            return [f"{spread}: resampling would leave few ancestors{advice}"]
         return [
-            f"log-weights spread {typical:.2g} nats a rung (up to {worst:.2g}) and keep {left:.0%} of the chains: "
-            f"resample=0.5 would correct the shares of the modes{biased}, at no cost"
+            f"{spread} and keep {left:.0%} of the chains: resample=0.5 would correct the shares of the "
+            f"modes{biased}, at no cost"
         ]
-    ancestors = float(rungs.ancestors[-1])
-    if ancestors < max(2.0, 0.1 * chains):
-        return [f"only {ancestors:.0f} of {chains} ancestors are left: the population has collapsed, draws are copies"]
-    return []
+    return collapsed
 
 
-def _stuck(trace: Trace) -> int:
-    """Chains that moved neither in the steps of the last rung nor in recorded draws."""
+def _count_stuck(trace: Trace) -> int:
+    """Count the chains that did not move in the recorded draws, nor, if these are few, in the steps before them."""
     x = trace.positions.reshape(*trace.positions.shape[:2], -1)
     still = np.all(x == x[:, :1], axis=(1, 2))
-    if trace.attributes["steps"][-1] > 0:
+    if trace.attributes["steps"][-1] > 0 and x.shape[1] < FEWEST_DRAWS:
         still &= trace.stats.jump_distance[-1].to_numpy() == 0
     return int(np.sum(still)) if trace.attributes["steps"][-1] > 0 or x.shape[1] > 1 else 0
-
-
-def _highest_r_hat(chains: int, count: int, variables: int) -> float:
-    """Above what R-hat is no accident: 1.05, or what independent draws exceed once in a hundred times.
-
-    The ratio of the variances between and within split chains follows an F distribution.
-    """
-    halves, length = 2 * chains, count // 2
-    ratio = f_distribution.ppf(1 - 0.01 / variables, halves - 1, halves * (length - 1))
-    return max(1.05, float(np.sqrt(1 + (ratio - 1) / length)))
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -1,6 +1,6 @@
-"""Pictures of traces: acceptance and mixing along the ladder, and the samples themselves.
+"""Plots of traces: acceptance and mixing along the ladder, and the samples themselves.
 
-Every function returns a matplotlib ``Figure`` that belongs to nobody else: save it with ``figure.savefig(path)``.
+The ``plot_*`` functions return a matplotlib ``Figure`` outside pyplot: save it with ``figure.savefig(path)``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,15 @@ from .arviz import diagnose
 
 INK, ACCENT = "#1f3b57", "#c8553d"
 
+EXTENT = 1.1
+"""The shipped planar densities lie in the square [-EXTENT, EXTENT]^2."""
+
+MOST_IMAGES, MOST_COORDINATES = 64, 6
+"""What is shown of samples."""
+
 
 def plot_ladder(trace: Trace) -> Figure:
-    """Acceptance rate, step size, jump distance, and the effective sample size of the weights, by level."""
+    """Plot acceptance rate, step size, jump distance, and the effective sample size of the weights by level."""
     rungs = diagnose(trace).rungs
     chains = trace.positions.shape[0]
     panels = {
@@ -39,47 +45,90 @@ def plot_ladder(trace: Trace) -> Figure:
     return figure
 
 
-def plot_samples(samples: Trace | np.ndarray, *, title: str = "", most: int = 64) -> Figure:
-    """The last draw of every chain: a scatter in the plane, a grid of images otherwise.
+def plot_samples(samples: Trace | np.ndarray, *, title: str = "") -> Figure:
+    """Plot the last draw of every chain.
+
+    Points in the plane are scattered, images are tiled; of anything else the first coordinates are shown as histograms.
 
     Args:
-        samples: a trace, or points ``(n, 2)`` or images ``(n, height, width)`` or ``(n, 3, height, width)`` in [-1, 1].
-        title: above the picture.
-        most: images shown at most.
-
-    Raises:
-        ValueError: points that are neither in the plane nor images.
+        samples: a trace, or an array ``(n, *event_shape)``; images, in [-1, 1], are ``(n, height, width)`` or
+            ``(n, 3, height, width)``.
+        title: title of the figure.
     """
     x = samples.positions[:, -1] if isinstance(samples, Trace) else np.asarray(samples)
     if x.ndim == 2 and x.shape[1] == 2:
-        return plot_planar({title: x})
-    figure = Figure(figsize=(5, 5), layout="constrained")
+        return plot_planar({title: x}, extent=None)
+    if not _are_images(x):
+        return _plot_coordinates(x.reshape(len(x), -1), title)
+    sheet = image_grid(x[:MOST_IMAGES])
+    figure = Figure(figsize=(5, 0.4 + 5 * sheet.shape[0] / sheet.shape[1]), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(image_grid(x[:most]), cmap="gray", vmin=-1, vmax=1)
+    axes.imshow(sheet, cmap="gray", vmin=-1, vmax=1)
     axes.set(title=title)
     axes.axis("off")
     return figure
 
 
-def plot_planar(panels: Mapping[str, np.ndarray], *, columns: int | None = None, extent: float = 1.1) -> Figure:
-    """Scatters of points ``(n, 2)`` side by side, one for each title, on the square of half-width ``extent``."""
+def plot_planar(
+    panels: Mapping[str, np.ndarray], *, columns: int | None = None, extent: float | None = EXTENT
+) -> Figure:
+    """Draw one scatter plot of points ``(n, 2)`` for each title.
+
+    Args:
+        panels: the points by title.
+        columns: panels in a row; all of them by default.
+        extent: the square [-extent, extent]^2 is shown. None: that of the shipped models if it holds nearly all of the
+            points, else the range of all but the farthest hundredth.
+    """
     columns = columns or len(panels)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
     grid: Any = figure.subplots(rows, columns, squeeze=False)
     for axes, (title, x) in zip(grid.flat, panels.items(), strict=False):
         axes.scatter(*x.T, s=2, color=INK, alpha=0.35, lw=0)
-        axes.set(title=title, xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal", xticks=[], yticks=[])
+        axes.set(title=title, aspect="equal")
+        known = extent or (EXTENT if np.mean(np.abs(x).max(1) <= EXTENT) > 0.98 else None)
+        if known is not None:
+            axes.set(xlim=(-known, known), ylim=(-known, known), xticks=[], yticks=[])
+        elif np.isfinite(x).any():
+            _frame(axes, x[np.isfinite(x).all(1)])
     return figure
 
 
+def _frame(axes: Any, x: np.ndarray) -> None:
+    """Show the square around all but the farthest hundredth of points ``(n, 2)``, and say how many are left out."""
+    low, high = np.quantile(x, [0.005, 0.995], axis=0)
+    centre, half = (low + high) / 2, 0.55 * float(np.max(high - low)) or 1.0
+    axes.set(xlim=(centre[0] - half, centre[0] + half), ylim=(centre[1] - half, centre[1] + half))
+    outside = int(np.sum(np.any(np.abs(x - centre) > half, axis=1)))
+    if outside:
+        axes.set_xlabel(f"{outside} of {len(x)} outside")
+
+
+def _plot_coordinates(x: np.ndarray, title: str) -> Figure:
+    """Histograms of the first coordinates of points ``(n, size)``."""
+    count = min(x.shape[1], MOST_COORDINATES)
+    figure = Figure(figsize=(2.4 * count, 2.2), layout="constrained")
+    figure.suptitle(title)
+    for i, axes in enumerate(figure.subplots(1, count, squeeze=False).flat):
+        axes.hist(x[np.isfinite(x[:, i]), i], bins=30, color=INK)
+        axes.set(xlabel=f"coordinate {i}", yticks=[])
+    return figure
+
+
+def _are_images(x: np.ndarray) -> bool:
+    return x.ndim == 3 or (x.ndim == 4 and x.shape[1] in (1, 3))
+
+
 def image_grid(images: np.ndarray) -> np.ndarray:
-    """Images ``(n, height, width)`` or ``(n, 3, height, width)`` as one picture, nearly square, one pixel apart.
+    """Tile images ``(n, height, width)`` or ``(n, 3, height, width)`` into one nearly square picture, one pixel apart.
+
+    Gray pictures keep the values of the images, clipped to [-1, 1]; colours are mapped to [0, 1].
 
     Raises:
-        ValueError: not images.
+        ValueError: an array of another shape.
     """
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[1] not in (1, 3)):
+    if not _are_images(images):
         raise ValueError(f"images must be (n, height, width) or (n, 3, height, width), got {images.shape}")
     x = images[:, None] if images.ndim == 3 else images
     n, channels, height, width = x.shape

@@ -1,7 +1,7 @@
-"""A torch potential inside JAX: one host call per evaluation, for all chains and all torch leaves of an expression.
+"""A torch potential inside JAX: one host callback per evaluation, for all chains and all torch leaves of an expression.
 
-XLA hands its own buffers to the call, on the host or on an accelerator, and has energies and gradients written into
-others. The call must not use JAX; torch code does not.
+XLA passes its own input and output buffers, in CPU or GPU memory, to the callback, which writes energies and gradients
+into the output buffers. A callback must not call JAX; torch code does not.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _thread = threading.local()
 
 
 def in_callback() -> bool:
-    """Whether this thread is inside a call from XLA."""
+    """Whether this thread is inside a callback from XLA."""
     return getattr(_thread, "in_callback", False)
 
 
-class Crossed(Potential):
-    """A potential of one library inside the other.
+class WrappedPotential(Potential):
+    """Base class of potentials that wrap a potential of the other array library.
 
     Attributes:
-        potential: the one that it carries.
+        potential: the wrapped potential.
     """
 
     def __init__(self, potential: Potential) -> None:
@@ -67,14 +67,14 @@ class Crossed(Potential):
         return self.potential.refresh(positions, level, rng=rng)
 
 
-class TorchInJax(Crossed):
-    """What :func:`~bridges.torch_jax.to_jax` returns.
+class TorchInJax(WrappedPotential):
+    """A torch potential as a JAX potential; built by :func:`~bridges.torch_jax.to_jax`.
 
     Attributes:
         potential: the torch potential.
-        calls: batched evaluations so far.
-        failure: what the last call from XLA has failed with or was interrupted by: XLA may call from a thread of its
-            own, and keeps text only.
+        calls: number of batched evaluations so far.
+        failure: the exception that the last failing callback raised, or None. It is kept because XLA may call from a
+            thread of its own, and passes on only the text of an exception.
     """
 
     backend = "jax"
@@ -86,22 +86,25 @@ class TorchInJax(Crossed):
 
     @property
     def group(self) -> Any:
-        """All torch potentials of an expression are evaluated in one call from XLA."""
+        """Key of potentials that are evaluated together: all torch potentials of an expression share one callback."""
         return TorchInJax
 
     def evaluate_group(self, members: Sequence[Any], points: Sequence[Array], level: Any) -> list[tuple[Array, Array]]:
-        """Energies and gradients by one call, in which networks that are shared are called once."""
-        shapes = tuple((self._energy_like(x), jax.ShapeDtypeStruct(x.shape, x.dtype)) for x in points)
-        return list(_cross(partial(self._write_both, members), shapes)(*points, jnp.asarray(level)))
+        """Energy ``(*chains)`` and gradient ``(*chains, *event_shape)`` of each member at its points, by one callback.
+
+        A network that several members share is called once.
+        """
+        shapes = tuple((self._energy_struct(x), jax.ShapeDtypeStruct(x.shape, x.dtype)) for x in points)
+        write = partial(self._write_energies_and_gradients, members)
+        return list(_host_callback(write, shapes)(*points, jnp.asarray(level)))
 
     def energy_group(self, members: Sequence[Any], points: Sequence[Array], level: Any) -> list[Array]:
-        """As :meth:`evaluate_group`, energies only, which JAX can differentiate: forward and gradient come from one
-        call."""
+        """Energies ``(*chains)`` only, differentiable once by JAX: differentiation makes a single callback."""
 
         @jax.custom_vjp
         def energies(points: tuple[Array, ...], level: Array) -> tuple[Array, ...]:
-            shapes = tuple(self._energy_like(x) for x in points)
-            return tuple(_cross(partial(self._write_energies, members), shapes)(*points, level))
+            shapes = tuple(self._energy_struct(x) for x in points)
+            return tuple(_host_callback(partial(self._write_energies, members), shapes)(*points, level))
 
         def forward(points: tuple[Array, ...], level: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
             found = self.evaluate_group(members, points, level)
@@ -121,33 +124,33 @@ class TorchInJax(Crossed):
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
         return self.energy_group([self], [x], level)[0]
 
-    def _energy_like(self, x: Array) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(self._chains(x), jax.dtypes.canonicalize_dtype(jnp.float64))
+    def _energy_struct(self, x: Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self._chain_shape(x), jax.dtypes.canonicalize_dtype(jnp.float64))
 
-    def _write_both(self, members: Sequence[TorchInJax], context: Any, out: Any, *given: Any) -> None:
-        with self._called(context, given[0]):
-            points, level = self._receive(members, given)
+    def _write_energies_and_gradients(self, members: Sequence[TorchInJax], context: Any, out: Any, *given: Any) -> None:
+        with self._callback_context(context, given[0]):
+            points, level = self._torch_inputs(members, given)
             found = evaluate_each([member.potential for member in members], points, level)
             for buffers, values, x in zip(out, found, points, strict=True):
-                self._fill(buffers[0], values[0], self._chains(x))
+                self._fill(buffers[0], values[0], self._chain_shape(x))
                 self._fill(buffers[1], values[1], x.shape)
 
     def _write_energies(self, members: Sequence[TorchInJax], context: Any, out: Any, *given: Any) -> None:
-        with self._called(context, given[0]), torch.no_grad():
-            points, level = self._receive(members, given)
+        with self._callback_context(context, given[0]), torch.no_grad():
+            points, level = self._torch_inputs(members, given)
             energies = energy_of_each([member.potential for member in members], points, level)
             for buffer, energy, x in zip(out, energies, points, strict=True):
-                self._fill(buffer, energy, self._chains(x))
+                self._fill(buffer, energy, self._chain_shape(x))
 
     @contextmanager
-    def _called(self, context: Any, x: Any) -> Iterator[None]:
-        """Inside a call from XLA: what torch does on an accelerator is queued behind what XLA has queued there."""
-        queue: Any = nullcontext()
+    def _callback_context(self, context: Any, x: Any) -> Iterator[None]:
+        """Context of a callback: torch launches its GPU work on XLA's CUDA stream, and an exception is kept."""
+        stream: Any = nullcontext()
         if not _on_host(x):
-            queue = torch.cuda.stream(torch.cuda.ExternalStream(context.stream, x.__dlpack_device__()[1]))
+            stream = torch.cuda.stream(torch.cuda.ExternalStream(context.stream, x.__dlpack_device__()[1]))
         _thread.in_callback = True
         try:
-            with queue:
+            with stream:
                 yield
         except BaseException as error:
             self.failure = error
@@ -155,33 +158,35 @@ class TorchInJax(Crossed):
         finally:
             _thread.in_callback = False
 
-    def _chains(self, x: Any) -> Any:
+    def _chain_shape(self, x: Any) -> Any:
+        """Shape ``(*chains)`` of ``x (*chains, *event_shape)``."""
         return x.shape[: x.ndim - len(self.event_shape)]
 
     def _fill(self, buffer: Any, value: torch.Tensor, shape: Any) -> None:
-        if tuple(value.shape) != tuple(shape):  # copied, one chain's value would be repeated for all of them
+        if tuple(value.shape) != tuple(shape):  # copy_ would broadcast the value of one chain to all of them
             raise ValueError(f"{self.name} returned shape {tuple(value.shape)} where {tuple(shape)} is due")
         if _on_host(buffer):
             torch.from_numpy(np.asarray(buffer)).copy_(value.detach())
         else:
             torch.from_dlpack(buffer).copy_(value.detach())
 
-    def _receive(self, members: Sequence[TorchInJax], given: Sequence[Any]) -> tuple[list[torch.Tensor], Any]:
+    def _torch_inputs(self, members: Sequence[TorchInJax], given: Sequence[Any]) -> tuple[list[torch.Tensor], Any]:
+        """Copies of each member's points on its device, and the common level, an integer or a tensor on the GPU."""
         points = []
         for member, x in zip(members, given[:-1], strict=True):
             member.calls += 1
-            points.append(_copied(x).to(member.potential.device))
-        level = _copied(given[-1]).flatten()
+            points.append(_copy_to_torch(x).to(member.potential.device))
+        level = _copy_to_torch(given[-1]).flatten()
         if level.device.type != "cpu" and len(level) == 1 and all(m.potential.level_arrays for m in members):
-            return points, level  # its value would have to be waited for
+            return points, level  # reading its value would wait for a device-to-host copy
         levels = set(level.tolist())
         if len(levels) > 1:
             raise ValueError(f"{self.name} takes one level for all chains, got {levels}: call it once a level")
         return points, int(levels.pop())
 
 
-def _cross(write: Callable[..., None], shapes: Any) -> Callable[..., Any]:
-    """A host call that fills XLA's own buffers: ``pure_callback`` would round float64 arguments to float32."""
+def _host_callback(write: Callable[..., None], shapes: Any) -> Callable[..., Any]:
+    """A host callback that fills XLA's output buffers: ``pure_callback`` would round float64 arguments to float32."""
     return buffer_callback(write, shapes, vmap_method="expand_dims")
 
 
@@ -189,6 +194,6 @@ def _on_host(buffer: Any) -> bool:
     return int(buffer.__dlpack_device__()[0]) == 1
 
 
-def _copied(buffer: Any) -> torch.Tensor:
-    """What a buffer holds, which belongs to XLA and is used again when the callback has returned."""
+def _copy_to_torch(buffer: Any) -> torch.Tensor:
+    """Copy a buffer into a torch tensor: XLA reuses its buffers after the callback has returned."""
     return torch.from_numpy(np.asarray(buffer).copy()) if _on_host(buffer) else torch.from_dlpack(buffer).clone()

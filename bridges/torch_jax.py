@@ -1,9 +1,9 @@
-"""A torch potential inside JAX, and a JAX potential inside torch.
+"""Torch potentials as JAX potentials, and JAX potentials as torch potentials.
 
-Both crossings make one batched call per evaluation, which returns energy and gradient together. Into
-JAX the call is a callback that is handed XLA's own buffers, on the host or on an accelerator: ``vmap`` over chains
-becomes one call for all chains, and energies stay float64 wherever 64-bit mode is enabled
-(``with jax.enable_x64(True)``). A callback must not call JAX; torch code does not.
+Both conversions make one batched call per evaluation, which returns energy and gradient together. From JAX, torch is
+called by a host callback that works on XLA's own buffers, in CPU or GPU memory: ``vmap`` over chains becomes one call
+for all chains, and energies stay float64 if 64-bit mode is enabled (``with jax.enable_x64(True)``). A callback must
+not call JAX; torch code does not.
 """
 
 from __future__ import annotations
@@ -20,62 +20,66 @@ from ppl_diffusion.arrays import Array, double
 from ppl_diffusion.potential import Composite, Potential
 from ppl_diffusion.tapestry import Tapestry
 
-from .torch_in_jax import Crossed, TorchInJax, in_callback
+from .torch_in_jax import TorchInJax, WrappedPotential, in_callback
 
 __all__ = ["to_jax", "to_torch"]
 
 
 def to_jax(potential: Potential) -> Potential:
-    """``potential`` as a JAX potential; one that is already, or was before :func:`to_torch`, is returned as it is."""
+    """Convert to a JAX potential; a JAX potential is returned as it is, :func:`to_torch` is undone."""
     if isinstance(potential, JaxInTorch):
         return potential.potential
     if potential.backend == "jax":
         return potential
-    return _rebuilt(potential, {}) if holds_jax(potential) else TorchInJax(potential)
+    return _cross_leaves(potential, {}) if contains_jax(potential) else TorchInJax(potential)
 
 
 def to_torch(potential: Potential, *, device: str = "cpu") -> Potential:
-    """``potential`` as a torch potential on ``device``; one that is already, or was before :func:`to_jax`, is
-    returned as it is."""
+    """Convert to a torch potential on ``device``; a torch potential is returned as it is, :func:`to_jax` is undone."""
     if isinstance(potential, TorchInJax):
         return potential.potential
     return potential if potential.backend == "torch" else JaxInTorch(potential, device=device)
 
 
-def host_for(potential: Potential, platform: str) -> jax.Device | None:
-    """The processor, if JAX computes elsewhere, on ``platform``, and networks that ``potential`` calls are on it:
-    their points would be sent there and back, where torch knows the platform at all. None: JAX may choose."""
+def cpu_device_for(potential: Potential, platform: str) -> jax.Device | None:
+    """JAX's CPU device if ``platform`` is another and torch parts of ``potential`` run on the CPU, else None.
+
+    On JAX's default device, the points would be copied between devices at every evaluation, and torch may not support
+    that platform at all. None leaves the choice to JAX.
+    """
     if platform == "cpu" or not any(crossing.potential.device.type == "cpu" for crossing in crossings(potential)):
         return None
     return jax.local_devices(backend="cpu")[0]
 
 
 def crossings(potential: Potential) -> Iterator[TorchInJax]:
-    """The torch potentials inside a JAX one."""
+    """Yield the torch potentials inside a JAX potential."""
     if isinstance(potential, TorchInJax):
         yield potential
     for part in potential.parts():
         yield from crossings(part)
 
 
-def holds_jax(potential: Potential) -> bool:
-    """Whether a torch potential computes with JAX somewhere inside."""
-    return isinstance(potential, JaxInTorch) or any(holds_jax(part) for part in potential.parts())
+def contains_jax(potential: Potential) -> bool:
+    """Whether a torch potential has a part that computes with JAX."""
+    return isinstance(potential, JaxInTorch) or any(contains_jax(part) for part in potential.parts())
 
 
-def _rebuilt(potential: Potential, crossed: dict[Potential, Potential]) -> Potential:
-    """The same expression of JAX leaves, each of which crosses once, and those that are JAX inside not at all."""
-    if isinstance(potential, Composite) and (holds_jax(potential) or not isinstance(potential, Tapestry)):
-        return potential.rebuilt(lambda part: _rebuilt(part, crossed))
+def _cross_leaves(potential: Potential, crossed: dict[Potential, Potential]) -> Potential:
+    """Rebuild an expression from JAX leaves: a torch leaf is wrapped once, a JAX leaf inside torch is unwrapped.
+
+    ``crossed`` maps the leaves that have been converted so far to their JAX potentials.
+    """
+    if isinstance(potential, Composite) and (contains_jax(potential) or not isinstance(potential, Tapestry)):
+        return potential.rebuilt(lambda part: _cross_leaves(part, crossed))
     if potential not in crossed:
         crossed[potential] = potential.potential if isinstance(potential, JaxInTorch) else TorchInJax(potential)
     return crossed[potential]
 
 
 @contextmanager
-def plain_errors(potential: Potential) -> Iterator[None]:
-    """Errors of torch code that JAX has called for a potential come out as they were raised, not inside XLA's or as its
-    text."""
+def reraise_torch_errors(potential: Potential) -> Iterator[None]:
+    """Context in which errors of torch callbacks are raised unchanged, not as XLA errors that quote their text."""
     try:
         yield
     except BaseException as error:
@@ -85,13 +89,13 @@ def plain_errors(potential: Potential) -> Iterator[None]:
             crossing.failure = None
         if failures and isinstance(error, Exception):
             raise failures[0] from None
-        if isinstance(error, Exception) and "KeyboardInterrupt" in str(error):  # in JAX's own part of the call
+        if isinstance(error, Exception) and "KeyboardInterrupt" in str(error):  # in JAX's part of a callback
             raise KeyboardInterrupt from None
         raise
 
 
-class JaxInTorch(Crossed):
-    """What :func:`to_torch` returns; evaluated in 64-bit mode.
+class JaxInTorch(WrappedPotential):
+    """A JAX potential as a torch potential, evaluated in 64-bit mode; built by :func:`to_torch`.
 
     Attributes:
         potential: the JAX potential.
@@ -105,7 +109,7 @@ class JaxInTorch(Crossed):
 
     @property
     def device(self) -> torch.device:
-        """Where tensors come back, and points must be."""
+        """The torch device of the points and of the results."""
         return self._device
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
@@ -128,7 +132,7 @@ class JaxInTorch(Crossed):
 
 
 class _JaxEnergy(torch.autograd.Function):
-    """Energies that torch can differentiate once, batched by ``torch.func.vmap`` too."""
+    """Energies that torch can differentiate once, also under ``torch.func.vmap``."""
 
     @staticmethod
     def forward(x: torch.Tensor, potential: JaxInTorch, level: int) -> tuple[torch.Tensor, torch.Tensor]:

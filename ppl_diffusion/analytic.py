@@ -1,12 +1,12 @@
-"""Densities that are known exactly at every noise level: the oracle of tests and benchmarks.
+"""Densities known in closed form at every noise level, the ground truth of tests and benchmarks.
 
-Diffusing a Gaussian or a uniform density has a closed form. With ``x_t = alpha x_0 + sigma z``:
+With ``x_t = alpha x_0 + sigma z``, ``z ~ N(0, I)``, Gaussian and uniform densities have closed-form noised densities:
 
     N(m, S)         becomes   N(alpha m, alpha^2 S + sigma^2 I)
     Uniform[l, h]   becomes   [Phi((x - alpha l) / sigma) - Phi((x - alpha h) / sigma)] / (alpha (h - l))
 
-and mixtures stay mixtures. Energies here are exact negative log-densities, normaliser included, and
-gradients are exact too; nothing is learned. Both array libraries run the same lines.
+and a mixture becomes the mixture of its noised components. Energies are exact negative log-densities, including
+the normaliser, and gradients are analytic. The same code runs in torch and in JAX.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class GaussianMixture(Potential):
     """A mixture of ``K`` Gaussians in ``D`` dimensions, exact at every level.
 
     Args:
-        means: shape ``(K, D)``.
-        scales: standard deviations: shape ``(K,)``, or ``(K, D)`` for one per coordinate.
-        covariances: shape ``(K, D, D)``, instead of ``scales``.
-        weights: shape ``(K,)``, positive; normalised here. Equal by default.
+        means: means of the components, shape ``(K, D)``.
+        scales: standard deviations, shape ``(K,)``, or ``(K, D)`` for one per coordinate.
+        covariances: covariance matrices, shape ``(K, D, D)``, instead of ``scales``.
+        weights: positive weights, shape ``(K,)``, which are normalised to sum to one; equal by default.
         schedule: the noise levels.
         backend: "torch" or "jax".
-        name: what it is called in reports.
+        name: name in reports.
 
     Raises:
-        ValueError: shapes that do not fit, scales or weights that are not positive, covariances
-            that are not positive definite, both or neither of ``scales`` and ``covariances``.
+        ValueError: shapes do not match, ``means`` are not finite, scales or weights are not positive, covariances are
+            not positive definite, or both or neither of ``scales`` and ``covariances`` are given.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class GaussianMixture(Potential):
 
     @property
     def covariances(self) -> np.ndarray:
-        """Covariance of each clean component, shape ``(K, D, D)``."""
+        """Covariance of each component without noise, shape ``(K, D, D)``."""
         scaled = self.variances[:, None, :] * (np.eye(self.means.shape[1]) if self.axes is None else self.axes)
         return scaled if self.axes is None else scaled @ np.swapaxes(self.axes, 1, 2)
 
     def sample(self, draws: int, *, level: int = 0, seed: int) -> np.ndarray:
         """Exact, independent draws at ``level``, shape ``(draws, D)``, float64."""
-        return _noised(self.sample_clean(draws, seed=seed), self.schedule, level, seed)
+        return _add_noise(self.sample_clean(draws, seed=seed), self.schedule, level, seed)
 
     def sample_clean(self, draws: int, *, seed: int) -> np.ndarray:
         """Exact, independent draws without noise, shape ``(draws, D)``, float64."""
@@ -93,7 +93,8 @@ class GaussianMixture(Potential):
         return clean + self.means[component]
 
     def _components(self, x: Array, level: Any) -> tuple[Array, Array, Array]:
-        """Log-density of each weighted component ``(*chains, K)``, and residuals and variances along its axes."""
+        """Return the log-density of each weighted component ``(*chains, K)``, and, along its principal axes, residuals
+        ``(*chains, K, D)`` and variances ``(K, D)``."""
         alpha, sigma = self.schedule.alpha(level), self.schedule.sigma(level)
         residual = double(x)[..., None, :] - alpha * _constant(self.means, x)
         if self.axes is not None:
@@ -111,25 +112,27 @@ class GaussianMixture(Potential):
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
         log_density, residual, variance = self._components(x, level)
         log_total = logsumexp(log_density, axis=-1)
-        share = _namespace(x).exp(log_density - log_total[..., None])
-        pull = residual / variance
+        responsibility = _namespace(x).exp(log_density - log_total[..., None])
+        gradient = residual / variance
         if self.axes is not None:
-            pull = _rotate(pull, _constant(np.swapaxes(self.axes, 1, 2), x))
-        return -log_total, (share[..., None] * pull).sum(-2)
+            gradient = _rotate(gradient, _constant(np.swapaxes(self.axes, 1, 2), x))
+        return -log_total, (responsibility[..., None] * gradient).sum(-2)
 
 
 class UniformBox(Potential):
-    """A uniform density on a box, exact at every level: stable differences of log-Phi.
+    """A uniform density on a box, exact at every level.
+
+    The density at a level is a difference of normal CDFs, which is computed from their logarithms for stability.
 
     Args:
         low: lower corner, shape ``(D,)``.
         high: upper corner, shape ``(D,)``, above ``low``.
         schedule: the noise levels.
         backend: "torch" or "jax".
-        name: what it is called in reports.
+        name: name in reports.
 
     Raises:
-        ValueError: corners of different or wrong shape, not finite, or not ordered.
+        ValueError: the corners differ in shape, are not vectors or not finite, or ``low`` is not below ``high``.
     """
 
     def __init__(
@@ -157,14 +160,16 @@ class UniformBox(Potential):
 
     def sample(self, draws: int, *, level: int = 0, seed: int) -> np.ndarray:
         """Exact, independent draws at ``level``, shape ``(draws, D)``, float64."""
-        return _noised(self.sample_clean(draws, seed=seed), self.schedule, level, seed)
+        return _add_noise(self.sample_clean(draws, seed=seed), self.schedule, level, seed)
 
     def sample_clean(self, draws: int, *, seed: int) -> np.ndarray:
         """Exact, independent draws without noise, shape ``(draws, D)``, float64."""
         return np.random.default_rng(seed).uniform(self.low, self.high, size=(draws, len(self.low)))
 
     def _log_density(self, x: Array, level: Any) -> tuple[Array, Array, Array, Array]:
-        """Log-density of each coordinate, the standardised distances to the walls, and the side of the centre."""
+        """Return, each of shape ``(*chains, D)``, the log-density of every coordinate, ``(h - |c|) / sigma``,
+        ``(-h - |c|) / sigma`` and ``sign(c) / sigma``, where ``c`` is ``x`` relative to the centre of the box and ``h``
+        its half width, both at this level."""
         alpha, sigma = self.schedule.alpha(level), self.schedule.sigma(level)
         xp = _namespace(x)
         centred = double(x) - alpha * _constant((self.low + self.high) / 2, x)
@@ -189,7 +194,7 @@ class UniformBox(Potential):
 def _principal_axes(
     scales: Any, covariances: Any, components: int, dimensions: int
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """Eigenvectors ``(K, D, D)``, or None for the coordinate axes, and variances ``(K, D)`` along them."""
+    """Return eigenvectors ``(K, D, D)``, or None for the coordinate axes, and variances ``(K, D)`` along them."""
     if (scales is None) == (covariances is None):
         raise ValueError("give either scales=, standard deviations, or covariances=, matrices")
     if covariances is not None:
@@ -211,7 +216,7 @@ def _principal_axes(
     return axes, variances
 
 
-def _noised(clean: np.ndarray, schedule: NoiseSchedule, level: int, seed: int) -> np.ndarray:
+def _add_noise(clean: np.ndarray, schedule: NoiseSchedule, level: int, seed: int) -> np.ndarray:
     schedule.check_level(level)
     noise = np.random.default_rng((seed, 1)).standard_normal(clean.shape)
     return schedule.alpha(level) * clean + schedule.sigma(level) * noise
@@ -228,7 +233,7 @@ def _constant(values: np.ndarray, x: Array) -> Array:
 
 
 def _rotate(vectors: Array, axes: Array) -> Array:
-    """``axes_k^T v_k`` for vectors ``(*chains, K, D)`` and matrices ``(K, D, D)``."""
+    """Return ``axes_k^T v_k``, shape ``(*chains, K, D)``, for vectors of that shape and matrices ``(K, D, D)``."""
     return (vectors[..., :, None] * axes).sum(-2)
 
 

@@ -1,14 +1,14 @@
-"""The walk: chains descend a ladder of noise levels, moved by an MCMC kernel at each.
+"""Annealed MCMC: chains descend a ladder of noise levels, with steps of an MCMC kernel at each rung.
 
-    start     x ~ N(0, I/s), s the sum of the exponents: the composed density of pure noise
+    start     x ~ N(0, I/s), s the sum of the exponents: the composed density at pure noise
     at each rung, noisiest first:
-      arrive    optionally by a reverse-diffusion step; weigh the change of density
-      resample  if asked for and the weights have become uneven
-      move      a number of kernel steps that leave the density of this level invariant
+      arrive    optionally by a reverse-diffusion step; compute log-weight increments
+      resample  if requested and the effective sample size is low
+      move      kernel steps that leave the density of this level invariant
     at the last rung: record draws
 
-At every level the composed energies define a legitimate density, so the walk is an annealing path that
-ends in the target, whatever the path's densities are. This is the only loop in the library.
+The composed energies define an unnormalised density at every level. These form an annealing path to the target,
+whether or not they are noised versions of it.
 
 Source: Reduce, Reuse, Recycle (Du et al., 2023), https://arxiv.org/abs/2302.11552;
 weights: Annealed Importance Sampling (Neal, 2001), https://arxiv.org/abs/physics/9803008
@@ -37,24 +37,24 @@ from .trace import Trace, versions
 from .weights import Weights
 
 BLOCK = 25
-"""Draws that are recorded at once, at most."""
+"""Maximum number of draws recorded by one call of the walker."""
 
 
 class SamplingWarning(UserWarning):
-    """Something about a run that its samples do not show."""
+    """A problem of a run that cannot be seen from its samples."""
 
 
 class Progress(NamedTuple):
-    """What a progress callback is told after every rung, and after every block of recorded draws.
+    """The argument of a progress callback, called after every rung and after every block of recorded draws.
 
     Attributes:
-        rung: rungs done.
-        rungs: rungs in all.
+        rung: number of rungs completed.
+        rungs: total number of rungs.
         level: noise level of this rung.
-        draw: draws recorded.
-        draws: draws in all.
+        draw: number of draws recorded.
+        draws: total number of draws.
         acceptance_rate: mean over chains and steps; NaN for unadjusted kernels.
-        ess: effective sample size of the weights on arrival, as a share of the chains.
+        ess: effective sample size of the weights on arrival, as a share of the chains; NaN for recorded draws.
     """
 
     rung: int
@@ -83,45 +83,48 @@ def anneal(
     """Sample a potential by annealed MCMC.
 
     Args:
-        potential: the target, at every level.
+        potential: the target density; its level at the last rung is sampled.
         kernel: an MCMC kernel, from ``bridges.blackjax`` or ``bridges.pyro``.
-        ladder: levels and steps; every level with ten steps by default.
-        chains: number of chains, walked together.
-        draws: steps recorded at the last rung, after its ``ladder.steps`` unrecorded ones.
-        seed: the same seed gives the same trace, on the same device and versions.
-        init: positions to start from, shape ``(chains, *event_shape)``, with log-weights of zero.
-            By default chains start from ``N(0, I/s)``, times sigma where the schedule explodes.
-        resample: effective sample size, as a share of the chains, under which they are resampled by
-            their weights (and once in any case on arriving at the last rung, so that recorded
-            positions are equally weighted). None records the weights and applies none.
-        reverse_step: arrive at each rung by the reverse-diffusion proposal; its weights account for it, with a
-            variance that may be infinite where sigma falls by much in one step, at the clean end: use them above.
-        progress: called with a :class:`Progress` after every rung.
+        ladder: levels and kernel steps; by default every level with ten steps.
+        chains: number of chains, evaluated together.
+        draws: number of kernel steps recorded at the last rung, after its ``ladder.steps`` unrecorded ones.
+        seed: the same seed gives the same trace, on the same device and with the same library versions.
+        init: starting positions, shape ``(chains, *event_shape)``, whose log-weights are zero.
+            By default chains start from ``N(0, max(1, sigma)^2 I / s)``.
+        resample: effective sample size, as a share of the chains, below which chains are resampled by their
+            weights. They are also resampled on arriving at the last rung, so that recorded positions are
+            equally weighted. With None the weights are recorded but not used.
+        reverse_step: arrive at each rung by the reverse-diffusion proposal, for which the weights are corrected.
+            Near the clean end, where sigma falls by a large factor per rung, their variance may be infinite: rely on
+            them only at noisier levels.
+        progress: called with a :class:`Progress` after every rung and every block of recorded draws.
 
     Returns:
         A :class:`~ppl_diffusion.trace.Trace` with positions ``(chains, draws, *event_shape)``.
 
     Raises:
-        ValueError, TypeError: arguments that do not fit, each with what to write instead.
+        ValueError, TypeError: an argument is invalid; the message says what to write instead.
     """
     begun = time.perf_counter()
-    ladder = _check(potential, kernel, ladder, chains, draws, seed, resample, progress)
+    ladder = _check_arguments(potential, kernel, ladder, chains, draws, seed, resample, progress)
     streams = np.random.SeedSequence(seed)
-    population, host = np.random.default_rng(streams.spawn(1)[0]), _seeds(streams)
-    positions, log_density = proposals.start(potential, ladder.levels[0], chains=chains, init=init, rng=population)
-    notes = [] if isinstance(kernel, Still) else check_quotient(potential, levels=_probed(ladder))
+    rng, kernel_seeds = np.random.default_rng(streams.spawn(1)[0]), _seeds(streams)
+    positions, log_density = proposals.start(potential, ladder.levels[0], chains=chains, init=init, rng=rng)
+    notes = [] if isinstance(kernel, Still) else check_quotient(potential, levels=_levels_to_check(ladder))
     if init is not None:
-        notes += proposals.odd_start(potential, ladder.levels[0], positions)
+        notes += proposals.check_init(potential, ladder.levels[0], positions)
+    if reverse_step and resample is not None:
+        notes += proposals.check_reverse_weights(potential, ladder.levels)
     walker = kernel.bind(potential)
     weights = Weights(chains)
     rungs: list[dict[str, Any]] = []
     state: State | None = None
     for rung, (level, steps) in enumerate(zip(ladder.levels, ladder.steps_per_rung, strict=True)):
-        arrival = proposals.arrive(walker, potential, positions, level, state, reverse_step, population, next(host))
+        arrival = proposals.arrive(walker, potential, positions, level, state, reverse_step, rng, next(kernel_seeds))
         state, increments = arrival.state, arrival.increments
         if rung == 0:
-            given = np.where(np.isfinite(arrival.energy), 0.0, -np.inf)
-            increments = given if init is not None else -arrival.energy - log_density
+            uniform = np.where(np.isfinite(arrival.energy), 0.0, -np.inf)
+            increments = uniform if init is not None else -arrival.energy - log_density
         record = weights.move(increments)
         if record["ess"] == 0 and (rung == 0 or rungs[-1]["ess"] > 0):
             where = "for any chain at level" if rung == 0 else "on all levels for any chain down to"
@@ -130,14 +133,14 @@ def anneal(
                 "missing data"
             )
         elif rung == 0 and init is None and record["ess"] < 0.1 * chains:
-            notes += proposals.bad_start(potential, level, record["ess"], chains)
-        ancestors = weights.resample(resample, last=rung == len(ladder) - 1, rng=population)
+            notes += proposals.advise_on_start(potential, level, record["ess"], chains)
+        ancestors = weights.resample(resample, last=rung == len(ladder) - 1, rng=rng)
         if ancestors is not None:
             state = walker.select(state, ancestors)
         record["ancestor"] = np.arange(chains) if ancestors is None else ancestors
         record["resampled"] = ancestors is not None
         record["energy_arrival"] = np.asarray(state.energy)
-        state, moved = walker.move(state, steps, seed=next(host))
+        state, moved = walker.move(state, steps, seed=next(kernel_seeds))
         record |= moved
         failed = ~np.isfinite(arrival.energy)
         record["nonfinite"] = np.where(failed, np.nan_to_num(record["nonfinite"]) + 1, record["nonfinite"])
@@ -148,8 +151,8 @@ def anneal(
             rate = float(np.mean(moved["acceptance_rate"]))
             progress(Progress(rung + 1, len(ladder), level, 0, draws, rate, record["ess"] / chains))
     assert state is not None
-    drawn, sample_stats = _draw(walker, walker.freeze(state), draws, host, progress, len(ladder))
-    notes += _ends(potential, drawn, sample_stats, still=isinstance(kernel, Still))
+    drawn, sample_stats = _record_draws(walker, walker.freeze(state), draws, kernel_seeds, progress, len(ladder))
+    notes += _check_last_draws(potential, drawn, sample_stats, still=isinstance(kernel, Still))
     with jax.enable_x64(True):
         notes += check_quotient(potential, levels=(), positions=drawn[:256, -1], level=ladder.levels[-1])
     for note in dict.fromkeys(notes):
@@ -167,7 +170,7 @@ def anneal(
         "warnings": list(dict.fromkeys(notes)),
         "seconds": round(time.perf_counter() - begun, 3),
     }
-    return Trace(drawn, _stack(rungs, ladder), sample_stats, attributes)
+    return Trace(drawn, _stack_rungs(rungs, ladder), sample_stats, attributes)
 
 
 def reverse_diffusion(
@@ -179,9 +182,9 @@ def reverse_diffusion(
     init: Any = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Trace:
-    """Plain ancestral sampling with the composed score: the baseline, and right for mixtures only.
+    """Sample by ancestral reverse diffusion with the composed score, a baseline that is right for mixtures only.
 
-    One evaluation at each level and no MCMC; ``ladder.steps`` is not used. Arguments, result and
+    It takes one evaluation at each level and no MCMC steps; ``ladder.steps`` is not used. Arguments, result and
     errors are those of :func:`anneal`; positions have shape ``(chains, 1, *event_shape)``.
 
     Source: Denoising Diffusion Probabilistic Models (Ho, Jain and Abbeel, 2020), https://arxiv.org/abs/2006.11239
@@ -192,22 +195,22 @@ def reverse_diffusion(
 
 
 def warn_caller(note: str) -> None:
-    """A :class:`SamplingWarning` at the line that called this library, whichever of its doors that went through."""
+    """Issue a :class:`SamplingWarning` that points at the line outside this library from which it was called."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("ppl_diffusion", "bridges", "contextlib"):
         frame, level = frame.f_back, level + 1
     warnings.warn(note, SamplingWarning, stacklevel=level)
 
 
-def _ends(potential: Potential, drawn: np.ndarray, sample_stats: xr.Dataset, *, still: bool) -> list[str]:
-    """What is wrong with where some chains have ended, in words."""
+def _check_last_draws(potential: Potential, drawn: np.ndarray, sample_stats: xr.Dataset, *, still: bool) -> list[str]:
+    """Return warnings about chains whose draws ``(chains, draws, *event_shape)`` or last energies are not finite."""
     finite, notes = np.isfinite(drawn).all(tuple(range(1, drawn.ndim))), []
     lost, outside = int(np.sum(~finite)), int(np.sum(finite & ~np.isfinite(sample_stats["lp"].to_numpy()[:, -1])))
     if lost:
         notes.append(
             f"draws of {lost} of {len(drawn)} chains are not finite: leave them out, and look at `nonfinite` by rung"
         )
-    if 0 < outside < len(drawn):  # of all of them the weights have told
+    if 0 < outside < len(drawn):  # if all chains fail, the warning about weights says so
         notes.append(
             f"{outside} of {len(drawn)} chains end where the density of {potential} is zero, or its energy not a "
             f"number: leave them out{'' if still else ', or take resample=0.5, which replaces them'}"
@@ -215,22 +218,22 @@ def _ends(potential: Potential, drawn: np.ndarray, sample_stats: xr.Dataset, *, 
     return notes
 
 
-def _draw(
+def _record_draws(
     walker: Walker,
     state: State,
     draws: int,
-    host: Any,
+    seeds: Any,
     progress: Callable[[Progress], None] | None,
     rungs: int,
 ) -> tuple[np.ndarray, xr.Dataset]:
-    """Record draws, in blocks of one size if there is one, so that a run can be watched and interrupted."""
+    """Record draws in blocks, so that progress is reported between them; of one size if possible, as each compiles."""
     block = max(n for n in range(1, min(draws, BLOCK) + 1) if draws % n == 0)
     if block < BLOCK / 2 < draws:
         block = BLOCK
     positions, stats = [], []
     for done in range(0, draws, block):
         count = min(block, draws - done)
-        state, x, info = walker.record(state, count, seed=next(host))
+        state, x, info = walker.record(state, count, seed=next(seeds))
         positions.append(x)
         stats.append(info)
         if progress is not None:
@@ -245,7 +248,7 @@ def _draw(
     return np.concatenate(positions, axis=1), dataset
 
 
-def _stack(rungs: list[dict[str, np.ndarray]], ladder: Ladder) -> xr.Dataset:
+def _stack_rungs(rungs: list[dict[str, np.ndarray]], ladder: Ladder) -> xr.Dataset:
     variables = {}
     for name in rungs[0]:
         values = np.stack([np.asarray(record[name]) for record in rungs])
@@ -253,8 +256,8 @@ def _stack(rungs: list[dict[str, np.ndarray]], ladder: Ladder) -> xr.Dataset:
     return xr.Dataset(variables, coords={"level": ("rung", np.array(ladder.levels))})
 
 
-def _probed(ladder: Ladder) -> tuple[int, ...]:
-    """Some levels of a ladder, the cleanest ones among them."""
+def _levels_to_check(ladder: Ladder) -> tuple[int, ...]:
+    """Return a few levels of a ladder at which to check tails, including the two cleanest."""
     coarse = ladder.levels[:: max(1, len(ladder) // 4)]
     return tuple(dict.fromkeys((*coarse, *ladder.levels[-2:])))
 
@@ -264,7 +267,7 @@ def _seeds(streams: np.random.SeedSequence) -> Any:
         yield int(streams.spawn(1)[0].generate_state(1, np.uint32)[0])
 
 
-def _check(
+def _check_arguments(
     potential: Potential,
     kernel: Kernel,
     ladder: Ladder | None,

@@ -1,4 +1,4 @@
-"""The few array operations that the algebra needs, in torch and JAX alike."""
+"""Array operations that work on torch tensors and JAX arrays alike, and helpers for devices and dtypes."""
 
 from __future__ import annotations
 
@@ -19,23 +19,26 @@ Backend = Literal["torch", "jax"]
 
 
 def as_backend(x: Any, backend: Backend, name: str = "this potential", *, device: Any = "cpu") -> Array:
-    """``x`` as an array of ``backend``; numpy arrays and nested lists are converted, in torch on ``device``.
+    """Return ``x`` as an array of ``backend``, in its own floating dtype and shape.
+
+    Numpy arrays and nested lists are converted: to tensors on ``device`` for torch, with ``jnp.asarray`` for JAX. A
+    torch tensor or JAX array stays on the device where it is. ``name`` is the potential named in error messages.
 
     Raises:
-        TypeError: an array of the other backend, or one that is not floating.
+        TypeError: ``x`` is an array of the other backend, or its dtype is not a floating-point one.
     """
     if backend == "jax":
         if isinstance(x, torch.Tensor):
             raise TypeError(f"{name} computes with JAX and got a torch tensor: pass x.numpy()")
-        x = x if isinstance(x, jax.Array) else jnp.asarray(_native(x))
+        x = x if isinstance(x, jax.Array) else jnp.asarray(_in_native_byte_order(x))
         floating = jnp.issubdtype(x.dtype, jnp.floating)
     else:
         if isinstance(x, jax.Array):
             raise TypeError(f"{name} computes with torch and got a JAX array: pass np.asarray(x)")
         if not isinstance(x, torch.Tensor):
-            x = _native(x)
+            x = _in_native_byte_order(x)
             x = torch.from_numpy(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy()).to(device)
-        x = x.clone() if x.is_inference() else x  # autograd does not take one
+        x = x.clone() if x.is_inference() else x  # autograd rejects inference tensors
         floating = x.dtype.is_floating_point
     if not floating:
         raise TypeError(f"{name} takes floating points, got {x.dtype}: pass x.astype('float64')")
@@ -44,7 +47,8 @@ def as_backend(x: Any, backend: Backend, name: str = "this potential", *, device
 
 @contextmanager
 def outside_inference_mode() -> Iterator[None]:
-    """Where gradients can be taken although the caller is in ``torch.inference_mode``: it is ``no_grad`` meanwhile."""
+    """Replace ``torch.inference_mode``, if the caller is in it, by ``torch.no_grad``, under which gradients can be
+    enabled."""
     if not torch.is_inference_mode_enabled():
         yield
         return
@@ -54,7 +58,7 @@ def outside_inference_mode() -> Iterator[None]:
 
 @contextmanager
 def on_cpu() -> Iterator[None]:
-    """Where new tensors are on the processor although ``torch.set_default_device`` has said otherwise."""
+    """Create new tensors on the CPU by default, overriding ``torch.set_default_device``."""
     if torch.get_default_device().type == "cpu":
         yield
         return
@@ -63,10 +67,10 @@ def on_cpu() -> Iterator[None]:
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """``device``, if torch can compute there.
+    """Return ``device`` as a ``torch.device`` after allocating a tensor on it and copying it back.
 
     Raises:
-        ValueError: it is not on this machine, or no device.
+        ValueError: ``device`` does not name a device, or this machine does not have it.
     """
     try:
         found = torch.device(device)
@@ -78,60 +82,65 @@ def check_device(device: str | torch.device) -> torch.device:
 
 
 def constant(values: Any, device: torch.device) -> torch.Tensor:
-    """Numbers as a float64 tensor there, kept: an accelerator waits for what it is sent, and what it has recorded
-    reads them where they were."""
+    """Return numbers as a float64 tensor on ``device``, of their shape, cached unless ``values`` is a tensor.
+
+    Caching avoids a host-to-device copy, for which the GPU would wait, in every call. It also keeps the memory alive
+    from which recorded CUDA graphs read the numbers.
+    """
     if isinstance(values, torch.Tensor):
         return values.to(device, torch.float64)
-    if isinstance(values, tuple):  # of numbers: a table of a schedule
-        return _constant(values, (len(values),), device)
+    if isinstance(values, tuple):  # a table of a schedule, one float per level
+        return _cached_constant(values, (len(values),), device)
     table = np.asarray(values, dtype=np.float64)
-    return _constant(tuple(table.ravel().tolist()), table.shape, device)
+    return _cached_constant(tuple(table.ravel().tolist()), table.shape, device)
 
 
 @cache
-def _constant(values: tuple[float, ...], shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+def _cached_constant(values: tuple[float, ...], shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64, device=device).reshape(shape)
 
 
 def as_numpy(x: Array) -> np.ndarray:
-    """An array of either library, wherever it is, as a numpy array."""
+    """Return an array of either library, on any device, as a numpy array of the same shape."""
     return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
 
 
-def _native(x: Any) -> np.ndarray:
+def _in_native_byte_order(x: Any) -> np.ndarray:
     x = np.asarray(x)
     return x.astype(x.dtype.newbyteorder("="), copy=False)
 
 
 def check_backend(backend: str) -> Backend:
-    """``backend`` itself, if it is one."""
+    """Return ``backend`` if it is "torch" or "jax", and raise ``ValueError`` otherwise."""
     if backend not in ("torch", "jax"):
         raise ValueError(f'unknown backend {backend!r}: use backend="torch" or backend="jax"')
     return backend  # type: ignore[return-value]
 
 
 def logsumexp(terms: Array, *, axis: int) -> Array:
-    """``log sum exp`` along one axis, in either array library."""
+    """Return ``log(sum(exp(terms)))`` along one axis, which is removed from the shape."""
     if isinstance(terms, torch.Tensor):
         return torch.logsumexp(terms, axis)
     return jax.nn.logsumexp(terms, axis=axis)
 
 
 def double(x: Array) -> Array:
-    """``x`` in double precision; in JAX only where 64-bit mode is enabled."""
+    """Return ``x`` as float64; in JAX without 64-bit mode, as float32."""
     if isinstance(x, torch.Tensor):
         return x.double()
     return x.astype(jax.dtypes.canonicalize_dtype(jnp.float64))
 
 
 def cast_like(gradient: Array, x: Array) -> Array:
-    """``gradient`` in the dtype of ``x``."""
+    """Return ``gradient`` converted to the dtype of ``x``."""
     return gradient.to(x.dtype) if isinstance(x, torch.Tensor) else gradient.astype(x.dtype)
 
 
 def weighted(weight: Any, gradient: Array, event_shape: tuple[int, ...]) -> Array:
-    """``gradient (*chains, *event_shape)`` times a number, or one for every chain: where it is 0 the product is,
-    even of what is not finite."""
+    """Return ``weight * gradient``, shape ``(*chains, *event_shape)``, for a float or one weight per chain.
+
+    With one weight per chain, shape ``(*chains,)``, a weight of 0 gives 0 even where the gradient is not finite.
+    """
     if isinstance(weight, float):
         return weight * gradient
     chains = tuple(gradient.shape[: gradient.ndim - len(event_shape)])

@@ -1,11 +1,11 @@
-"""Evaluation in chunks: a batch that does not fit the caches of a processor, or the memory of a device, is split.
+"""Evaluation in chunks: a batch is split where it exceeds the caches of a CPU or the memory of a GPU.
 
-How many points go at once is a rule and not a race, since rounding may depend on it and the same seed must give the
-same trace: on a processor as many as make up about 200,000 coordinates, on an accelerator all of them.
-:meth:`Chunks.tune` measures what is fastest where it matters. Chunks are equal up to one point.
+The chunk size follows a fixed rule rather than a timing, because rounding may depend on it and the same seed must give
+the same trace: about 200,000 coordinates on a CPU, the whole batch on a GPU. :meth:`Chunks.tune` measures the fastest
+size instead. The sizes of the chunks of a batch differ by at most one point.
 
-A device that runs out of memory is asked for half as much from then on, with a line that says so. On CUDA evaluation is
-:func:`precise`.
+When a device runs out of memory, the chunk size is halved from then on, with a warning. On CUDA evaluation runs in the
+context :func:`precise`.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from torch import Tensor, nn
 from .networks import EnergyMLP, EnergyUNet
 from .recording import RECORDED, Recorder
 
-COORDINATES = 200_000
-"""In a chunk on a processor: pictures of 3x32x32 went fastest 64 at a time, of 3x64x64 16 at a time."""
+CPU_CHUNK_COORDINATES = 200_000
+"""Coordinates of a chunk on a CPU. Measured fastest: chunks of 64 pictures of 3x32x32, or of 16 of 3x64x64."""
 
-SMALLEST = 8
-"""Points in the smallest chunk that is worth trying."""
+SMALLEST_CHUNK = 8
+"""Fewest points of a chunk by the rule on a CPU and in :meth:`Chunks.tune`."""
 
 Call = Callable[[slice], tuple[Tensor, ...]]
-"""Energies ``(chunk,)`` of some of the points, and whatever else is led by them, such as gradients."""
+"""Maps a slice of the points to tensors whose first axis is the chunk: energies ``(chunk,)``, gradients and so on."""
 
 
 class MemoryWarning(UserWarning):
-    """A device ran out of memory, and evaluation went on in smaller chunks."""
+    """A device ran out of memory, and evaluation continued in smaller chunks."""
 
 
 class Chunks:
-    """How a network is evaluated on the device that it is on, shared by all of its conditions.
+    """Chunked evaluation of a network on its device, shared by all conditions of a model.
 
     Attributes:
-        launch: calls what is evaluated; on CUDA it replays what it has recorded, of networks of this library unless
-            ``launch.most`` says otherwise.
+        launch: the recorder of CUDA graphs that calls the network. By default it records networks of this library
+            only; ``launch.most`` changes that.
 
     Args:
-        coordinates: of one point.
-        network: what is evaluated.
+        coordinates: number of coordinates of one point.
+        network: the network that is evaluated.
     """
 
     def __init__(self, coordinates: int, network: nn.Module) -> None:
@@ -57,13 +57,13 @@ class Chunks:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network."""
         return next(self.network.parameters()).device
 
     @property
     def size(self) -> int | None:
-        """Most points that are evaluated at once there; None for all."""
-        rule = max(SMALLEST, COORDINATES // self.coordinates) if self.device.type == "cpu" else None
+        """Most points that are evaluated at once on the current device; None for the whole batch."""
+        rule = max(SMALLEST_CHUNK, CPU_CHUNK_COORDINATES // self.coordinates) if self.device.type == "cpu" else None
         return self._sizes.get(self.device, rule)
 
     @size.setter
@@ -71,10 +71,10 @@ class Chunks:
         self._sizes[self.device] = size
 
     def evaluate(self, call: Call, points: int) -> tuple[Tensor, ...]:
-        """``call`` on all points, ``0`` to ``points - 1``, some at a time.
+        """Call ``call`` on slices that cover ``0`` to ``points - 1``, and concatenate the results.
 
         Raises:
-            torch.OutOfMemoryError: a single point does not fit.
+            torch.OutOfMemoryError: a single point does not fit into memory.
         """
         while True:
             size = min(points, self.size or points)
@@ -87,13 +87,13 @@ class Chunks:
                 self._shrink(size)
 
     def tune(self, call: Call, points: int) -> dict[int, float]:
-        """Measure sizes from ``points`` down by halves, and keep the fastest.
+        """Time chunk sizes from ``points`` down, each half of the one before, and keep the fastest.
 
         Returns:
-            Seconds for all points by size, the best of three runs each: on CUDA the second one records.
+            Seconds for all points by chunk size, the fastest of three runs each (on CUDA the second run records).
         """
         sizes = [points]
-        while sizes[-1] >= 2 * SMALLEST:
+        while sizes[-1] >= 2 * SMALLEST_CHUNK:
             sizes.append(-(-sizes[-1] // 2))
         seconds = {}
         for size in sizes:
@@ -105,12 +105,12 @@ class Chunks:
         return seconds
 
     def _seconds(self, call: Call, points: int, size: int) -> float:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         with precise(self.device):
             _in_chunks(call, points, size)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
     def _shrink(self, size: int) -> None:
         self.size = max(1, size // 2)
@@ -126,22 +126,21 @@ class Chunks:
 
 @contextmanager
 def precise(device: torch.device) -> Iterator[None]:
-    """Convolutions on CUDA in the precision of their parameters, and alike every time; torch rounds them to TF32 and
-    adds in any order by default.
+    """Context in which CUDA convolutions are deterministic and keep the precision of their parameters.
 
-    Rounded energies move acceptance probabilities. Whoever wants TF32 says so as for products,
-    ``torch.backends.cuda.matmul.allow_tf32 = True``.
+    By default torch rounds them to TF32 and may sum in any order. Rounding energies changes acceptance probabilities.
+    To allow TF32 nevertheless, set it for matrix products: ``torch.backends.cuda.matmul.allow_tf32 = True``.
     """
     if device.type != "cuda":
         yield
         return
-    with _switches:
+    with _precise_convolutions:
         yield
 
 
-class _Switches:
-    """The switches of :func:`precise`, which belong to the process: the first thread in sets them, and the last one out
-    puts them back."""
+class _PreciseConvolutions:
+    """The settings of :func:`precise`. They are global to the process: the first thread that enters sets them, and the
+    last thread that leaves restores them."""
 
     def __init__(self) -> None:
         self.lock, self.inside, self.undo = threading.Lock(), 0, ExitStack()
@@ -149,8 +148,8 @@ class _Switches:
     def __enter__(self) -> None:
         with self.lock:
             if not self.inside:
-                self.undo.enter_context(_reproducible(torch.backends.cudnn))
-                self.undo.enter_context(_unrounded(torch.backends.cudnn))
+                self.undo.enter_context(_deterministic(torch.backends.cudnn))
+                self.undo.enter_context(_without_tf32(torch.backends.cudnn))
             self.inside += 1
 
     def __exit__(self, *error: object) -> None:
@@ -160,36 +159,36 @@ class _Switches:
                 self.undo.close()
 
 
-_switches = _Switches()
+_precise_convolutions = _PreciseConvolutions()
 
 
 @contextmanager
-def _reproducible(convolutions: Any) -> Iterator[None]:
-    before = {"deterministic": convolutions.deterministic, "benchmark": convolutions.benchmark}
-    convolutions.deterministic, convolutions.benchmark = True, False
+def _deterministic(cudnn: Any) -> Iterator[None]:
+    before = {"deterministic": cudnn.deterministic, "benchmark": cudnn.benchmark}
+    cudnn.deterministic, cudnn.benchmark = True, False
     try:
         yield
     finally:
         for switch, value in before.items():
-            setattr(convolutions, switch, value)
+            setattr(cudnn, switch, value)
 
 
 @contextmanager
-def _unrounded(convolutions: Any) -> Iterator[None]:
+def _without_tf32(cudnn: Any) -> Iterator[None]:
     switch, exact = "allow_tf32", cast(Any, False)
     try:
-        before, products = convolutions.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    except RuntimeError:  # the caller has used torch's newer switches, beside which these cannot be read
-        convolutions, switch, exact = convolutions.conv, "fp32_precision", "ieee"
-        before, products = convolutions.fp32_precision, torch.backends.cuda.matmul.fp32_precision == "tf32"
+        before, products = cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:  # the caller has set torch's newer fp32_precision, which makes allow_tf32 unreadable
+        cudnn, switch, exact = cudnn.conv, "fp32_precision", "ieee"
+        before, products = cudnn.fp32_precision, torch.backends.cuda.matmul.fp32_precision == "tf32"
     if before == exact or products:
         yield
         return
-    setattr(convolutions, switch, exact)
+    setattr(cudnn, switch, exact)
     try:
         yield
     finally:
-        setattr(convolutions, switch, before)
+        setattr(cudnn, switch, before)
 
 
 def _in_chunks(call: Call, points: int, size: int) -> tuple[Tensor, ...]:

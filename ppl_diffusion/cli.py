@@ -1,7 +1,7 @@
 """The command ``ppl-diffusion``: sample an expression, diagnose a run, list models, train one.
 
-Bad input ends with status 2 and one line; an interruption with status 130. What a run writes
-appears only when it is complete.
+Invalid input prints one line and exits with status 2; an interruption exits with status 130. Output
+appears under its final name only when it is complete.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON on standard
 
 
 class KernelName(StrEnum):
-    """Kernels by the names that the command line knows."""
+    """Values of ``--kernel``; ``reverse`` is reverse diffusion without MCMC."""
 
     hmc = "hmc"
     mala = "mala"
@@ -38,21 +38,21 @@ class KernelName(StrEnum):
 
 
 class Engine(StrEnum):
-    """Libraries that kernels come from."""
+    """Values of ``--engine``, the library that the kernel is from."""
 
     blackjax = "blackjax"
     pyro = "pyro"
 
 
 def main() -> None:
-    """The entry point: Typer's own complaints become one line too, and a termination is an interruption."""
+    """Run the command line; print usage errors on one line, and treat SIGTERM as an interruption."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.Abort:
         status = 130
     except Exception as error:
-        if not hasattr(error, "format_message"):  # what Typer's usage errors have in common
+        if not hasattr(error, "format_message"):  # only Typer's usage errors have it
             raise
         typer.echo(f"ppl-diffusion: {' '.join(error.format_message().split())}; see ppl-diffusion --help", err=True)
         status = 2
@@ -101,8 +101,8 @@ def sample(
                     f"reverse diffusion has one draw a chain, no steps and no weights: leave {', '.join(unread)} out"
                 )
         else:
-            built = _kernel(engine, kernel, leapfrogs, step)
-        files, where = _files(model or []), check_device(device)
+            built = _build_kernel(engine, kernel, leapfrogs, step)
+        files, where = _parse_models(model or []), check_device(device)
         target = parse(
             expression, load=lambda name: zoo.load(files.get(name, name)).to(where), known=[*zoo.names(), *files]
         )
@@ -114,15 +114,21 @@ def sample(
         options: dict[str, Any] = {"ladder": ladder, "chains": chains, "seed": seed}
         with (
             terminal.staging(out) as folder,
-            terminal.bar(expression, quiet or as_json) as tell,
+            terminal.bar(expression, quiet or as_json) as progress,
             warnings.catch_warnings(),
         ):
-            warnings.simplefilter("ignore", SamplingWarning)  # they are part of the diagnosis
+            warnings.simplefilter("ignore", SamplingWarning)  # the diagnosis contains them
             if kernel is KernelName.reverse:
-                trace = reverse_diffusion(target, **options, progress=tell)
+                trace = reverse_diffusion(target, **options, progress=progress)
             else:
                 trace = anneal(
-                    target, built, **options, draws=draws, resample=resample, reverse_step=reverse_step, progress=tell
+                    target,
+                    built,
+                    **options,
+                    draws=draws,
+                    resample=resample,
+                    reverse_step=reverse_step,
+                    progress=progress,
                 )
             found = diagnose(trace)
             trace.save(folder / "trace.nc")
@@ -141,7 +147,7 @@ def diagnose(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether to believe a run."""
+    """Diagnose a run: print statistics of every rung, and warnings if its samples cannot be trusted."""
     with terminal.one_line_errors():
         from bridges.arviz import diagnose as diagnosis
 
@@ -176,7 +182,7 @@ def train(
     device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
     quiet: Quiet = False,
 ) -> None:
-    """Train an energy model, or go on with one."""
+    """Train an energy model, or resume its training from a checkpoint."""
     with terminal.one_line_errors():
         from . import training, zoo
 
@@ -191,14 +197,15 @@ def train(
         kept = checkpoint or Path(f"{settings.name}.checkpoint.safetensors")
         if kept.exists() and not quiet:
             typer.echo(f"going on from {kept}", err=True)
-        with terminal.bar(settings.name, quiet) as tell, terminal.going_on(kept):
-            model = training.train(settings, checkpoint=kept, data=data, device=device, progress=tell)
+        with terminal.bar(settings.name, quiet) as progress, terminal.resume_hint(kept):
+            model = training.train(settings, checkpoint=kept, data=data, device=device, progress=progress)
         zoo.save_weights(model, weights)
         if not quiet:
             typer.echo(f"{weights}: load it with load({str(weights)!r})")
 
 
-def _files(models: list[str]) -> dict[str, str]:
+def _parse_models(models: list[str]) -> dict[str, str]:
+    """Parse ``NAME=FILE`` values of ``--model``."""
     named = dict(text.partition("=")[::2] for text in models)
     for name, file in named.items():
         if not name.isidentifier() or not file.endswith(".safetensors"):
@@ -206,7 +213,7 @@ def _files(models: list[str]) -> dict[str, str]:
     return named
 
 
-def _kernel(engine: Engine, name: KernelName, leapfrogs: int | None, step: float | None) -> Any:
+def _build_kernel(engine: Engine, name: KernelName, leapfrogs: int | None, step: float | None) -> Any:
     from bridges import blackjax, pyro
 
     kernel = getattr(pyro if engine is Engine.pyro else blackjax, name.value.upper(), None)

@@ -1,12 +1,12 @@
-"""Compositions with a name: guidance, conjunction, observation; and the guard of quotients.
+"""Named compositions (guidance, conjunction, observation), and a check that quotients are normalisable.
 
     guidance       p_u^(1-w) p_c^w                      U_u + w (U_c - U_u)
     conjunction    base prod_i (p_i / base)             U_base + sum_i (U_i - U_base)
-    observation    N(y; x, scale^2) of seen coordinates, noised along the ladder as the data are
+    observation    N(y; x, scale^2) of observed coordinates, noised at each level like the data
 
-All of them are applied level by level: they define a path of densities whose last rung is the target.
-A negative exponent divides by a density. The quotient may not be normalisable, at some levels or at
-all, and even where it is, its mass may lie where the numerator has never seen data.
+All of them are composed level by level: they define an annealing path whose last rung is the target.
+A negative exponent divides by a density. Such a quotient may not be normalisable, at some levels or at
+all; even if it is, its mass may lie outside the support of the numerator's training data.
 
 Source: Reduce, Reuse, Recycle (Du et al., 2023), https://arxiv.org/abs/2302.11552
 """
@@ -24,22 +24,22 @@ from .density import Density
 from .potential import Composite, Potential, Product
 from .schedule import NoiseSchedule
 
-FAR = (1.0, 2.0, 4.0, 8.0)
-"""Distances at which tails are probed, in units of three root-mean-square radii of noised unit data: from each
-to the next the energy must grow (a learned energy may dip in between)."""
+TAIL_DISTANCES = (1.0, 2.0, 4.0, 8.0)
+"""Distances from the origin at which tails are probed, in units of three times the root-mean-square radius of noised
+unit-variance data. The energy must grow from each distance to the next (a learned energy may dip in between)."""
 
-OUTSIDE = 6.0
-"""Mean squared predicted noise per coordinate above which a chain lies outside a factor's support (one draw
-of a factor in two dimensions passes it with probability .0025)."""
+MAX_PREDICTED_NOISE = 6.0
+"""Mean squared predicted noise per coordinate above which a chain counts as outside a factor's support (a standard
+normal draw in two dimensions exceeds it with probability 0.0025)."""
 
-TOLERATED = 0.05
-"""Share of chains that may lie outside before it is said."""
+MAX_SHARE_OUTSIDE = 0.05
+"""Share of chains that may be outside a factor's support without a note."""
 
 
 def guidance(conditional: Potential, unconditional: Potential, *, scale: float) -> Product:
-    """``unconditional ** (1 - scale) * conditional ** scale``, level by level.
+    """Return ``unconditional ** (1 - scale) * conditional ** scale``, level by level.
 
-    A scale beyond 1 divides by the unconditional density: see :func:`check_quotient`.
+    A scale above 1 divides by the unconditional density: see :func:`check_quotient`.
 
     Source: Classifier-Free Diffusion Guidance (Ho and Salimans, 2022), https://arxiv.org/abs/2207.12598
     """
@@ -47,10 +47,10 @@ def guidance(conditional: Potential, unconditional: Potential, *, scale: float) 
 
 
 def conjunction(potentials: Sequence[Potential], base: Potential) -> Product:
-    """``base * prod_i (p_i / base)``: all conditions at once, each relative to the unconditional density.
+    """Return ``base * prod_i (p_i / base)``, which imposes all conditions ``p_i`` at once; ``base`` is unconditional.
 
     Raises:
-        ValueError, TypeError: no potentials, or potentials that do not fit together.
+        ValueError, TypeError: there are no potentials, or they cannot be composed.
     """
     if isinstance(potentials, Potential) or not potentials:
         raise ValueError("a conjunction needs at least one potential: conjunction([p1, p2], base)")
@@ -58,12 +58,12 @@ def conjunction(potentials: Sequence[Potential], base: Potential) -> Product:
 
 
 class Observation(Potential):
-    """A Gaussian likelihood of seen coordinates as a potential; built by :func:`observation`.
+    """The Gaussian likelihood of observed coordinates as a potential; built by :func:`observation`.
 
     Attributes:
-        values: what was seen, shape ``event_shape``; ignored where nothing was.
-        seen: shape ``event_shape``, bool.
-        scale: standard deviation of the measurement.
+        values: observed values, shape ``event_shape``; zero where ``seen`` is False.
+        seen: which coordinates were observed, bool, shape ``event_shape``.
+        scale: standard deviation of the measurement noise.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Observation(Potential):
         return self.seen.astype(np.float64)
 
     def _residual(self, x: Array, level: Any) -> tuple[Array, Any]:
+        """Return ``x - alpha values``, zero where not observed, of the shape of ``x``, and its variance, a scalar."""
         clean = level == 0
         alpha, sigma = self.schedule.alpha(level), self.schedule.sigma(level)
         alpha, sigma = alpha + clean * (1 - alpha), sigma - clean * sigma
@@ -105,22 +106,22 @@ def observation(
     backend: Backend,
     name: str = "observation",
 ) -> Observation:
-    """The Gaussian likelihood ``N(values; x, scale^2)`` of the seen coordinates of ``x``.
+    """Return the Gaussian likelihood ``N(values; x, scale^2)`` of the observed coordinates of ``x``.
 
-    Along the ladder it is noised as the data are, ``N(x; alpha values, alpha^2 scale^2 + sigma^2)``;
-    at level 0 it is the exact likelihood of ``x`` itself, normaliser included, which is left as it is above.
+    At level 0 the potential is this exact likelihood of ``x``, including its normaliser. At other levels it is noised
+    like the data: proportional to ``N(x; alpha values, alpha^2 scale^2 + sigma^2)``, with the constant of level 0.
 
     Args:
-        values: what was seen, of the event's shape.
-        seen: booleans of the event's shape; all seen by default.
-        scale: standard deviation of the measurement, positive.
-        schedule: the noise levels, those of the prior.
-        backend: "torch" or "jax", that of the prior.
-        name: what it is called in expressions.
+        values: observed values, shape ``event_shape`` of the prior; ignored where ``seen`` is False.
+        seen: which coordinates were observed, bool, same shape; all by default.
+        scale: standard deviation of the measurement noise, positive.
+        schedule: the noise schedule of the prior.
+        backend: the backend of the prior, "torch" or "jax".
+        name: name in expressions and reports.
 
     Raises:
-        ValueError: shapes that do not fit, a scale that is not positive, nothing seen, bytes,
-            or seen values that are not finite.
+        ValueError: shapes do not match, ``scale`` is not positive, no coordinate was observed, ``values`` are bytes
+            (uint8), or an observed value is not finite.
     """
     if np.asarray(values).dtype == np.uint8:
         raise ValueError("values are bytes, and pictures are in [-1, 1]: scale them by x / 127.5 - 1")
@@ -138,80 +139,82 @@ def observation(
 def check_quotient(
     potential: Density, *, levels: Sequence[int], positions: Any = None, level: int | None = None
 ) -> list[str]:
-    """What can be known to be wrong with a quotient, in words; nothing for other potentials.
+    """Check that quotients in ``potential`` are normalisable and that chains stay in the support of numerators.
 
-    Two things are checked. *Tails*: far out in random directions the energy must grow with every doubling
-    of the distance, at each of ``levels``, or no normalisable density exists there. *Support*: for chains of
-    the composed density at ``level``, the noise that each numerator predicts, ``sigma grad U``, must have a
-    mean square of at most about one per coordinate, as it has for draws of the numerator itself (it is the
-    mean of unit noise given ``x``); far above, for more than a twentieth of the chains, the mass lies where
-    the numerator has never seen data.
+    *Tails*: along random directions the energy must grow with every doubling of a large distance, at each of
+    ``levels``; otherwise the quotient is not normalisable there. *Support*: the noise ``sigma grad U`` that a
+    numerator predicts is the conditional mean ``E[z | x]`` of unit noise, hence has a mean square of at most about
+    one per coordinate for draws of the numerator itself. If it is far larger for more than 5% of the chains of the
+    composed density, they lie outside the support of the numerator's training data.
 
     Args:
-        potential: any potential.
-        levels: where to check tails: one evaluation of 128 points each, of 16 for events of a hundred numbers or more.
-        positions: chains, shape ``(chains, *event_shape)``, for the check of support.
-        level: the level of ``positions``.
+        potential: any potential. A product that contains a quotient is checked as a whole; other products pass, and
+            of any other potential each part is checked.
+        levels: levels at which tails are checked, by evaluating 128 points each, or 16 if an event has at least 100
+            coordinates.
+        positions: chains, shape ``(chains, *event_shape)``, whose support is checked; by default none.
+        level: the level of ``positions``, required with them.
 
     Returns:
-        Sentences, empty when nothing was found.
+        One sentence per problem found, empty if there is none.
     """
     if not isinstance(potential, Product) or (len(potential.factors) == 1 and potential.exponents[0] > 0):
-        return _parts_checked(potential, levels=levels, positions=positions, level=level)
-    if not _divides(potential):
+        return _check_parts(potential, levels=levels, positions=positions, level=level)
+    if not _contains_quotient(potential):
         return []
     rng = np.random.default_rng(0)
     notes: list[str] = []
     rank, size = len(potential.event_shape), int(np.prod(potential.event_shape))
-    count = 32 if size < 100 else 4  # random directions are alike in many dimensions, and a network there is dear
+    count = 32 if size < 100 else 4  # in many dimensions directions differ little, and evaluations are expensive
     rays = rng.standard_normal((count, *potential.event_shape))
     rays *= np.sqrt(size) / np.linalg.norm(rays.reshape(count, -1), axis=1).reshape(-1, *[1] * rank)
-    open_levels = []
-    for where in levels:
-        radius = 3 * np.hypot(potential.schedule.alpha(where), potential.schedule.sigma(where))
-        x = np.concatenate([rays * radius * distance for distance in FAR])
+    failed_levels = []
+    for tail_level in levels:
+        radius = 3 * np.hypot(potential.schedule.alpha(tail_level), potential.schedule.sigma(tail_level))
+        x = np.concatenate([rays * radius * distance for distance in TAIL_DISTANCES])
         with jax.enable_x64(True):
-            energy = as_numpy(potential.value_and_grad(x, level=where)[0]).reshape(len(FAR), -1)
+            energy = as_numpy(potential.value_and_grad(x, level=tail_level)[0]).reshape(len(TAIL_DISTANCES), -1)
         if not np.all(np.diff(energy, axis=0) > 0):
-            open_levels.append(where)
-    if open_levels:
+            failed_levels.append(tail_level)
+    if failed_levels:
         notes.append(
-            f"{potential} is not normalisable at level{'s' * (len(open_levels) > 1)} "
-            f"{', '.join(map(str, sorted(open_levels)))}: far out its energy falls, chains will leave; "
+            f"{potential} is not normalisable at level{'s' * (len(failed_levels) > 1)} "
+            f"{', '.join(map(str, sorted(failed_levels)))}: far out its energy falls, chains will leave; "
             "lower the exponent of the denominator (or the guidance scale)"
         )
     if positions is not None and any(a < 0 for a in potential.exponents):
-        notes += _outside(potential, np.asarray(positions), level)
+        notes += _check_support(potential, np.asarray(positions), level)
     return notes
 
 
-def _parts_checked(potential: Density, *, levels: Sequence[int], positions: Any, level: Any) -> list[str]:
-    """What is wrong with the parts of a potential that is no quotient itself.
+def _check_parts(potential: Density, *, levels: Sequence[int], positions: Any, level: Any) -> list[str]:
+    """Check the parts of a potential that is not a quotient itself, such as a mixture, a tapestry or a wrapper.
 
-    A sum is normalisable where every component is, and its chains belong to one component each; so do those of a
-    tapestry to its windows. Chains are handed on to what a potential merely carries.
+    A mixture is normalisable if every component is. Its chains are not checked for support, since each belongs to one
+    component only, nor are those of a tapestry; a wrapper of a single potential passes its chains on to it.
     """
     parts, notes = potential.parts(), []
     for part in parts:
-        carried = positions is not None and len(parts) == 1 and not isinstance(potential, Composite)
-        carried = carried and np.prod(part.event_shape) == np.prod(potential.event_shape)
-        chains = np.reshape(positions, (-1, *part.event_shape)) if carried else None
+        wraps = positions is not None and len(parts) == 1 and not isinstance(potential, Composite)
+        wraps = wraps and np.prod(part.event_shape) == np.prod(potential.event_shape)
+        chains = np.reshape(positions, (-1, *part.event_shape)) if wraps else None
         notes += check_quotient(part, levels=levels, positions=chains, level=level)
     return list(dict.fromkeys(notes))
 
 
-def _divides(potential: Density) -> bool:
-    """Whether it is a quotient, or is made of one."""
-    divided = isinstance(potential, Product) and any(a < 0 for a in potential.exponents)
-    return divided or any(map(_divides, potential.parts()))
+def _contains_quotient(potential: Density) -> bool:
+    """Whether ``potential`` is a quotient or is composed of one."""
+    is_quotient = isinstance(potential, Product) and any(a < 0 for a in potential.exponents)
+    return is_quotient or any(map(_contains_quotient, potential.parts()))
 
 
-def _outside(potential: Product, x: np.ndarray, level: Any) -> list[str]:
+def _check_support(potential: Product, x: np.ndarray, level: Any) -> list[str]:
+    """Check that chains ``x (chains, *event_shape)`` of a quotient lie in the support of each of its numerators."""
     try:
         total = float(np.min(potential.exponent))
-    except ValueError:  # components of a mixture that do not agree on it: no common width to allow for
+    except ValueError:  # components of a mixture have different sums of exponents: allow for no extra width
         total = 1.0
-    bound = OUTSIDE * max(1.0, 1 / total) if total > 0 else OUTSIDE
+    bound = MAX_PREDICTED_NOISE * max(1.0, 1 / total) if total > 0 else MAX_PREDICTED_NOISE
     notes = []
     for factor, a in zip(potential.factors, potential.exponents, strict=True):
         if a <= 0:
@@ -220,7 +223,7 @@ def _outside(potential: Product, x: np.ndarray, level: Any) -> list[str]:
         noise = potential.schedule.sigma(level) * gradient.reshape(len(x), -1)
         strength = np.mean(noise**2, axis=1)
         outside = float(np.mean(~(strength <= bound)))
-        if outside > TOLERATED:
+        if outside > MAX_SHARE_OUTSIDE:
             notes.append(
                 f"{outside:.0%} of the chains of {potential} have left the support of {factor}: the noise that it "
                 f"predicts for them at level {level} has a mean square of {np.median(strength):.3g} per coordinate "

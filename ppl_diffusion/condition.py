@@ -1,8 +1,8 @@
-"""What a model can be conditioned on: a class, or where something is in the picture.
+"""Conditions of a model: class labels, or the position of an object in the picture.
 
-A condition reaches the network as a row of numbers, its *token*; the token ``anything`` means the unconditional
-model, which shares the network. Tokens of several conditions are stacked, so that one call of the network
-serves them all.
+A condition is passed to the network as a *token*, an integer or a tuple of numbers. The token ``anything`` selects
+the unconditional model, which shares the network with the conditional ones. Tokens of several conditions are stacked
+into one tensor, so that a single call of the network evaluates them all.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Token = int | tuple[float, ...]
 
 
 class ConditionWarning(UserWarning):
-    """A condition that the model has not been trained on."""
+    """The model was not trained on the requested condition."""
 
 
 class Conditions(ABC):
-    """The conditions that a model knows."""
+    """The conditions that a model supports, and their encoding as tokens for its network."""
 
     @property
     @abstractmethod
@@ -36,29 +36,29 @@ class Conditions(ABC):
 
     @abstractmethod
     def token(self, model: str, *values: Any, **named: Any) -> tuple[Token, str]:
-        """The token of one condition and how it is written, for ``model.given(*values, **named)``.
+        """Return the token of the condition in ``model.given(*values, **named)``, and its text for the model's name.
 
         Raises:
-            ValueError, TypeError: a condition that the model does not have.
+            ValueError, TypeError: the model does not have this condition.
         """
 
     @property
     @abstractmethod
     def options(self) -> dict[str, Any]:
-        """What the network is told at its making."""
+        """Keyword arguments of the network's constructor that these conditions require."""
 
     @abstractmethod
     def __str__(self) -> str:
-        """In a few words, for a table."""
+        """A short description, for tables of models."""
 
     def stack(self, tokens: Sequence[Token], device: torch.device) -> Tensor:
-        """Tokens as the network takes them: ``(len(tokens),)`` integers or ``(len(tokens), numbers)`` floats."""
+        """Return tokens as a tensor: integers ``(len(tokens),)`` or floats ``(len(tokens), numbers per token)``."""
         return torch.tensor(tokens, device=device)
 
 
 @dataclass(frozen=True)
 class Classes(Conditions):
-    """Class labels ``0 .. count - 1``; none for an unconditional model. The label ``count`` means "any"."""
+    """Class labels ``0 .. count - 1``. The label ``count`` means "any class"; ``count=0`` is an unconditional model."""
 
     count: int = 0
 
@@ -88,16 +88,18 @@ class Classes(Conditions):
         return f"classes 0 to {self.count - 1}" if self.count else "-"
 
 
-CLOSE = 0.005
-"""Share of a picture by which a position may lie outside those of the training data without a word."""
+POSITION_TOLERANCE = 0.005
+"""How far a position may lie outside the training range without a warning, as a fraction of the picture's side."""
 
 
 @dataclass(frozen=True)
 class Positions(Conditions):
-    """The place ``(x, y)`` of one object among those in a picture, x to the right and y down, both in [0, 1].
+    """The position ``(x, y)`` of one of the objects in a picture, x to the right and y down, both in [0, 1].
+
+    A token is ``(x, y, 1.0)``, or all zeros for the unconditional model.
 
     Attributes:
-        low, high: bounds of both coordinates in the training data.
+        low, high: smallest and largest coordinate (x or y) in the training data.
     """
 
     low: float
@@ -118,7 +120,7 @@ class Positions(Conditions):
             if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
                 raise ValueError(f"{name} is a share of the picture from 0 to 1, got {value!r}: try {name}=0.5")
         x, y = float(named["x"]), float(named["y"])
-        if not all(self.low - CLOSE <= value <= self.high + CLOSE for value in (x, y)):
+        if not all(self.low - POSITION_TOLERANCE <= value <= self.high + POSITION_TOLERANCE for value in (x, y)):
             warnings.warn(
                 f"{model} has seen positions from {self.low:.2g} to {self.high:.2g} only, x={x:.3g}, y={y:.3g} is "
                 "outside: expect pictures without the object",
@@ -132,25 +134,26 @@ class Positions(Conditions):
 
 
 def stacked(conditions: Conditions, tokens: Sequence[Token], sizes: Sequence[int], device: torch.device) -> Tensor:
-    """Conditions of stacked points as the network takes them, and may change them: one for all, or one for each.
+    """Return the condition tensor for a batch of stacked groups of points, each group with its own token.
 
     Args:
-        conditions: what the tokens mean.
-        tokens: of the groups of points.
-        sizes: how many points each group has.
-        device: of the network.
+        conditions: the encoding of the tokens.
+        tokens: one token for each group.
+        sizes: number of points in each group.
+        device: device of the network.
 
     Returns:
-        Rows as of :meth:`Conditions.stack`: ``(1, ...)`` for a single token, else ``(sum(sizes), ...)``.
+        Rows as of :meth:`Conditions.stack`: ``(1, ...)`` for a single token, which broadcasts over all points, else
+        ``(sum(sizes), ...)``. It is a copy, which the network may modify in place.
     """
-    asked = conditions, tuple(tokens), tuple(sizes), device, torch.get_default_dtype()
+    arguments = conditions, tuple(tokens), tuple(sizes), device, torch.get_default_dtype()
     try:
-        return _kept(*asked).clone()
-    except TypeError:  # what cannot be hashed
-        return _stacked(*asked)
+        return _cached_condition_tensor(*arguments).clone()
+    except TypeError:  # arguments that cannot be hashed
+        return _condition_tensor(*arguments)
 
 
-def _stacked(
+def _condition_tensor(
     conditions: Conditions, tokens: tuple[Token, ...], sizes: tuple[int, ...], device: torch.device, _: torch.dtype
 ) -> Tensor:
     condition = conditions.stack(tokens, device)
@@ -159,22 +162,22 @@ def _stacked(
     return condition.repeat_interleave(torch.tensor(sizes, device=device), dim=0, output_size=sum(sizes))
 
 
-_kept = lru_cache(maxsize=64)(_stacked)
-"""An accelerator waits for what it is sent."""
+_cached_condition_tensor = lru_cache(maxsize=64)(_condition_tensor)
+"""Cached, because every new tensor for a GPU costs a synchronous host-to-device copy."""
 
 
 def dump(conditions: Conditions) -> str:
-    """Conditions as text for the header of a weight file."""
+    """Serialise conditions as JSON text for the header of a weight file."""
     if isinstance(conditions, Positions):
         return json.dumps({"positions": [conditions.low, conditions.high]})
     return json.dumps(conditions.options)
 
 
 def parse(text: str) -> Conditions:
-    """What :func:`dump` wrote.
+    """Return the conditions that :func:`dump` serialised.
 
     Raises:
-        ValueError: another text.
+        ValueError: JSON text that does not describe conditions.
     """
     match json.loads(text):
         case {"positions": [float() | int() as low, float() | int() as high]}:

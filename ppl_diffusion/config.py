@@ -1,4 +1,4 @@
-"""How a model is trained: a TOML file."""
+"""Training configurations of models, read from TOML files."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ RANGES = {
     "steps": ("whole number", 1, inf),
     "warm_up": ("whole number", 1, inf),
     "seed": ("whole number", 0, inf),
-    "learning_rate": ("number", 0, inf),
+    "learning_rate": ("number", 1e-12, inf),
     "ema": ("number", 0, 1),
     "label_dropout": ("number", 0, 1),
     "which_level": ("number", 0, inf),
 }
-"""What numbers of a configuration may be."""
+"""Kind, least and greatest value of every number in a configuration; both limits are included."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """How a model is trained; the content of a TOML file.
+    """A training configuration: the content of a TOML file.
 
     Attributes:
-        name: of the model, and of its weight file.
-        data: a planar density by name, or "npz", points in a file that is given at the command.
-        images: key of them in that file: pictures, uint8 ``(n, ..., height, width)``, or floating points ``(n, ...)``.
-        labels: key of class labels, integers ``(n,)``, "" for none; not read where there are positions.
-        positions: key of the places of the objects in each picture, ``(n, most, 2)`` in [0, 1], padded with NaN.
-        description: one line for people.
-        network: kind ("mlp" or "unet") and arguments of the network.
-        form: how the energy is made of the network.
-        levels: of the cosine schedule.
+        name: name of the model, and of its weight file.
+        data: name of a planar density, or "npz" for points in a file that is given on the command line.
+        images: key of the points in that file: uint8 images ``(n, ..., height, width)`` or floats ``(n, ...)``.
+        labels: key of class labels, integers ``(n,)``, "" for none; ignored if ``positions`` is given.
+        positions: key of the positions of the objects in each picture, ``(n, most, 2)`` in [0, 1], padded with NaN.
+        description: one line for readers.
+        network: kind ("mlp" or "unet") and constructor arguments of the network.
+        form: how the energy is computed from the network's output, see ``ppl_diffusion.energy``.
+        levels: number of levels of the cosine schedule.
         batch, steps: size and number of batches.
-        learning_rate, warm_up: peak of AdamW's rate, and steps until it.
-        ema: decay of the average of the parameters.
-        label_dropout: share of conditions that are replaced by "any".
-        seed: of data, levels, noise and initial weights.
-        which_level: weight of the loss that tells levels apart; 0 leaves it out.
-        init: a shipped model or a weight file to start from; by default fresh weights.
+        learning_rate, warm_up: peak learning rate of AdamW, and number of warm-up steps.
+        ema: decay of the exponential moving average of the parameters.
+        label_dropout: fraction of conditions that are replaced by "any", to train the unconditional model.
+        seed: seed of data, levels, noise and initial weights.
+        which_level: weight of the level classification loss (``ppl_diffusion.objective``); 0 omits it.
+        init: a shipped model or a weight file whose weights to start from; random weights by default.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Config:
     init: str = ""
 
     def __post_init__(self) -> None:
-        try:  # as it is kept beside the weights, NumPy's numbers too
+        try:  # convert to what JSON stores in weight files, NumPy scalars included
             plain = json.loads(json.dumps(asdict(self), default=np.generic.item))
         except (TypeError, ValueError) as error:
             raise ValueError(f"a configuration holds numbers, text and tables of them, got {self!r}") from error
@@ -91,17 +91,22 @@ class Config:
                 f"network in the configuration must be a table with a kind, got {self.network!r}: write [network] and "
                 'kind = "unet" under it'
             )
+        for name, value in self.network.items():
+            least = 0 if name in ("classes", "octaves") else 1
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, (int, float)) and (number != int(number) or number < least):
+                    raise ValueError(f"{name} of the network must be whole numbers >= {least}, got {value!r}")
         for name in ("name", "data", "description", "images", "labels", "init"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} in the configuration must be text, got {getattr(self, name)!r}")
 
 
 def load_config(source: str | Path) -> Config:
-    """A configuration from a TOML file, or a shipped one by name.
+    """Load a configuration from a TOML file, or a shipped one by name.
 
     Raises:
-        FileNotFoundError: neither a file nor a shipped name.
-        ValueError: not TOML, unknown or missing keys.
+        FileNotFoundError: ``source`` is neither a file nor the name of a shipped configuration.
+        ValueError: the file is not TOML, has unknown or missing keys, or values that are not allowed.
     """
     shipped = files("ppl_diffusion") / "configs" / f"{source}.toml"
     path: Any = Path(source) if Path(source).is_file() else shipped

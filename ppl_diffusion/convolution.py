@@ -1,9 +1,9 @@
-"""Convolutions whose gradients have fast gradients on CUDA.
+"""Convolutions with fast second derivatives on CUDA.
 
-Training an energy differentiates a gradient. torch takes the gradient of a convolution's gradient with respect to its
-weights by convolving pictures with filters as large as pictures, for which CUDA has no fast kernels: half the time of a
-step of training 64x64 pictures went there. Here every derivative of a convolution is one of three: a convolution, the
-gradient with respect to its input, or that with respect to its weights, each of which has a kernel of its own.
+Training an energy model differentiates a gradient. For the second derivative with respect to the weights, torch
+convolves pictures with filters as large as pictures, for which CUDA has no fast kernels: this took half the time of a
+training step on 64x64 pictures. Here a derivative of any order is computed by one of three operations, each with a
+fast kernel: the convolution, its gradient with respect to the input, and its gradient with respect to the weights.
 
 Source of the idea: Alias-Free Generative Adversarial Networks (Karras et al., 2021), https://arxiv.org/abs/2106.12423
 """
@@ -18,7 +18,7 @@ from torch.autograd import Function
 
 
 class _Rule(NamedTuple):
-    """How a convolution goes over its input."""
+    """Geometry of a convolution."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -26,7 +26,7 @@ class _Rule(NamedTuple):
 
 
 class Convolution(nn.Conv2d):
-    """A convolution with a bias, zero-padded; trained on CUDA by the derivatives of this module."""
+    """``nn.Conv2d`` with bias and zero padding, which is differentiated by this module while it is trained on CUDA."""
 
     def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1, padding: int = 0) -> None:
         super().__init__(inputs, outputs, size, stride=stride, padding=padding)
@@ -36,7 +36,7 @@ class Convolution(nn.Conv2d):
 
 
 class TransposedConvolution(nn.ConvTranspose2d):
-    """The same, transposed."""
+    """``nn.ConvTranspose2d`` with bias, which is differentiated by this module while it is trained on CUDA."""
 
     def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1) -> None:
         super().__init__(inputs, outputs, size, stride=stride)
@@ -46,12 +46,15 @@ class TransposedConvolution(nn.ConvTranspose2d):
 
 
 def _trained_on_cuda(layer: nn.Module, x: Tensor) -> bool:
-    autocast = torch.is_autocast_enabled("cuda")  # which knows torch's own derivatives only
+    autocast = torch.is_autocast_enabled("cuda")  # handles the derivatives of torch's own operators only
     return x.is_cuda and layer.weight.requires_grad and torch.is_grad_enabled() and not autocast  # type: ignore[union-attr, return-value]
 
 
 def convolve(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
-    """``layer`` at ``x (batch, channels, height, width)``, of that kind again, with derivatives of this module."""
+    """Apply ``layer`` to ``x (batch, channels, height, width)``, with the derivatives of this module.
+
+    The result has the shape ``(batch, out_channels, new height, new width)``.
+    """
     assert layer.bias is not None
     assert not isinstance(layer.padding, str)
     rule = _Rule(tuple(layer.stride), tuple(layer.padding), isinstance(layer, nn.ConvTranspose2d))
@@ -59,11 +62,11 @@ def convolve(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
 
 
 INPUT, WEIGHT = 0, 1
-"""What a convolution is differentiated by."""
+"""Index of the argument that a convolution is differentiated by."""
 
 
 class _Forward(Function):
-    """The convolution, linear in its input and in its weights."""
+    """The convolution ``C(x, w)``, without bias; bilinear in the input ``x`` and the weights ``w``."""
 
     generate_vmap_rule = True
 
@@ -80,43 +83,43 @@ class _Forward(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        found: list[Tensor | None] = [None] * 3
-        for wanted in (INPUT, WEIGHT):
-            if ctx.needs_input_grad[wanted]:
-                found[wanted] = _Backward.apply(gradients[0], x, weight, ctx.rule, wanted)
-        return tuple(found)
+        result: list[Tensor | None] = [None] * 3
+        for argument in (INPUT, WEIGHT):
+            if ctx.needs_input_grad[argument]:
+                result[argument] = _Backward.apply(gradients[0], x, weight, ctx.rule, argument)
+        return tuple(result)
 
 
 class _Backward(Function):
-    """Its gradient with respect to the input or to the weights: linear in that of the output, and in the other one.
+    """The gradient of ``<g, C(x, w)>`` with respect to ``x`` or ``w``, ``g`` being the gradient of the output.
 
-    Where a convolution meets what it is differentiated by, its own derivatives meet the direction that they are asked
-    for: they are convolutions with that in its place.
+    It is bilinear in ``g`` and in the other argument. Its own backward pass, for a direction ``v`` of the shape of the
+    result, is that of ``<g, C(v, w)>`` or ``<g, C(x, v)>``: ``v`` takes the place of the argument differentiated by.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(gradient: Tensor, x: Tensor, weight: Tensor, rule: _Rule, wanted: int) -> Tensor:
-        mask = [index == wanted for index in range(3)]
+    def forward(gradient: Tensor, x: Tensor, weight: Tensor, rule: _Rule, argument: int) -> Tensor:
+        mask = [index == argument for index in range(3)]
         stride, padding, transposed = rule
         return torch.ops.aten.convolution_backward(
             gradient, x, weight, [0], stride, padding, (1, 1), transposed, (0, 0), 1, mask
-        )[wanted]
+        )[argument]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        gradient, x, weight, ctx.rule, ctx.wanted = inputs
-        ctx.save_for_backward(gradient, weight if ctx.wanted == INPUT else x)
+        gradient, x, weight, ctx.rule, ctx.argument = inputs
+        ctx.save_for_backward(gradient, weight if ctx.argument == INPUT else x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         gradient, other = ctx.saved_tensors
-        pair = (gradients[0], other) if ctx.wanted == INPUT else (other, gradients[0])
-        found: list[Tensor | None] = [None] * 5
+        pair = (gradients[0], other) if ctx.argument == INPUT else (other, gradients[0])
+        result: list[Tensor | None] = [None] * 5
         if ctx.needs_input_grad[0]:
-            found[0] = _Forward.apply(*pair, ctx.rule)
-        remaining = WEIGHT if ctx.wanted == INPUT else INPUT
+            result[0] = _Forward.apply(*pair, ctx.rule)
+        remaining = WEIGHT if ctx.argument == INPUT else INPUT
         if ctx.needs_input_grad[1 + remaining]:
-            found[1 + remaining] = _Backward.apply(gradient, *pair, ctx.rule, remaining)
-        return tuple(found)
+            result[1 + remaining] = _Backward.apply(gradient, *pair, ctx.rule, remaining)
+        return tuple(result)

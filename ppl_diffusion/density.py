@@ -1,8 +1,8 @@
 """Densities at every noise level: energies ``U(x, level) = -log p_level(x) + constant`` and their gradients.
 
-A density is a leaf, which says how it is evaluated, or is made of others (``ppl_diffusion.potential``). The leaves of
-one density are evaluated together, and those that share a network by one call of it; how their energies combine into
-one, and the gradient with them, is arithmetic.
+A density is either a leaf, which implements its own evaluation, or a composite of other densities (see
+``ppl_diffusion.potential``). To evaluate a composite, all of its distinct leaves are evaluated first, with one network
+call for leaves that share a network. Their energies and gradients are then combined by arithmetic.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ import torch
 from .arrays import Array, Backend, as_backend, as_numpy, cast_like, outside_inference_mode, weighted
 from .schedule import NoiseSchedule
 
-KEPT = 32
-"""Most compiled kernels and the like that a density keeps."""
+MEMO_SIZE = 32
+"""Maximum number of objects, such as compiled kernels, that :meth:`Density.memo` caches per density."""
 
 
 class Density(ABC):
     """An unnormalised density at every noise level of a schedule.
 
-    Leaves say how to evaluate themselves in :meth:`_evaluate` and :meth:`_evaluate_energy`, composites how the
-    energies of theirs combine in :meth:`_combine`.
+    Leaves implement :meth:`_evaluate` and :meth:`_evaluate_energy`; composites implement :meth:`_combine`, which
+    computes their energy from the energies of their leaves.
 
     Attributes:
-        backend: "torch" or "jax": the arrays that it computes with.
-        schedule: the noise levels that it is defined on.
+        backend: "torch" or "jax", the library whose arrays it computes with.
+        schedule: the noise schedule on whose levels it is defined.
         event_shape: shape of one point ``x``.
-        name: what it is called in expressions and reports.
-        level_arrays: whether it takes a level that is a tensor ``(1,)`` on its device, and is NaN outside the schedule,
-            so that an accelerator need not be waited for to learn the level's value.
+        name: name in expressions and reports.
+        level_arrays: whether the level may be an integer tensor of shape ``(1,)`` on the density's device, which saves
+            synchronising a GPU to read its value; energies and gradients are NaN at a level outside the schedule.
     """
 
     level_arrays: bool = False
@@ -43,32 +43,32 @@ class Density(ABC):
     schedule: NoiseSchedule
     event_shape: tuple[int, ...]
     name: str
-    __array_ufunc__ = None  # numpy scalars leave arithmetic with a potential to the potential
+    __array_ufunc__ = None  # makes ``np.float64(2) * p`` call ``p.__rmul__`` instead of a numpy ufunc
 
     def energy(self, x: Any, *, level: Any) -> Array:
-        """Energy of each point.
+        """Return the energy ``U = -log p_level(x) + constant`` of each point.
 
         Args:
-            x: points, shape ``(*chains, *event_shape)``, floating; numpy arrays are converted.
+            x: points, shape ``(*chains, *event_shape)``, of floating dtype; numpy arrays are converted.
             level: noise level, an integer; under a JAX transformation it may be traced.
 
         Returns:
             Energies in nats, shape ``(*chains,)``: float64, except in JAX without 64-bit mode.
 
         Raises:
-            ValueError: wrong shape, level out of range, or tensor on another device.
-            TypeError: an array of the other backend or one that is not floating.
+            ValueError: ``x`` has the wrong shape or is on another device, or ``level`` is out of range.
+            TypeError: ``x`` is an array of the other backend or not of floating dtype, or ``level`` is not an integer.
         """
         with outside_inference_mode():
-            x = self._accept(x, level)
+            x = self._validate(x, level)
             energies = evaluate_energy(self.leaves(), x, level)
             return self._combine(energies)[0]
 
     def value_and_grad(self, x: Any, *, level: Any) -> tuple[Array, Array]:
-        """Energy of each point and its gradient, by one evaluation of every network involved.
+        """Return the energy of each point and its gradient, with one evaluation of every network involved.
 
         Args:
-            x: points, shape ``(*chains, *event_shape)``, floating; numpy arrays are converted.
+            x: points, shape ``(*chains, *event_shape)``, of floating dtype; numpy arrays are converted.
             level: noise level, an integer; under a JAX transformation it may be traced.
 
         Returns:
@@ -79,57 +79,57 @@ class Density(ABC):
             ValueError, TypeError: as :meth:`energy`.
         """
         with outside_inference_mode():
-            x = self._accept(x, level)
+            x = self._validate(x, level)
             return self._combine_with_gradient(evaluate(self.leaves(), x, level), x)
 
     @property
     def device(self) -> torch.device:
-        """Where points in torch must be: on an accelerator if a network of it is on one."""
+        """Device that torch points must be on: a GPU if one of its networks is on one, else the CPU."""
         return common_device([leaf for leaf in self.leaves() if leaf is not self])
 
     @property
     def exponent(self) -> Any:
-        """Sum ``s`` of the exponents of the expression, a number or an array of ``event_shape``.
+        """Sum ``s`` of the exponents of the expression, a number or an array of shape ``event_shape``.
 
-        At the noisiest level a model is standard normal, hence the composed density
-        ``N(0, I / s)``: where annealed chains start.
+        At the noisiest level every model is close to a standard normal, so that the composed density is close
+        to ``N(0, I / s)``, from which annealed chains start.
 
         Raises:
-            ValueError: the components of a mixture do not agree on it.
+            ValueError: the components of a mixture have different sums of exponents.
         """
         return 1.0
 
     @property
     def reference(self) -> tuple[Any, Any]:
-        """Mean and variance of the data, as far as they are known: numbers, or arrays that broadcast to the event."""
+        """Mean and variance of the data, numbers or arrays that broadcast to ``event_shape``; (0, 1) if unknown."""
         return (0.0, 1.0)
 
     @property
     def diffused(self) -> Any:
-        """Which coordinates noise is added to: all, or booleans of ``event_shape``."""
+        """Which coordinates the schedule adds noise to: True for all, or booleans of shape ``event_shape``."""
         return True
 
     def refresh(self, positions: Any, level: int, *, rng: np.random.Generator) -> tuple[Any, Any]:
-        """Moves that leave the density of ``level`` invariant and cost next to nothing, made on arrival there.
+        """Apply cheap moves that leave the density of ``level`` invariant, on arrival at that level; by default none.
 
         Returns:
-            Positions, and by how much the energy of each has changed, ``(chains,)``; here none, and 0.
+            Positions, shape ``(chains, *event_shape)``, and the changes of their energies, shape ``(chains,)``, or 0.
         """
         return positions, 0.0
 
     def start(self, level: int, *, chains: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Draws from ``N(0, I / s)``, ``s`` the :attr:`exponent`, times sigma where the schedule explodes.
+        """Draw starting positions from ``N(0, max(1, sigma)^2 I / s)``, ``s`` being the :attr:`exponent`.
 
         Args:
-            level: the noisiest level of a ladder.
+            level: the first, noisiest level of a ladder, whose ``sigma`` is used.
             chains: number of draws.
             rng: source of randomness.
 
         Returns:
-            Positions ``(chains, *event_shape)`` and their log-density ``(chains,)``.
+            Positions, shape ``(chains, *event_shape)``, and their normalised log-density, shape ``(chains,)``.
 
         Raises:
-            ValueError: exponents whose sum is not positive.
+            ValueError: the sum of the exponents is not positive in every coordinate.
         """
         total = np.broadcast_to(np.asarray(self.exponent, dtype=np.float64), self.event_shape)
         if np.any(total <= 0):
@@ -143,14 +143,14 @@ class Density(ABC):
         return noise * scale, -0.5 * np.sum(noise.reshape(chains, -1) ** 2, axis=1) - constant
 
     def same_as(self, other: Density) -> bool:
-        """Whether another expression, built anew perhaps, is the same density at every level."""
+        """Whether ``other`` is the same density at every level; decided by evaluation at random values."""
         if other is self:
             return True
         spaces = [(p.backend, p.schedule, tuple(p.event_shape)) for p in (self, other)]
         if spaces[0] != spaces[1]:
             return False
         mine, theirs = self.leaves(), other.leaves()
-        if [leaf.identity for leaf in mine] == [leaf.identity for leaf in theirs]:  # then the algebra decides
+        if [leaf.identity for leaf in mine] == [leaf.identity for leaf in theirs]:  # only the arithmetic can differ
             xp: Any = jnp if self.backend == "jax" else torch
             values = [xp.asarray(u) for u in np.random.default_rng(0).uniform(1, 2, len(mine))]
             one, two = (p._combine(dict(zip(p.leaves(), values, strict=True)))[0] for p in (self, other))
@@ -164,52 +164,56 @@ class Density(ABC):
 
     @property
     def identity(self) -> Any:
-        """Equal for leaves that are the same density."""
+        """Key that is equal for leaves that are the same density."""
         return self
 
     def parts(self) -> tuple[Any, ...]:
-        """The distinct densities that it is directly made of, or carries into another library."""
+        """Return the distinct densities that it is directly composed of, or that it wraps for another library."""
         return ()
 
     def leaves(self) -> tuple[Any, ...]:
-        """The distinct densities whose energies its own is arithmetic of."""
+        """Return the distinct leaves, from whose energies :meth:`_combine` computes its own."""
         return (self,)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_memo"}
 
     def memo(self, key: Hashable, build: Callable[[], Any]) -> Any:
-        """What ``build()`` returned for ``key`` the first time: compiled code and the like, which is not pickled. The
-        oldest of more than ``KEPT`` is forgotten."""
+        """Return ``build()``, cached under ``key``; used for compiled code. The cache is not pickled, and drops the
+        oldest of more than ``MEMO_SIZE`` objects."""
         cache = self.__dict__.setdefault("_memo", {})
         if key not in cache:
             cache[key] = build()
-            if len(cache) > KEPT:
+            if len(cache) > MEMO_SIZE:
                 del cache[next(iter(cache))]
         return cache[key]
 
     def evaluate_group(
         self, members: Sequence[Density], points: Sequence[Array], level: Any
     ) -> list[tuple[Array, Array]]:
-        """Evaluate leaves that share one network, ``self`` among them, each at its own points, by as few calls as
-        possible."""
+        """Evaluate leaves of one :attr:`group`, ``self`` among them, with as few network calls as possible.
+
+        Each of ``members`` is evaluated at its own ``points (*chains, *event_shape)``. Returns energies ``(*chains,)``
+        and gradients ``(*chains, *event_shape)`` for each.
+        """
         return [member._evaluate(x, level) for member, x in zip(members, points, strict=True)]
 
     def energy_group(self, members: Sequence[Density], points: Sequence[Array], level: Any) -> list[Array]:
-        """As :meth:`evaluate_group`, energies only, differentiable with the backend's own tools."""
+        """Return only the energies of :meth:`evaluate_group`, differentiable by the backend's autodiff."""
         return [member._evaluate_energy(x, level) for member, x in zip(members, points, strict=True)]
 
     @property
     def group(self) -> Any:
-        """Leaves of equal group are evaluated together: the network that they share, or themselves."""
+        """Key of the leaves that are evaluated together: a shared network, or by default the leaf itself."""
         return self
 
     def _combine(self, energies: Mapping[Density, Array]) -> tuple[Array, dict[Density, Any]]:
-        """The energy from those of the leaves, and its derivative with respect to each of them."""
+        """Return ``U (*chains,)`` and the derivatives ``dU / dU_leaf``, floats or arrays of that shape, from the
+        energies ``U_leaf (*chains,)`` of the leaves."""
         return energies[self], {self: 1.0}
 
     def _combine_with_gradient(self, values: Mapping[Density, tuple[Array, Array]], x: Array) -> tuple[Array, Array]:
-        """Energy and gradient at ``x (*chains, *event_shape)`` from those of the leaves."""
+        """Return energy ``(*chains,)`` and gradient ``sum_leaf dU/dU_leaf grad U_leaf`` of the shape of ``x``."""
         energy, weights = self._combine({leaf: value for leaf, (value, _) in values.items()})
         gradient: Any = 0.0
         for leaf, weight in weights.items():
@@ -218,13 +222,14 @@ class Density(ABC):
 
     @abstractmethod
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
-        """Energies ``(*chains,)`` and gradients ``(*chains, *event_shape)`` at accepted points."""
+        """Return energies ``(*chains,)`` and gradients ``(*chains, *event_shape)`` at validated points."""
 
     @abstractmethod
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
-        """Energies ``(*chains,)`` at accepted points, differentiable with the backend's own tools."""
+        """Return energies ``(*chains,)`` at validated points, differentiable by the backend's autodiff."""
 
-    def _accept(self, x: Any, level: Any) -> Array:
+    def _validate(self, x: Any, level: Any) -> Array:
+        """Check the level and the shape of ``x``, and return ``x`` as an array of the backend."""
         if not isinstance(level, jax.core.Tracer):
             self.schedule.check_level(level.item() if isinstance(level, jax.Array) and level.ndim == 0 else level)
         x = as_backend(x, self.backend, self.name, device=self.device)
@@ -241,27 +246,30 @@ class Density(ABC):
 
 
 def evaluate(leaves: Sequence[Density], x: Array, level: Any) -> dict[Density, tuple[Array, Array]]:
-    """Energy and gradient of every leaf at the same points; leaves that share a network go together."""
+    """Return energy and gradient of every leaf at the same points ``x``; see :func:`evaluate_each`."""
     return dict(zip(leaves, evaluate_each(leaves, [x] * len(leaves), level), strict=True))
 
 
 def evaluate_each(leaves: Sequence[Density], points: Sequence[Array], level: Any) -> list[tuple[Array, Array]]:
-    """Energy and gradient of every leaf at its own points; leaves that share a network go together."""
+    """Return energies ``(*chains,)`` and gradients ``(*chains, *event_shape)`` of leaves, each at its own points.
+
+    Leaves that share a network are evaluated by one call of it.
+    """
     return _by_group(leaves, points, lambda first, *group: first.evaluate_group(*group, level))
 
 
 def evaluate_energy(leaves: Sequence[Density], x: Array, level: Any) -> dict[Density, Array]:
-    """Energy of every leaf at the same points, differentiable with the backend's own tools."""
+    """Return the energy of every leaf at the same points ``x``; see :func:`energy_of_each`."""
     return dict(zip(leaves, energy_of_each(leaves, [x] * len(leaves), level), strict=True))
 
 
 def energy_of_each(leaves: Sequence[Density], points: Sequence[Array], level: Any) -> list[Array]:
-    """Energy of every leaf at its own points, differentiable; leaves that share a network go together."""
+    """Return only the energies of :func:`evaluate_each`, differentiable by the backend's autodiff."""
     return _by_group(leaves, points, lambda first, *group: first.energy_group(*group, level))
 
 
 def _by_group(leaves: Sequence[Density], points: Sequence[Array], evaluate: Callable[..., list[Any]]) -> list[Any]:
-    """What ``evaluate`` makes of the leaves of each group and their points, in the order of the leaves."""
+    """Call ``evaluate(first, members, points)`` for the leaves of each group; return results in the order of leaves."""
     groups: dict[Any, list[int]] = {}
     for index, leaf in enumerate(leaves):
         groups.setdefault(leaf.group, []).append(index)
@@ -274,13 +282,13 @@ def _by_group(leaves: Sequence[Density], points: Sequence[Array], evaluate: Call
 
 
 def common_device(densities: Sequence[Density]) -> torch.device:
-    """The accelerator that networks of some of the densities are on; the processor if there is none."""
+    """Return the first device other than the CPU that one of the densities is on, or else the CPU."""
     devices = [density.device for density in densities]
     return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
 
 
 def common_reference(leaves: Sequence[Density]) -> tuple[Any, Any]:
-    """Mean and variance of the data of potentials that share them; those of unit data otherwise."""
+    """Return the data mean and variance on which all leaves agree, and (0, 1) if they do not agree."""
     first = leaves[0].reference
     agreed = all(np.array_equal(a, b) for leaf in leaves[1:] for a, b in zip(first, leaf.reference, strict=True))
     return first if agreed else (0.0, 1.0)

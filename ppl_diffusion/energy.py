@@ -1,17 +1,17 @@
-"""A network as a potential.
+"""Energy diffusion models: a network as a potential.
 
-Under ``x_t = alpha x_0 + sigma z`` the best estimate of the noise ``z`` from ``x_t`` is ``-sigma`` times
-the score. If the estimate is a gradient, ``eps(x, t) = grad_x f(x, t)``, there is an energy,
-``U = f / sigma``, and ``-grad U`` is the score. Three ways to make a scalar of a vector field ``s(x, t)``:
+Under ``x_t = alpha x_0 + sigma z`` the best estimate of the noise ``z`` from ``x_t`` is ``-sigma`` times the score. If
+the estimate is a gradient, ``eps(x, t) = grad_x f(x, t)``, then ``U = f / sigma`` is an energy and ``-grad U`` is the
+score. A scalar ``f`` can be made from a network's vector field ``s(x, t)`` in three ways:
 
     squared_distance   f = 1/2 ||x - s||^2              a Gaussian already when s = 0
     squared_norm       f = sigma U_ref + 1/2 ||s||^2    a Gaussian times something bounded by 1
     inner_product      f = sigma U_ref + <x, s>         unbounded below in principle
 
-``U_ref(x) = sum (x - alpha m)^2 / (2 (alpha^2 v + sigma^2))`` is the energy of a reference Gaussian with the
-mean ``m`` and the variance ``v`` of the data at the same level. It rules where the network has seen
-nothing, far out, so that quotients of models have the tails that quotients of their Gaussians have. At
-the noisiest level of a variance-preserving schedule every form is N(0, I) when ``s`` vanishes.
+``U_ref(x) = sum (x - alpha m)^2 / (2 (alpha^2 v + sigma^2))`` is the energy, at the same level, of a reference Gaussian
+whose mean ``m`` and variance ``v`` are those of the data. It is meant to dominate far from the data, where the network
+was not trained, so that a quotient of models has the tails of the quotient of their Gaussians. At the noisiest level
+of a variance-preserving schedule every form is N(0, I) when ``s`` vanishes.
 
 Source: Reduce, Reuse, Recycle (Du et al., 2023), https://arxiv.org/abs/2302.11552; Should EBMs Model the
 Energy or the Score? (Salimans and Ho, 2021), https://openreview.net/forum?id=9AS-TF2jRNb
@@ -37,34 +37,33 @@ from .schedule import NoiseSchedule
 Form = Literal["squared_distance", "squared_norm", "inner_product"]
 
 Reference = tuple[Any, Any]
-"""Mean and variance of the data: numbers, or arrays that broadcast to the event's shape."""
+"""Mean and variance of the data: numbers, or arrays that broadcast to ``event_shape``."""
 
 
 class EnergyModel(Potential):
     """An energy diffusion model: ``U(x, level) = f(x, level) / sigma_level``.
 
-    Conditions of one model share its network, and are evaluated by one call of it.
+    Models that differ only in their condition share a network, and are evaluated together by one call of it.
 
     Args:
-        network: a torch module ``s(x, log_snr, condition)`` of the shape of ``x``: ``x (batch, *event)``, images with a
-            channel axis; ``log_snr (batch,)`` or ``(1,)``, one level for all, so broadcast it; ``condition``, tokens of
-            length ``batch`` or 1, to be ignored by a network without conditions. It is put in evaluation mode and its
-            parameters are frozen. On CUDA, calls of the networks of this library are recorded; for another one see
-            ``ppl_diffusion.recording``. ``ppl_diffusion.objective.denoising_loss`` is what it is trained by.
-        form: how the energy is made of ``s``: "squared_distance", "squared_norm" or "inner_product", see
-            :func:`noise_potential`.
+        network: a torch module ``s(x, log_snr, condition)`` that returns the shape of ``x``. It receives ``x (batch,
+            *event)``, images with a channel axis; ``log_snr (batch,)``, or ``(1,)`` where all points have one level, so
+            it must broadcast; and ``condition``, tokens of length ``batch`` or 1, which a network without conditions
+            ignores. It is put into evaluation mode and its parameters are frozen. On CUDA, calls of this library's
+            networks are recorded; for others see ``ppl_diffusion.recording``. ``objective.denoising_loss`` trains it.
+        form: "squared_distance", "squared_norm" or "inner_product", see the top of this module.
         schedule: the noise levels.
         event_shape: shape of one point; images of one channel may leave the channel out.
-        conditions: what the network can be conditioned on; by default nothing.
-        token: of one condition, or None for the unconditional model.
+        conditions: the conditions that the network supports; none by default.
+        token: token of one condition, or None for the unconditional model.
         reference: mean and variance of the data, numbers or arrays that broadcast to ``event_shape``, as in training.
-        name: what it is called in expressions.
-        info: provenance, as it stands in the weight file.
-        chunks: how many points are evaluated at once; a rule of its own by default, see ``ppl_diffusion.chunks``.
+        name: name of the model in expressions.
+        info: provenance, as stored in the header of a weight file.
+        chunks: chunked evaluation of the network, shared between conditions; see ``ppl_diffusion.chunks``.
 
     Raises:
-        ValueError: an unknown form; at evaluation, a network that returns another shape.
-        TypeError: a network that is no module with parameters, or no schedule.
+        ValueError: an unknown form; at evaluation, a network that returns a shape other than that of its points.
+        TypeError: ``network`` is not a module with parameters, or ``schedule`` is not a NoiseSchedule.
     """
 
     backend = "torch"
@@ -104,20 +103,20 @@ class EnergyModel(Potential):
 
     @property
     def device(self) -> torch.device:
-        """Where the network is, and points must be."""
+        """The device of the network, where torch points must be."""
         return self.chunks.device
 
     def to(self, device: str | torch.device) -> EnergyModel:
-        """This model, its network moved to ``device``, as torch moves modules: for all who share it."""
+        """Move the network to ``device`` in place, for all models that share it, and return this model."""
         self.network.to(device)
         return self
 
     def given(self, *condition: Any, **named: Any) -> EnergyModel:
-        """The model under one condition, ``.given(3)`` or ``.given(x=0.3, y=0.6)``; without it, that of all.
+        """Return the model under one condition, ``.given(3)`` or ``.given(x=0.3, y=0.6)``; it shares the network.
 
         Raises:
             ValueError: the model is not conditional, or does not have this condition.
-            TypeError: a condition of another kind.
+            TypeError: the condition is of another kind.
         """
         base = self.name.split("[")[0]
         token, text = self.conditions.token(base, *condition, **named)
@@ -136,76 +135,76 @@ class EnergyModel(Potential):
 
     @property
     def identity(self) -> Any:
-        """Network and condition."""
+        """Equal for models of the same network, form, reference and condition."""
         return self.group, self.token
 
     @property
     def group(self) -> Any:
-        """The network and what makes an energy of it: conditions of one model are evaluated together."""
+        """Equal for models that differ only in their condition, which are evaluated together."""
         return self.network, self.form, id(self._reference)
 
     def evaluate_group(
         self, members: Sequence[Density], points: Sequence[Array], level: Any
     ) -> list[tuple[Array, Array]]:
-        """Energies and gradients under every condition, by one call of the network on the stacked points."""
-        together, sizes, condition = self._together(members, points)
-        where = self._where(level)
+        """Energies ``(*chains,)`` and gradients ``(*chains, *event_shape)`` of every member, by one network call."""
+        batch, sizes, condition = self._stack_points(members, points)
+        level_tensor = self._level_tensor(level)
 
-        def some(part: slice) -> tuple[Tensor, ...]:
-            return self._gradient(together[part], where, condition if len(condition) == 1 else condition[part])
+        def evaluate_chunk(part: slice) -> tuple[Tensor, ...]:
+            return self._gradient(batch[part], level_tensor, condition if len(condition) == 1 else condition[part])
 
-        energies, gradients = (values.split(sizes) for values in self.chunks.evaluate(some, len(together)))
+        energies, gradients = (values.split(sizes) for values in self.chunks.evaluate(evaluate_chunk, len(batch)))
         return [
-            (u.reshape(self._chains(x)), g.reshape(x.shape))
+            (u.reshape(self._chain_shape(x)), g.reshape(x.shape))
             for u, g, x in zip(energies, gradients, points, strict=True)
         ]
 
     def energy_group(self, members: Sequence[Density], points: Sequence[Array], level: Any) -> list[Array]:
-        """Energies under every condition, by one call of the network on the stacked points."""
-        together, sizes, condition = self._together(members, points)
-        where = self._where(level)
+        """Energies ``(*chains,)`` of every member, by one call of the network on the stacked points."""
+        batch, sizes, condition = self._stack_points(members, points)
+        level_tensor = self._level_tensor(level)
 
-        def some(part: slice) -> tuple[Tensor]:
-            return (self._energy(together[part], where, condition if len(condition) == 1 else condition[part]),)
+        def evaluate_chunk(part: slice) -> tuple[Tensor]:
+            return (self._energy(batch[part], level_tensor, condition if len(condition) == 1 else condition[part]),)
 
-        (energies,) = self.chunks.evaluate(some, len(together))
-        return [u.reshape(self._chains(x)) for u, x in zip(energies.split(sizes), points, strict=True)]
+        (energies,) = self.chunks.evaluate(evaluate_chunk, len(batch))
+        return [u.reshape(self._chain_shape(x)) for u, x in zip(energies.split(sizes), points, strict=True)]
 
-    def _together(self, members: Sequence[Density], points: Sequence[Array]) -> tuple[Tensor, list[int], Tensor]:
-        """All points, how many each member has, and their conditions as the network takes them."""
+    def _stack_points(self, members: Sequence[Density], points: Sequence[Array]) -> tuple[Tensor, list[int], Tensor]:
+        """Return all points ``(batch, *event_shape)``, the count of each member, and the condition tensor."""
         flat = [x.reshape(-1, *self.event_shape) for x in points]
         sizes = [len(x) for x in flat]
         for x in flat:
             if x.device.type != self.device.type:
-                where = f"{self.name} is on {self.device}, the points on {x.device}"
-                raise ValueError(f"{where}: pass x.to('{self.device}')")
+                found = f"{self.name} is on {self.device}, the points on {x.device}"
+                raise ValueError(f"{found}: pass x.to('{self.device}')")
         tokens = [member.token for member in members]  # type: ignore[attr-defined]
         return torch.cat(flat), sizes, stacked(self.conditions, tokens, sizes, self.device)
 
-    def _chains(self, x: Array) -> Any:
+    def _chain_shape(self, x: Array) -> Any:
         return x.shape[: x.ndim - len(self.event_shape)]
 
     @on_cpu()
     def tune(self, points: int, *, level: int | None = None) -> dict[int, float]:
-        """Find out in how many points at once the network is evaluated fastest on its device, and keep to it.
+        """Measure which chunk size evaluates the network fastest on its device, and use it from then on.
 
-        Models under other conditions share the finding. Rounding may depend on it, so tune before the first run
+        The size also applies to all conditions of this model. Rounding may depend on it, so tune before the first run
         and not between runs that should agree.
 
         Args:
-            points: evaluated together: chains times conditions.
-            level: noise level, by default one in the middle.
+            points: number of points that are evaluated together: chains times conditions.
+            level: noise level of the measurement, by default one in the middle of the schedule.
 
         Returns:
-            Seconds for one evaluation of all points, by the number that goes at once.
+            Seconds for one evaluation of all points, by chunk size.
         """
         x = torch.randn(points, *self.event_shape, generator=torch.Generator().manual_seed(0)).to(self.device)
-        where = self._where(len(self.schedule) // 2 if level is None else level)
+        level_tensor = self._level_tensor(len(self.schedule) // 2 if level is None else level)
 
-        def some(part: slice) -> tuple[Tensor, ...]:
-            return self._gradient(x[part], where, stacked(self.conditions, [self.token], [1], self.device))
+        def evaluate_chunk(part: slice) -> tuple[Tensor, ...]:
+            return self._gradient(x[part], level_tensor, stacked(self.conditions, [self.token], [1], self.device))
 
-        return self.chunks.tune(some, points)
+        return self.chunks.tune(evaluate_chunk, points)
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
         return self.evaluate_group([self], [x], level)[0]
@@ -213,8 +212,8 @@ class EnergyModel(Potential):
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
         return self.energy_group([self], [x], level)[0]
 
-    def _where(self, level: Any) -> Tensor:
-        """The level as the network takes it: one for all points, so that its embedding is computed once."""
+    def _level_tensor(self, level: Any) -> Tensor:
+        """Return the level as a tensor ``(1,)``: one for all points, so that its embedding is computed once."""
         if isinstance(level, Tensor):
             return level.to(self.device)
         self.schedule.check_level(int(level))
@@ -222,11 +221,11 @@ class EnergyModel(Potential):
 
     @property
     def _energy(self) -> Callable[..., Tensor]:
-        """The energy as a function of points, level and condition, which knows no other model."""
+        """The energy as a function of points, level and condition that holds no reference to this model."""
         return partial(_energy, self.network, self.form, self.schedule, self.reference)
 
     def _gradient(self, *given: Tensor) -> tuple[Tensor, ...]:
-        """Energies and gradients; on CUDA what is recorded of such a call is replayed."""
+        """Return energies and gradients; on CUDA by replaying a recorded call, see ``ppl_diffusion.recording``."""
         return self.chunks.launch(partial(_gradient, self._energy), *given, kind=(*self.group, self.schedule))
 
 
@@ -239,14 +238,14 @@ def _energy(
     level: Tensor,
     condition: Tensor,
 ) -> Tensor:
-    """Energies ``(batch,)`` of points ``(batch, *event_shape)`` at a level ``(1,)``, under stacked conditions."""
+    """Return energies ``(batch,)`` of ``x (batch, *event_shape)`` at ``level (1,)``; NaN outside the schedule."""
     inside = level.clamp(0, len(schedule) - 1)
     f = noise_potential(network, form, schedule, x, inside, condition, reference)
     return f / schedule.sigma(inside).where(level == inside, torch.nan)
 
 
 def _gradient(energy: Callable[..., Tensor], x: Tensor, level: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-    """The same with their gradients, ``(batch, *event_shape)``."""
+    """Return energies ``(batch,)`` and their gradients ``(batch, *event_shape)``."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = energy(x, level, condition)
@@ -262,19 +261,19 @@ def noise_potential(
     condition: Tensor | None,
     reference: Reference = (0.0, 1.0),
 ) -> Tensor:
-    """``f(x, level)``, whose gradient in ``x`` estimates the noise; sums in float64.
+    """Return ``f(x, level)``, whose gradient in ``x`` estimates the noise; sums are in float64.
 
     Args:
-        network: the vector field ``s``; it computes in the precision of its parameters.
-        form: how ``f`` is made of ``s``.
+        network: the vector field ``s``, evaluated in the precision of its parameters.
+        form: how ``f`` is computed from ``s``, see the top of this module.
         schedule: the noise levels.
         x: points, shape ``(batch, *event_shape)``.
         level: integers, shape ``(batch,)`` or ``(1,)``.
-        condition: stacked tokens, of length ``batch`` or 1; not read by a network without conditions.
-        reference: mean and variance of the data; not read by ``squared_distance``.
+        condition: stacked tokens, of length ``batch`` or 1; ignored by a network without conditions.
+        reference: mean and variance of the data; ignored by ``squared_distance``.
 
     Returns:
-        Shape ``(batch,)``, float64.
+        Noise potentials, shape ``(batch,)``, float64.
     """
     precision = next(network.parameters()).dtype
     images = x[:, None] if x.ndim == 3 else x
@@ -294,4 +293,5 @@ def noise_potential(
 
 
 def _per_point(values: Tensor, x: Tensor) -> Tensor:
+    """Reshape one value per point so that it broadcasts to ``x (batch, *event_shape)``."""
     return values.reshape(-1, *[1] * (x.ndim - 1))

@@ -1,10 +1,10 @@
-"""Expressions of potentials as text, for the command line: parsed by a grammar, never evaluated as Python.
+"""A parser for expressions of potentials on the command line; the text is never evaluated as Python.
 
     ring * bar    0.3 * left + 0.7 * right    ring / wide**0.5    guidance(ring, wide, 1.5)
     mixture([ring, bar])    conjunction([p, q], base)    digits[3] * digits[8]
 
-Operators and precedence are Python's, whose parser is used for the syntax; every node that is not in the
-grammar is refused with its position.
+The text is parsed with Python's ``ast`` module, so that precedence is Python's. Any syntax other than names, numbers,
+``* / + **``, conditions in brackets and the functions above is rejected with its position.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ FUNCTIONS = ("mixture", "guidance", "conjunction")
 
 
 def parse(text: str, *, load: Callable[[str], Potential], known: Sequence[str]) -> Potential:
-    """The potential that ``text`` describes.
+    """Return the potential that ``text`` describes.
 
     Args:
         text: the expression.
-        load: gives the potential of a name; called once for each.
-        known: names that may stand in it.
+        load: returns the potential of a name; called once for each name in the expression.
+        known: names that are allowed.
 
     Raises:
-        ValueError: anything outside the grammar, an unknown name, or potentials that do not fit
-            together; one line, with the position.
+        ValueError: ``text`` is not in the grammar, a name is unknown, or potentials cannot be composed; the
+            message names the position where there is one.
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
@@ -37,7 +37,7 @@ def parse(text: str, *, load: Callable[[str], Potential], known: Sequence[str]) 
         column = getattr(error, "offset", None) or 1
         raise ValueError(f"cannot read {text!r} at position {column}: write for example 'ring * bar'") from error
     try:
-        value = _Reader(text, load, known).read(tree)
+        value = _Evaluator(text, load, known).evaluate(tree)
     except RecursionError as error:
         raise ValueError("the expression is too deep: a power, ring**3, is shorter than ring * ring * ring") from error
     if not isinstance(value, Potential):
@@ -45,12 +45,14 @@ def parse(text: str, *, load: Callable[[str], Potential], known: Sequence[str]) 
     return value
 
 
-class _Reader:
+class _Evaluator:
+    """Evaluates the syntax tree of an expression, loading each model and each condition of it once."""
+
     def __init__(self, text: str, load: Callable[[str], Potential], known: Sequence[str]) -> None:
         self.text, self.load, self.known = text, load, known
         self.loaded: dict[str, Potential] = {}
 
-    def read(self, node: ast.expr) -> Potential | float:
+    def evaluate(self, node: ast.expr) -> Potential | float:
         if isinstance(node, ast.Constant) and type(node.value) in (int, float):
             try:
                 return float(node.value)  # type: ignore[arg-type]
@@ -69,7 +71,7 @@ class _Reader:
         raise self.error(node, "only names, numbers, * / + **, brackets and functions are allowed")
 
     def operation(self, node: ast.BinOp) -> Potential | float:
-        left, right = self.read(node.left), self.read(node.right)
+        left, right = self.evaluate(node.left), self.evaluate(node.right)
         try:
             if isinstance(node.op, ast.Mult):
                 return left * right  # type: ignore[operator]
@@ -93,7 +95,7 @@ class _Reader:
         return self.loaded[node.id]
 
     def condition(self, node: ast.Subscript) -> Potential:
-        model = self.read(node.value)
+        model = self.evaluate(node.value)
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         values = [part.value if isinstance(part, ast.Constant) else None for part in parts]
         position = len(values) == 2 and all(type(value) in (int, float) for value in values)
@@ -115,7 +117,7 @@ class _Reader:
         if name not in FUNCTIONS:
             raise self.error(node, f"no function is called {name!r}: use {', '.join(FUNCTIONS)}")
         given = [*node.args, *(keyword.value for keyword in node.keywords)]
-        values = [self.parts(value) if isinstance(value, ast.List) else self.read(value) for value in given]
+        values = [self.parts(value) if isinstance(value, ast.List) else self.evaluate(value) for value in given]
         try:
             match name, values, [keyword.arg for keyword in node.keywords]:
                 case "guidance", [Potential() as p, Potential() as q, float(scale)], [] | ["scale"]:
@@ -130,14 +132,14 @@ class _Reader:
         raise self.error(node, f"write {name}({usage})")
 
     def parts(self, node: ast.List) -> list[Potential]:
-        found = [self.read(part) for part in node.elts]
+        found = [self.evaluate(part) for part in node.elts]
         densities = [part for part in found if isinstance(part, Potential)]
         if len(densities) < len(found):
             raise self.error(node, "a list holds densities, not numbers")
         return densities
 
     def number(self, node: ast.expr) -> float:
-        value = self.read(node)
+        value = self.evaluate(node)
         if not isinstance(value, float):
             raise self.error(node, "only numbers can be negative: use / for a quotient")
         return value

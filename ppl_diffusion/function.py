@@ -1,4 +1,4 @@
-"""Any function as a potential."""
+"""A potential defined by an arbitrary energy function."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from .schedule import NoiseSchedule
 
 
 class EnergyFunction(Potential):
-    """Any function as a potential.
+    """A potential whose energy is ``function(x, level)``.
 
     Args:
-        function: ``(x, level) -> energies``, from ``(*chains, *event_shape)`` to ``(*chains,)``, in
-            the backend's arrays and differentiable there; chains must not depend on each other.
-            In JAX ``level`` is a traced integer while chains walk, and whatever else the function reads is compiled
-            in at the first walk: make a new one for other values.
+        function: maps points ``(*chains, *event_shape)`` and a level to energies ``(*chains,)``, with arrays of the
+            backend and differentiably; the energy of a chain must not depend on other chains.
+            In JAX, ``level`` is a traced integer during sampling, and other values that the function reads are
+            compiled in at the first run: to change them, make a new ``EnergyFunction``.
         schedule: the noise levels.
         event_shape: shape of one point.
         backend: "torch" or "jax".
-        device: where ``function`` gets its points, in torch: where the tensors that it holds are.
-        name: what it is called in reports; the function's own name by default.
+        device: for torch, the device on which ``function`` receives its points and holds its tensors.
+        name: name in reports; by default the name of the function.
 
     Raises:
-        TypeError: ``function`` cannot be called.
-        ValueError: an unknown backend, or a device for JAX; at evaluation, energies of the wrong shape.
+        TypeError: ``function`` is not callable; at evaluation, it returns something other than arrays of the backend.
+        ValueError: ``backend`` is unknown, or a device other than the CPU is given for JAX; at evaluation, energies
+            have the wrong shape, or torch cannot differentiate them with respect to ``x``.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class EnergyFunction(Potential):
 
     @property
     def device(self) -> torch.device:
-        """Where points in torch must be."""
+        """Device that torch points must be on."""
         return self._device
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
@@ -69,6 +70,7 @@ class EnergyFunction(Potential):
         return energy.detach(), gradient
 
     def _total(self, x: Array, level: Any) -> tuple[Array, Array]:
+        """Return the sum of the energies, whose gradient is that of every chain, and the energies ``(*chains,)``."""
         energy = self._evaluate_energy(x, level)
         return energy.sum(), energy
 

@@ -1,8 +1,8 @@
-"""What the walk asks of an MCMC kernel.
+"""The interface between annealed sampling and MCMC kernels.
 
-A :class:`Kernel` is a description: a frozen object with its parameters. Bound to a potential it
-becomes a :class:`Walker`, which owns whatever a sampler library needs (compiled functions, caches).
-The walk speaks to walkers only, so that any library's kernels can be annealed.
+A :class:`Kernel` is a frozen description of an MCMC kernel by its parameters. ``kernel.bind(potential)``
+returns a :class:`Walker`, which owns what the sampler library needs (compiled functions, caches).
+:func:`ppl_diffusion.anneal.anneal` only calls walkers, so that kernels of any library can be annealed.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from .step import StepPolicy, StepState, as_policy, block_scales, centred, resca
 
 
 class State(NamedTuple):
-    """Where chains stand: built by a walker from an evaluation at this very level, never by hand.
+    """The state of all chains at a level, built by a walker from an evaluation at that level.
 
     Attributes:
         level: noise level.
         positions: shape ``(chains, *event_shape)``.
-        energy: shape ``(chains,)``, float64; not finite where the density failed.
-        gradient: of the energy, shape ``(chains, *event_shape)``.
+        energy: shape ``(chains,)``, float64; infinite or NaN where the density could not be evaluated.
+        gradient: gradient of the energy, shape ``(chains, *event_shape)``.
         step: state of the step policy.
-        carried: what else the walker needs from step to step, every array led by the chains.
-        scales: of coordinates, by which the walker's own are multiplied, shape ``(size,)``; see
-            :func:`ppl_diffusion.step.block_scales`.
+        carried: other state of the walker; the first axis of every array is the chains.
+        scales: length scales of coordinates, shape ``(size,)``, ``size`` being that of an event; the walker moves in
+            ``positions / scales`` or an equivalent metric, see :func:`ppl_diffusion.step.block_scales`.
     """
 
     level: int
@@ -47,7 +47,10 @@ class Walker(Protocol):
     """A kernel bound to a potential."""
 
     def arrive(self, positions: Array, level: int, previous: State | None, *, seed: int) -> State:
-        """Evaluate the potential at ``level``: one call for all chains. Carries over step and momentum."""
+        """Evaluate the potential at positions ``(chains, *event_shape)`` and a new level, in one call for all chains.
+
+        The step size and the momentum, if there is one, are carried over from ``previous``.
+        """
 
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
         """Take ``steps`` kernel steps, adapting the step size.
@@ -59,7 +62,7 @@ class Walker(Protocol):
         """
 
     def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
-        """Take ``draws`` steps of frozen size.
+        """Take and record ``draws`` kernel steps without adapting the step size.
 
         Returns:
             The new state, positions ``(chains, draws, *event_shape)``, and statistics per chain and
@@ -67,7 +70,7 @@ class Walker(Protocol):
         """
 
     def select(self, state: State, ancestors: np.ndarray) -> State:
-        """The chains of ``ancestors``, shape ``(chains,)``, with everything that travels with them."""
+        """Return the state whose chain ``i`` is chain ``ancestors[i]`` of ``state``, with its carried arrays."""
 
     def freeze(self, state: State) -> State:
         """Fix the step size for recorded draws."""
@@ -75,19 +78,19 @@ class Walker(Protocol):
 
 @runtime_checkable
 class Kernel(Protocol):
-    """An MCMC kernel, described; see ``bridges.blackjax`` and ``bridges.pyro``."""
+    """The description of an MCMC kernel; implemented in ``bridges.blackjax`` and ``bridges.pyro``."""
 
     @property
     def adjusted(self) -> bool:
-        """Whether it leaves the density invariant, by a Metropolis test or the like."""
+        """Whether it leaves the density invariant, by a Metropolis test or similar."""
 
     def bind(self, potential: Potential) -> Walker:
-        """Prepare to walk on ``potential``."""
+        """Return a walker that samples ``potential``."""
 
 
 @dataclass(frozen=True)
 class SteppedKernel(ABC):
-    """A kernel that moves by leapfrogs, whatever library it comes from.
+    """Base class of kernels of any library that have a leapfrog step.
 
     Attributes:
         step: leapfrog step: a number, ``SigmaScaled(0.5)`` or ``Adaptive(...)``.
@@ -105,16 +108,22 @@ class SteppedKernel(ABC):
 
     @abstractmethod
     def bind(self, potential: Potential) -> Walker:
-        """Prepare to walk on ``potential``."""
+        """Return a walker that samples ``potential``."""
 
     def scales(self, previous: State | None, diffused: np.ndarray) -> np.ndarray:
-        """Scales of coordinates, ``(size,)``, on arrival from ``previous``; ``diffused`` says which are 1."""
+        """Return the length scales of coordinates, shape ``(size,)``, on arrival from ``previous``.
+
+        Coordinates that are ``diffused``, bool, shape ``(size,)``, have the scale 1.
+        """
         if previous is None:
             return np.ones(diffused.size)
         return block_scales(previous.scales, np.asarray(previous.gradient, float).reshape(-1, diffused.size), diffused)
 
     def enter(self, previous: State | None, gradient: Any, scales: np.ndarray, *, sigma: float) -> StepState:
-        """The step on arrival from ``previous``, where the ``gradient (chains, *event_shape)`` is another."""
+        """Return the state of the step policy on arrival from ``previous``.
+
+        ``gradient``, shape ``(chains, *event_shape)``, is the one at the new level, ``previous.gradient`` at the old.
+        """
         policy, guess = as_policy(self.step), max(1.0, sigma) * scales.size**-0.25
         if previous is None:
             return policy.enter(None, sigma=sigma, guess=guess)
@@ -131,11 +140,11 @@ def check_count(name: str, value: Any, *, example: int) -> None:
 
 @dataclass(frozen=True)
 class Still:
-    """The kernel that never moves: with ``reverse_step=True`` the walk is plain reverse diffusion."""
+    """The kernel that leaves chains where they are; with ``reverse_step=True`` it gives plain reverse diffusion."""
 
     @property
     def adjusted(self) -> bool:
-        """False: nothing is tested."""
+        """False: there is no Metropolis test."""
         return False
 
     def bind(self, potential: Potential) -> Walker:

@@ -1,11 +1,11 @@
 """Networks inside an energy: vector fields s(x, log-SNR, condition).
 
-An energy model needs the gradient of its energy to sample, and the gradient of that gradient to
-train. The networks here are smooth (SiLU throughout), have no attention (fused attention has no
-second derivative), and end in a small non-zero head, so that training starts near a Gaussian.
-The noise level enters through features of the log signal-to-noise ratio that vary smoothly from level
-to level. Conditions are tokens (``ppl_diffusion.condition``): class labels, embedded, or the position of an object,
-drawn as a bump into a further channel, so that a convolution finds it where it is meant.
+Sampling an energy model needs the gradient of its energy, and training needs the second derivative. The networks here
+are therefore smooth (SiLU throughout) and have no attention (fused attention has no second derivative). The weights of
+their last layer start small but not zero, so that training starts near a Gaussian. The noise level enters through
+sines and cosines of the log signal-to-noise ratio, which vary smoothly from level to level. Conditions are tokens
+(``ppl_diffusion.condition``): class labels are embedded; the position of an object is drawn as a Gaussian bump into
+additional input channels, so that convolutions see it at its place in the picture.
 
 Source of the U-Net: Denoising Diffusion Probabilistic Models (Ho, Jain and Abbeel, 2020),
 https://arxiv.org/abs/2006.11239; of its pixel shuffling: Shi et al., 2016, https://arxiv.org/abs/1609.05158
@@ -24,15 +24,18 @@ from torch.nn import functional as F
 from .arrays import on_cpu
 from .convolution import Convolution, TransposedConvolution
 
-HEAD = 0.1
-"""Factor on the initial weights of the last layer."""
+INITIAL_SCALE = 0.1
+"""Factor on the initial weights of the last layer of a network or of a residual convolution block."""
 
-BUMP = 0.05
-"""Standard deviation of the bump that marks a position, as a share of the picture."""
+BUMP_WIDTH = 0.05
+"""Standard deviation of the Gaussian bump that marks a position, as a fraction of the picture's side."""
 
 
 class LevelEmbedding(nn.Module):
-    """Log-SNR ``(batch,)`` and labels ``(batch,)`` to features ``(batch, width)``."""
+    """Features ``(batch, width)`` of the log-SNR ``(batch,)`` and, with classes, of labels ``(batch,)``.
+
+    Either argument may have length 1 instead, which broadcasts.
+    """
 
     frequencies: Tensor
 
@@ -51,14 +54,14 @@ class LevelEmbedding(nn.Module):
 
 
 class EnergyMLP(nn.Module):
-    """A residual perceptron for points of a few dimensions.
+    """A residual multilayer perceptron for points of a few dimensions.
 
     Args:
         size: dimensions of a point.
         width: features of the residual stream.
         hidden: features inside a block.
-        blocks: residual blocks.
-        octaves: Fourier features of each coordinate, at frequencies 1, 2, 4, ... radians per unit.
+        blocks: number of residual blocks.
+        octaves: number of Fourier frequencies of each coordinate: 1, 2, 4, ... radians per unit.
         classes: number of class labels, 0 for none.
     """
 
@@ -74,10 +77,10 @@ class EnergyMLP(nn.Module):
         self.into = nn.ModuleList(nn.Linear(width, hidden) for _ in range(blocks))
         self.modulate = nn.ModuleList(nn.Linear(width, 2 * hidden) for _ in range(blocks))
         self.out_of = nn.ModuleList(nn.Linear(hidden, width) for _ in range(blocks))
-        self.head = _small(nn.Linear(width, size))
+        self.head = _scaled_down(nn.Linear(width, size))
 
     def forward(self, x: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
-        """``s``, of the shape of ``x (batch, size)``."""
+        """Return ``s``, of the shape of ``x (batch, size)``; see :class:`LevelEmbedding` for the other arguments."""
         angles = (x[:, :, None] * self.octaves).flatten(1)
         h = self.enter(torch.cat([x, angles.sin(), angles.cos()], dim=1))
         level = self.embedding(log_snr, condition)
@@ -88,17 +91,17 @@ class EnergyMLP(nn.Module):
 
 
 class EnergyUNet(nn.Module):
-    """A small U-Net for images, convolving from half resolution down.
+    """A small U-Net for images, whose finest convolutions run at half the resolution of the image.
 
     Args:
-        shape: (channels, height, width) of an image; sides divisible by ``2 ** len(widths)``.
+        shape: (channels, height, width) of an image; both sides divisible by ``2 ** len(widths)``.
         widths: features at half resolution, at a quarter, and so on.
         blocks: residual blocks at each resolution, on the way down and on the way up.
         classes: number of class labels, 0 for none.
-        positions: whether conditions are positions ``(x, y, 1)`` in the picture, all zero for none.
+        positions: whether conditions are positions ``(x, y, 1)`` in the picture; ``(0, 0, 0)`` is no condition.
 
     Raises:
-        ValueError: sides that cannot be halved as often as asked.
+        ValueError: a side is not divisible by ``2 ** len(widths)``.
     """
 
     def __init__(
@@ -124,14 +127,14 @@ class EnergyUNet(nn.Module):
         self.grow = nn.ModuleList(TransposedConvolution(b, a, 2, stride=2) for a, b in pairwise(widths))
         self.join = nn.ModuleList(Convolution(2 * w, w, 1) for w in widths)
         self.up = nn.ModuleList(nn.ModuleList(_Block(w, features) for _ in range(blocks)) for w in widths)
-        self.head = _small(Convolution(widths[0], 4 * channels, 3, padding=1))
+        self.head = _scaled_down(Convolution(widths[0], 4 * channels, 3, padding=1))
 
     def forward(self, x: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
-        """``s``, of the shape of ``x (batch, channels, height, width)``."""
+        """Return ``s``, of the shape of ``x (batch, channels, height, width)``; positions are tokens ``(batch, 3)``."""
         level = self.embedding(log_snr, condition)
         h = F.pixel_unshuffle(x, 2)
         if self.positions:
-            h = torch.cat([h, _marked(condition, h)], dim=1)
+            h = torch.cat([h, _position_channels(condition, h)], dim=1)
         h = self.enter(h)
         skips = []
         for i, stage in enumerate(self.down):
@@ -150,26 +153,29 @@ class EnergyUNet(nn.Module):
         return F.pixel_shuffle(self.head(F.silu(h)), 2)
 
 
-def _marked(tokens: Tensor | None, h: Tensor) -> Tensor:
-    """Two channels ``(batch, 2, height, width)``: a bump at each position, and whether there is one."""
+def _position_channels(tokens: Tensor | None, h: Tensor) -> Tensor:
+    """Return channels ``(batch, 2, height, width)``: a bump at the position, and ones; both zero without a position.
+
+    ``tokens`` are ``(batch, 3)`` or ``(1, 3)``; ``h (batch, channels, height, width)`` gives the shape.
+    """
     assert tokens is not None
     tokens = tokens.to(h.dtype)
     x, y, present = tokens.expand(len(h), 3).unbind(1)
     down, right = (((torch.arange(n, device=h.device) + 0.5) / n).to(h.dtype) for n in h.shape[2:])
     distance = (down - y[:, None])[:, :, None] ** 2 + (right - x[:, None])[:, None, :] ** 2
-    bump = torch.exp(-0.5 * distance / BUMP**2)
+    bump = torch.exp(-0.5 * distance / BUMP_WIDTH**2)
     return present[:, None, None, None] * torch.stack([bump, torch.ones_like(bump)], dim=1)
 
 
 class _Block(nn.Module):
-    """Group norm, convolution, modulation by the level, convolution; added to the input."""
+    """Residual block: group norm, convolution, scale and shift by the level features, convolution."""
 
     def __init__(self, width: int, features: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(8, width)
         self.first = Convolution(width, width, 3, padding=1)
         self.modulate = nn.Linear(features, 2 * width)
-        self.second = _small(Convolution(width, width, 3, padding=1))
+        self.second = _scaled_down(Convolution(width, width, 3, padding=1))
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         scale, shift = self.modulate(level)[:, :, None, None].chunk(2, dim=1)
@@ -179,12 +185,12 @@ class _Block(nn.Module):
 
 @on_cpu()
 def build_network(kind: str, *, seed: int = 0, **options: Any) -> nn.Module:
-    """The network of a description as it stands in weight files: "mlp" or "unet", with its arguments.
+    """Build a network, "mlp" or "unet", from its constructor's arguments, as weight files store them.
 
-    Its first weights are drawn from ``seed``; torch's global generator is left as it was.
+    The initial weights are drawn from ``seed``; torch's global generator is not changed.
 
     Raises:
-        ValueError: an unknown kind, or arguments that it does not take.
+        ValueError: an unknown kind, or arguments that its constructor does not accept.
     """
     kinds: dict[str, type[nn.Module]] = {"mlp": EnergyMLP, "unet": EnergyUNet}
     if kind not in kinds:
@@ -197,8 +203,8 @@ def build_network(kind: str, *, seed: int = 0, **options: Any) -> nn.Module:
         raise ValueError(f"network {kind!r} cannot be built from {options}: {error}") from error
 
 
-def _small(layer: nn.Module) -> nn.Module:
+def _scaled_down(layer: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in layer.parameters():
-            parameter.mul_(HEAD)
+            parameter.mul_(INITIAL_SCALE)
     return layer

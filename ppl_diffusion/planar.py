@@ -1,4 +1,4 @@
-"""The planar densities of the paper's first experiment, exactly: training data, and truth to compare with.
+"""The two-dimensional densities of the paper's first experiment in closed form: training data and ground truth.
 
 Source: Reduce, Reuse, Recycle (Du et al., 2023), https://arxiv.org/abs/2302.11552, and its released notebook.
 """
@@ -12,7 +12,7 @@ from .arrays import Backend
 from .schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule.cosine(100)
-"""The schedule that all planar densities and their learned models share."""
+"""Noise schedule of all planar densities and of the models trained on them."""
 
 BOXES = {
     "bar": ((-0.2, -1.0), (0.2, 1.0)),
@@ -21,19 +21,19 @@ BOXES = {
     "box": ((-0.7, -0.7), (0.7, 0.7)),
     "inner_box": ((-0.3, -0.3), (0.3, 0.3)),
 }
-"""Corners of the uniform densities."""
+"""Lower and upper corner ``((x, y), (x, y))`` of every uniform density."""
 
 NAMES = ("ring", *BOXES, "wide")
 
 
 def exact(name: str, *, backend: Backend) -> GaussianMixture | UniformBox:
-    """A planar density, exact at every level.
+    """Return a planar density, exact at every level, with points of shape ``(2,)``.
 
     ``ring``: eight Gaussians of standard deviation .03 on a circle of radius .5. ``wide``: a Gaussian of mean
     (.3, .2) and standard deviation .5. ``bar``, ``left``, ``right``, ``box``, ``inner_box``: uniform on boxes.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: ``name`` is not in ``NAMES``, or ``backend`` is unknown.
     """
     if name in BOXES:
         return UniformBox(*BOXES[name], schedule=SCHEDULE, backend=backend, name=name)

@@ -1,6 +1,6 @@
-"""Potentials: densities at every noise level, and their algebra.
+"""Potentials, unnormalised densities at every noise level, and the operators that compose them.
 
-They are combined level by level:
+Potentials are composed level by level:
 
     product      (p q)(x)     U = U_p + U_q                       p * q
     power        p(x)^a       U = a U_p                           p ** a
@@ -8,8 +8,8 @@ They are combined level by level:
     scale        c p(x)       U = U_p - log c                     c * p
     mixture      sum c_i p_i  U = -logsumexp_i(log c_i - U_i)     0.5 * p + 0.5 * q
 
-A product of noised densities is not the noised product: composed potentials are a path of
-densities whose last rung is the target. Mixtures weigh the *unnormalised* densities. A quotient
+A product of noised densities is not the noised product: a composed potential defines an annealing
+path, and only its last rung is the target. Mixture weights multiply *unnormalised* densities. A quotient
 may not be normalisable, at some levels or at all; see :func:`ppl_diffusion.compose.check_quotient`.
 
 Source: Reduce, Reuse, Recycle: Compositional Generation with Energy-Based Diffusion Models and MCMC
@@ -33,9 +33,9 @@ from .schedule import NoiseSchedule
 
 
 class Potential(Density):
-    """A density that can be multiplied, divided, raised to powers and added: what users compose.
+    """A density that can be multiplied, divided, raised to a power, and added to others.
 
-    Subclasses are leaves, see :class:`~ppl_diffusion.density.Density`, or the composites of this module.
+    A subclass is a leaf (see :class:`~ppl_diffusion.density.Density`) or a :class:`Composite`.
     """
 
     def __mul__(self, other: Any) -> Potential:
@@ -63,22 +63,22 @@ class Potential(Density):
 
 
 class Composite(Potential):
-    """A potential that is made of others: its energy is arithmetic of those of its leaves."""
+    """A potential composed of others, whose energy is computed from the energies of its leaves."""
 
     @abstractmethod
     def parts(self) -> tuple[Potential, ...]:
-        """The distinct potentials that it is directly made of."""
+        """Return the distinct potentials that it is directly composed of."""
 
     @abstractmethod
     def rebuilt(self, replace: Callable[[Potential], Potential]) -> Potential:
-        """The same expression of ``replace(part)`` in the place of each part."""
+        """Return the same composition with ``replace(part)`` in place of each part."""
 
     def leaves(self) -> tuple[Potential, ...]:
         return tuple(dict.fromkeys(leaf for part in self.parts() for leaf in part.leaves()))
 
     @property
     def level_arrays(self) -> bool:  # type: ignore[override]
-        """Whether all of its parts take a level as a tensor."""
+        """Whether every part accepts the level as a tensor on its device; see ``Density``."""
         return all(part.level_arrays for part in self.parts())
 
     @property
@@ -93,15 +93,15 @@ class Composite(Potential):
 
 
 class Product(Composite):
-    """``c * p_1 ** a_1 * p_2 ** a_2 * ...``: what ``*``, ``/``, ``**`` and scalar factors build.
+    """The density ``c * p_1 ** a_1 * p_2 ** a_2 * ...``, built by ``*``, ``/``, ``**`` and scalar factors.
 
-    Factors that are products themselves are multiplied out, equal factors are collected, and factors
-    whose exponents cancel are left out unless nothing else remains.
+    Factors that are products themselves are expanded and exponents of equal factors are added. Factors
+    whose exponents cancel are dropped, unless no factor would remain.
 
     Attributes:
-        factors: the distinct potentials that are multiplied.
-        exponents: exponent of each.
-        log_scale: ``log c``; it matters only inside a mixture.
+        factors: the distinct potentials ``p_i``.
+        exponents: the exponent ``a_i`` of each factor.
+        log_scale: ``log c``; it affects samples only inside a mixture.
     """
 
     factors: tuple[Potential, ...]
@@ -118,8 +118,8 @@ class Product(Composite):
                 inner = zip((factor,), (1.0,), strict=True)
             for potential, power in inner:
                 collected[potential] = collected.get(potential, 0.0) + float(exponent * power)
-        _share(self, tuple(collected))
-        # p * q / p is q: a factor that cancels is not evaluated, and its failures are not ours.
+        _set_common_ground(self, tuple(collected))
+        # p * q / p is q: a factor that cancels is not evaluated, so a NaN of its energy cannot spread.
         collected = {factor: a for factor, a in collected.items() if a != 0} or collected
         self.factors, self.exponents = tuple(collected), tuple(collected.values())
         self.log_scale = float(log_scale)
@@ -147,19 +147,19 @@ class Product(Composite):
 
 
 class Mixture(Composite):
-    """``sum_i w_i p_i`` of unnormalised densities: what ``+`` and :func:`mixture` build.
+    """The density ``sum_i w_i p_i`` of unnormalised densities, built by ``+`` and :func:`mixture`.
 
     Attributes:
-        components: the potentials that are added.
-        log_weights: ``log w_i`` of each.
+        components: the potentials ``p_i``.
+        log_weights: ``log w_i`` of each component.
     """
 
     def __init__(self, components: Sequence[Potential], log_weights: Sequence[float]) -> None:
-        _share(self, components)
+        _set_common_ground(self, components)
         self.components = tuple(components)
         self.log_weights = tuple(float(w) for w in log_weights)
         self.name = " + ".join(
-            str(c) if w == 0 else f"{_number(w)} * {_bracket(c)}"
+            str(c) if w == 0 else f"{_format_scale(w)} * {_parenthesised(c)}"
             for c, w in zip(self.components, self.log_weights, strict=True)
         )
 
@@ -193,26 +193,26 @@ class Mixture(Composite):
 
 
 def product(potentials: Sequence[Potential]) -> Product:
-    """``p_1 * p_2 * ...``: energies add.
+    """Return the product ``p_1 * p_2 * ...``, whose energy is the sum of the energies.
 
     Raises:
-        ValueError, TypeError: no potentials, or potentials that do not fit together.
+        ValueError, TypeError: there are no potentials, or they cannot be composed (see :func:`common_ground`).
     """
     common_ground(potentials)
     return Product(potentials, [1.0] * len(potentials))
 
 
 def mixture(potentials: Sequence[Potential], *, log_weights: Sequence[float] | None = None) -> Mixture:
-    """``sum_i exp(log_weights_i) p_i`` of unnormalised densities; components that are mixtures are merged.
+    """Return ``sum_i exp(log_weights_i) p_i``; components that are mixtures themselves are flattened.
 
     Args:
-        potentials: the components.
-        log_weights: log of each weight; equal weights that sum to one by default. What a weight
-            means depends on the normaliser of its component.
+        potentials: the components ``p_i``.
+        log_weights: log-weight of each component; by default equal weights that sum to one. Weights multiply
+            unnormalised densities: a component's share of the mass also depends on its normaliser.
 
     Raises:
-        ValueError, TypeError: no potentials, as many weights as there are not components, weights
-            that are not finite, or potentials that do not fit together.
+        ValueError, TypeError: there are no potentials, they cannot be composed (see :func:`common_ground`), or
+            ``log_weights`` are not finite or not one per component.
     """
     common_ground(potentials)
     if log_weights is None:
@@ -239,10 +239,10 @@ def mixture(potentials: Sequence[Potential], *, log_weights: Sequence[float] | N
 
 
 def common_ground(potentials: Sequence[Potential]) -> tuple[Backend, NoiseSchedule, tuple[int, ...]]:
-    """Backend, schedule and event shape of potentials that are composed.
+    """Return the backend, schedule and event shape that all potentials of a composition share.
 
     Raises:
-        ValueError, TypeError: no potentials, or potentials that do not have these in common.
+        ValueError, TypeError: there are no potentials, or they differ in one of these.
     """
     if isinstance(potentials, Potential):
         raise TypeError(f"potentials are composed as a list, got {potentials!r}: write [p, q]")
@@ -276,8 +276,8 @@ def common_ground(potentials: Sequence[Potential]) -> tuple[Backend, NoiseSchedu
     return first.backend, first.schedule, first.event_shape
 
 
-def _share(composite: Potential, potentials: Sequence[Potential]) -> None:
-    """Give a composite the backend, schedule and event shape that its parts must have in common."""
+def _set_common_ground(composite: Potential, potentials: Sequence[Potential]) -> None:
+    """Set the backend, schedule and event shape of a composite to those that its parts share."""
     composite.backend, composite.schedule, composite.event_shape = common_ground(potentials)
 
 
@@ -290,18 +290,18 @@ def _log_positive(scale: Any) -> float:
     return float(np.log(factor))
 
 
-def _bracket(potential: Potential) -> str:
+def _parenthesised(potential: Potential) -> str:
     return f"({potential})" if isinstance(potential, (Product, Mixture)) else str(potential)
 
 
-def _number(log_scale: float) -> str:
+def _format_scale(log_scale: float) -> str:
     return f"{np.exp(log_scale):.4g}" if abs(log_scale) < 100 else f"exp({log_scale:.4g})"
 
 
 def _product_name(product: Product) -> str:
-    text = "" if product.log_scale == 0 else _number(product.log_scale)
+    text = "" if product.log_scale == 0 else _format_scale(product.log_scale)
     for factor, a in zip(product.factors, product.exponents, strict=True):
         power = "" if abs(a) == 1 and (a > 0 or text) else f"**{abs(a) if text else a:.4g}"
         sign = "" if not text else " * " if a >= 0 else " / "
-        text += f"{sign}{_bracket(factor)}{power}"
+        text += f"{sign}{_parenthesised(factor)}{power}"
     return text

@@ -1,8 +1,10 @@
-"""Where chains come from: the start density, the reverse-diffusion proposal, and the arrival at a rung."""
+"""Starting positions, the reverse-diffusion proposal, and the arrival of chains at a rung."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,12 @@ from .potential import Potential
 def start(
     potential: Potential, level: int, *, chains: int, init: Any, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Starting positions ``(chains, *event_shape)``, and the log-density that they were drawn from, ``(chains,)``.
+    """Return starting positions ``(chains, *event_shape)`` and the log-density of their distribution ``(chains,)``.
 
-    Without ``init`` they are drawn by the potential itself, see ``Potential.start``.
+    Without ``init`` they are drawn by ``Potential.start``; with it, the log-densities are zero.
 
     Raises:
-        ValueError: an ``init`` that does not fit, or a potential that has no density to start from.
+        ValueError: ``init`` has the wrong shape or is not finite, or the potential has no density to start from.
     """
     if init is None:
         return potential.start(level, chains=chains, rng=rng)
@@ -32,19 +34,22 @@ def start(
     return positions, np.zeros(chains)
 
 
-FAR = 10.0
-"""Root mean square of starting positions, in standard deviations of the noised data, above which something is amiss."""
+MAX_INIT_RMS = 10.0
+"""Root mean square of ``init``, in standard deviations of the noised data, above which a warning is given."""
 
 
-def odd_start(potential: Potential, level: int, positions: np.ndarray) -> list[str]:
-    """What is odd about positions that were given to start from, in words; nothing where the data are not known."""
+def check_init(potential: Potential, level: int, positions: np.ndarray) -> list[str]:
+    """Return warnings about ``init``, shape ``(chains, *event_shape)``, if it is far from the noised data.
+
+    Nothing is checked if the reference of the potential is (0, 1), the default for data of unknown moments.
+    """
     mean, variance = potential.reference
     if np.ndim(mean) == np.ndim(variance) == 0 and (mean, variance) == (0.0, 1.0):
         return []
     alpha, sigma = potential.schedule.alpha(level), potential.schedule.sigma(level)
     spread = np.sqrt(alpha**2 * np.asarray(variance) + sigma**2)
     size = float(np.sqrt(np.mean(((positions - alpha * np.asarray(mean)) / spread) ** 2)))
-    if size <= FAR:
+    if size <= MAX_INIT_RMS:
         return []
     return [
         f"init lies {size:.3g} standard deviations away from noised data of {potential} at level {level} (values from "
@@ -52,10 +57,11 @@ def odd_start(potential: Potential, level: int, positions: np.ndarray) -> list[s
     ]
 
 
-def bad_start(potential: Potential, level: int, ess: float, chains: int) -> list[str]:
-    """What is to be done where the weights of the start leave few of the chains, in words.
+def advise_on_start(potential: Potential, level: int, ess: float, chains: int) -> list[str]:
+    """Return advice for a low effective sample size of the weights at the first rung.
 
-    The evidence is that of importance sampling from the start density, whatever is walked afterwards.
+    The estimate of the evidence contains importance sampling from the start density, so that kernel steps afterwards
+    improve the samples but not the evidence.
     """
     noisiest = len(potential.schedule) - 1
     advice = "more steps there, steps=(20, 10, ...), or init= mend the samples, only more chains the evidence"
@@ -66,27 +72,45 @@ def bad_start(potential: Potential, level: int, ess: float, chains: int) -> list
     ]
 
 
+MAX_VARIANCE_RATIO = 4.0
+"""Factor by which ``sigma^2`` may fall in a reverse step whose weights are used. Their variance is infinite from 2 on,
+as from level 1 to 0 of ``cosine(100)``, where it does not show; at 8 the evidence of 400 chains was .4 nats too low."""
+
+
+def check_reverse_weights(potential: Potential, levels: Sequence[int]) -> list[str]:
+    """Return warnings about reverse steps between ``levels`` whose weights have a variance too large to be used."""
+    falls = [(s, t, (potential.schedule.sigma(s) / potential.schedule.sigma(t)) ** 2) for s, t in pairwise(levels)]
+    s, t, worst = max(falls, key=lambda fall: fall[2], default=(0, 0, 0.0))
+    if worst < MAX_VARIANCE_RATIO:
+        return []
+    return [
+        f"the variance of the noise falls by a factor of {worst:.2g} from level {s} to {t}, where the weights of a "
+        "reverse step miss rare chains and log_normaliser is too low: take every level there, or reverse_step=False"
+    ]
+
+
 def reverse_step(
     potential: Potential, state: State, level: int, *, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The reverse-diffusion proposal ``r(x'|x)``, and ``log q(x|x') - log r(x'|x)`` of each chain.
+    """Draw ``x'`` from the reverse-diffusion proposal ``r(x'|x)``; return it and ``log q(x|x') - log r(x'|x)``.
 
-    ``r`` is the Gaussian q(x_t | x_s, x_0) at Tweedie's estimate of ``x_0``, ``q`` the forward kernel. The width
-    of ``x_0`` is left out: for data wider than the noise the true reverse kernel is up to ``sigma_s / sigma_t`` times
-    wider, and where the square of that is 2 or more the variance of the weights is infinite (from level 1 to 0 of
-    ``cosine(100)``). A chain whose gradient is not finite stays where it is.
+    From level s to t, ``r`` is the Gaussian ``q(x_t | x_s, x_0)`` at Tweedie's estimate of ``x_0``, and ``q`` is the
+    forward kernel. ``r`` ignores the variance of ``x_0`` given ``x_s``: for data wider than the noise, the true reverse
+    kernel is wider by a factor of up to ``sigma_s / sigma_t``. Where the square of this factor is 2 or more, the
+    variance of the weights is infinite (such as from level 1 to 0 of ``cosine(100)``).
 
     Args:
-        potential: what is sampled; coordinates that are not diffused stay as they are.
-        state: chains at a noisier level, with the gradient there.
-        level: where they go.
+        potential: the potential that is sampled; coordinates that are not diffused are unchanged.
+        state: chains at the noisier level s, with the gradient there.
+        level: the level t.
         rng: source of the noise.
 
     Returns:
-        Positions ``(chains, *event_shape)`` and log-ratios ``(chains,)``.
+        Positions ``(chains, *event_shape)`` and log-ratios ``(chains,)``; the old position and 0 for a chain whose
+        gradient is not finite.
 
     Raises:
-        ValueError: the kernel keeps no gradient.
+        ValueError: the kernel does not provide gradients.
     """
     x, gradient = np.asarray(state.positions, dtype=np.float64), np.asarray(state.gradient, dtype=np.float64)
     if np.all(np.isnan(gradient)) and np.any(np.isfinite(state.energy)):
@@ -100,23 +124,23 @@ def reverse_step(
     spread = sigma * sigma_t / sigma_s
     noise = rng.standard_normal(x.shape)
     proposed = mean + spread * noise
-    lost = ~np.isfinite(gradient.reshape(len(x), -1)).all(1)
-    proposed[lost] = x[lost]
+    failed = ~np.isfinite(gradient.reshape(len(x), -1)).all(1)
+    proposed[failed] = x[failed]
     axes = tuple(range(1, x.ndim))
     forward = -0.5 * np.sum(((x - alpha * proposed) / sigma) ** 2, axis=axes, where=diffused)
     backward = -0.5 * np.sum(noise**2, axis=axes, where=diffused)
     ratio = forward - backward + np.sum(diffused) * np.log(spread / sigma)
-    return np.where(diffused, proposed, x), np.where(lost, 0.0, ratio)
+    return np.where(diffused, proposed, x), np.where(failed, 0.0, ratio)
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """Chains at a level.
+    """All chains on arrival at a level, before its kernel steps.
 
     Attributes:
-        state: of the walk.
-        increments: log-weights of the change of density, ``(chains,)``, zero at the first rung.
-        energy: of the positions where they arrived, ``(chains,)``.
+        state: state of the walker.
+        increments: log-weight increments from the previous level, shape ``(chains,)``; zero at the first rung.
+        energy: energy at this level before ``Potential.refresh`` moved the chains, shape ``(chains,)``.
     """
 
     state: State
@@ -134,13 +158,13 @@ def arrive(
     rng: np.random.Generator,
     seed: int,
 ) -> Arrival:
-    """Bring chains to ``level`` and weigh the change of density there."""
+    """Move chains at ``positions (chains, *event_shape)`` to ``level`` and compute their log-weight increments."""
     correction: Any = 0.0
     if reverse and previous is not None:
         positions, correction = reverse_step(potential, previous, level, rng=rng)
     positions, change = potential.refresh(positions, level, rng=rng)
     state = walker.arrive(positions, level, previous, seed=seed)
-    energy = np.asarray(state.energy) - change  # where the chains came from, which is what is weighed
+    energy = np.asarray(state.energy) - change  # weights use the energy before the refresh, which is invariant
     if previous is None:
         return Arrival(state, np.zeros(len(energy)), energy)
     with np.errstate(invalid="ignore"):

@@ -1,12 +1,12 @@
-"""What a call launches on CUDA, recorded as a graph and launched again in one go.
+"""Recording of network calls as CUDA graphs, which replay all kernels of a call with a single launch.
 
-The gradient of an energy is some hundreds of small kernels. A processor launches them more slowly than an accelerator
-computes them, unless the batch is large. So a call is recorded when it is made for the second time with arguments of
-the same kind, and replayed from then on: the same kernels, and the same values to the last bit.
+The gradient of an energy consists of some hundreds of small kernels. Unless the batch is large, the CPU launches them
+more slowly than the GPU computes them. A call is therefore recorded as a CUDA graph when it is made for the second
+time with arguments of the same shapes, and replayed from then on: the same kernels, with bitwise equal results.
 
-A recording knows nothing of Python. Networks of this library are recorded by themselves, unless they have hooks. For
-another one, whose ``forward`` is the same function of its tensors, its parameters and its buffers every time and reads
-no value back, say ``model.chunks.launch.most = ppl_diffusion.recording.RECORDED``; 0 turns recording off.
+A replay runs no Python code. Networks of this library are recorded by default, unless they have hooks. Another network
+can be recorded if its ``forward`` always computes the same function of its tensors, parameters and buffers and copies
+no value to the CPU: set ``model.chunks.launch.most = ppl_diffusion.recording.RECORDED``; 0 turns recording off.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ import torch
 from torch import Tensor, nn
 
 RECORDED = 6_000_000
-"""Most coordinates of a batch that is recorded: a larger one keeps a device busy for longer than its launches take."""
+"""Most coordinates of a batch that is recorded: kernels of a larger batch run for longer than their launches take."""
 
-KEPT = 16
-"""Calls that are remembered."""
+MOST_RECORDINGS = 16
+"""Most distinct calls that a recorder remembers; the least recently used is dropped."""
 
 Function = Callable[..., tuple[Tensor, ...]]
-"""Of tensors, reading nothing else that changes but the parameters of a network and generators."""
+"""A function of tensors that otherwise reads only constants, the parameters of a network, and generators."""
 
 _lock = threading.RLock()
-_done: dict[torch.device, Any] = {}
-"""When the last replay on a device ends: recordings share memory, so they go one after another, whoever asks."""
+_last_replay: dict[torch.device, Any] = {}
+"""Event at the end of the last replay on a device. Graphs share memory, so replays of all streams run in turn."""
 
 
 class _Recorded(NamedTuple):
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    function: Function  # what it reads must live as long as the graph
+    function: Function  # kept, since tensors that it reads must live as long as the graph
 
 
 class Recorder:
-    """Calls functions of tensors; on CUDA it replays what it has recorded of a call like this one.
+    """Calls functions of tensors; on CUDA it records them as graphs and replays the graph of an equal call.
 
-    Recordings follow parameters that change in place, and are made anew for parameters that have been moved or
-    converted, for modules that have been replaced, and for other switches of precision.
+    A replay uses the current values of parameters that were changed in place. A new graph is recorded after parameters
+    were moved or converted, modules were replaced, or torch's precision settings were changed.
 
     Attributes:
-        most: coordinates of the largest batch that is recorded; 0 for none.
+        most: number of coordinates of the largest batch that is recorded; 0 turns recording off.
 
     Args:
-        network: what the functions call.
-        generators: what they draw from, on the device of the network.
-        most: see there.
+        network: the network that the functions call.
+        generators: the generators that the functions draw from, on the device of the network.
+        most: see the attribute.
     """
 
     def __init__(self, network: nn.Module, generators: Sequence[torch.Generator] = (), *, most: int) -> None:
@@ -64,51 +64,51 @@ class Recorder:
         return self.__dict__ | {"_known": OrderedDict(), "_memory": None}
 
     def __call__(self, function: Function, *inputs: Tensor, kind: Hashable) -> tuple[Tensor, ...]:
-        """``function(*inputs)``, whose first argument is the batch.
+        """Return ``function(*inputs)``, by a replay where an equal call has been recorded.
 
         Args:
-            function: what is called.
-            inputs: on the device of the network.
-            kind: equal for functions that do the same.
+            function: the function to call.
+            inputs: tensors on the device of the network, the first one the batch ``(batch, *event_shape)``.
+            kind: a key that is equal for functions that compute the same.
 
         Raises:
-            RuntimeError: a network that was not to be recorded.
+            RuntimeError: the network cannot be captured in a CUDA graph.
         """
         x = inputs[0]
         if x.device.type != "cuda" or x.numel() > self.most or torch.compiler.is_compiling():
             return function(*inputs)
         modules = tuple(self.network.modules())
-        if torch.cuda.is_current_stream_capturing() or _hooked(modules):
+        if torch.cuda.is_current_stream_capturing() or _has_hooks(modules):
             return function(*inputs)
         with _lock, torch.cuda.device(x.device):
-            key = (kind, _state(modules, inputs))
+            key = (kind, _recording_key(modules, inputs))
             found = self._known.get(key)
             if found == "once":
                 found = self._record(function, inputs)
             self._known[key] = found or "once"
             self._known.move_to_end(key)
-            while len(self._known) > KEPT:
+            while len(self._known) > MOST_RECORDINGS:
                 self._known.popitem(last=False)
             if not any(isinstance(known, _Recorded) for known in self._known.values()):
-                self._memory = None  # which nothing is left in
+                self._memory = None  # no graph uses the memory pool
             if isinstance(found, _Recorded):
                 return _replay(found, inputs)
         return function(*inputs)
 
     def clear(self) -> None:
-        """Forget what was recorded, and give its memory back."""
+        """Drop all recorded graphs and release their memory."""
         with _lock:
             self._known.clear()
             self._memory = None
 
     def _record(self, function: Function, inputs: Sequence[Tensor]) -> _Recorded | str:
-        graph, queue = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        held = tuple(x.detach().clone() for x in inputs)
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        static_inputs = tuple(x.detach().clone() for x in inputs)
         try:
             for generator in self.generators:
                 graph.register_generator_state(generator)
             with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
-                outputs = function(*held)
+                outputs = function(*static_inputs)
         except torch.OutOfMemoryError:
             return "never"
         except RuntimeError as error:
@@ -117,18 +117,18 @@ class Recorder:
                 "CUDA may be of no use to this process any more: start anew, with model.chunks.launch.most = 0"
             ) from error
         finally:
-            torch.cuda.set_stream(queue)  # a recording that fails stays in its own
+            torch.cuda.set_stream(stream)  # a capture that fails leaves its own stream set
         self._memory = graph.pool()
-        return _Recorded(graph, held, outputs, function)
+        return _Recorded(graph, static_inputs, outputs, function)
 
 
-def _hooked(modules: Sequence[nn.Module]) -> bool:
+def _has_hooks(modules: Sequence[nn.Module]) -> bool:
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, name) for module in modules for name in hooks)
 
 
-def _state(modules: Sequence[nn.Module], inputs: Sequence[Tensor]) -> Hashable:
-    """All that a recording takes for granted."""
+def _recording_key(modules: Sequence[nn.Module], inputs: Sequence[Tensor]) -> Hashable:
+    """Return the key of a recording: everything that its graph depends on besides the values of tensors."""
     read = (x for m in modules for x in (*m._parameters.values(), *m._buffers.values()) if x is not None)
     return (
         tuple((x.shape, x.dtype) for x in inputs),
@@ -137,25 +137,25 @@ def _state(modules: Sequence[nn.Module], inputs: Sequence[Tensor]) -> Hashable:
         torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
         torch.get_default_dtype(),
         torch.are_deterministic_algorithms_enabled(),
-        *_switches(),
+        *_precision_settings(),
     )
 
 
 def _replay(recorded: _Recorded, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    queue, device = torch.cuda.current_stream(), inputs[0].device
-    if device in _done:
-        queue.wait_event(_done[device])
-    for held, x in zip(recorded.inputs, inputs, strict=True):
-        held.copy_(x.detach())
-        held.record_stream(queue)
+    stream, device = torch.cuda.current_stream(), inputs[0].device
+    if device in _last_replay:
+        stream.wait_event(_last_replay[device])
+    for static_input, x in zip(recorded.inputs, inputs, strict=True):
+        static_input.copy_(x.detach())
+        static_input.record_stream(stream)
     recorded.graph.replay()
     outputs = tuple(output.clone() for output in recorded.outputs)
-    _done[device] = queue.record_event()
+    _last_replay[device] = stream.record_event()
     return outputs
 
 
-def _switches() -> tuple[Any, ...]:
-    """How convolutions and products are computed, by whichever of torch's two sets of switches can be read."""
+def _precision_settings() -> tuple[Any, ...]:
+    """Return the settings of convolutions and matrix products, from whichever of torch's two interfaces is readable."""
     convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
     ways = convolutions.enabled, convolutions.benchmark, convolutions.deterministic
     try:

@@ -1,11 +1,11 @@
-"""Noise levels: how much data and how much noise a diffused variable holds.
+"""Noise schedules and ladders: the signal and noise scales of every level, and the levels that annealing visits.
 
-At level ``t`` the data ``x_0`` are seen through Gaussian noise ``z ~ N(0, I)``:
+At level ``t`` the diffused variable is the scaled data ``x_0`` plus Gaussian noise ``z ~ N(0, I)``:
 
     x_t = alpha_t x_0 + sigma_t z
 
-Level 0 is the cleanest, level ``len(schedule) - 1`` the noisiest. A *ladder* is the list of levels
-that annealed sampling visits, downwards, with the number of kernel steps that it takes at each.
+Level 0 is the cleanest, level ``len(schedule) - 1`` the noisiest. A *ladder* is the decreasing list of
+levels that annealed sampling visits, its rungs, with the number of kernel steps taken at each.
 
 Between two levels ``s > t`` (any spacing) the forward kernel is Gaussian too:
 
@@ -31,18 +31,18 @@ LARGEST_BETA = 0.999
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """The signal and noise scales of every level.
+    """The signal scale ``alpha`` and the noise scale ``sigma`` of every level.
 
-    Two schedules are equal when their tables are, whatever they are called.
+    Two schedules are equal when both of their tables are equal.
 
     Args:
-        alphas: factor of the data at each level, cleanest first, all positive.
+        alphas: factor of the data at each level, cleanest first, all positive; one float per level.
         sigmas: standard deviation of the noise at each level, all positive; ``sigma / alpha``
             strictly increases.
 
     Raises:
-        ValueError: tables of unequal length, values that are not positive and finite, or a
-            noise-to-signal ratio that does not increase.
+        ValueError: the tables are empty or of unequal length, a value is not positive and finite, or
+            the noise-to-signal ratio ``sigma / alpha`` does not increase.
     """
 
     alphas: tuple[float, ...]
@@ -65,36 +65,40 @@ class NoiseSchedule:
 
     @classmethod
     def cosine(cls, levels: int, *, offset: float = 0.008) -> NoiseSchedule:
-        """The cosine schedule of Nichol and Dhariwal, level ``i`` being ``alpha_bar((i + 1) / levels)``.
+        """Return the cosine schedule of Nichol and Dhariwal; level ``i`` has ``alpha_bar((i + 1) / levels)``.
 
-        Betas are clipped at .999, as published.
+        Betas are clipped at 0.999, as in the paper.
 
         Source: Improved Denoising Diffusion Probabilistic Models (Nichol and Dhariwal, 2021),
         https://arxiv.org/abs/2102.09672
         """
-        time = np.arange(_positive(levels) + 1) / levels
+        time = np.arange(_check_level_count(levels) + 1) / levels
         alpha_bar = np.cos((time + offset) / (1 + offset) * np.pi / 2) ** 2
         return cls._from_betas(1 - alpha_bar[1:] / alpha_bar[:-1])
 
     @classmethod
     def linear(cls, levels: int) -> NoiseSchedule:
-        """Betas from 1e-4 to .02 times ``1000 / levels``, so that the noisiest level is noise.
+        """Return the linear schedule: betas from 1e-4 to 0.02, times ``1000 / levels``.
+
+        The factor keeps the noisiest level almost pure noise for any number of levels above one.
 
         Source: Denoising Diffusion Probabilistic Models (Ho, Jain and Abbeel, 2020),
         https://arxiv.org/abs/2006.11239
         """
-        return cls._from_betas(np.linspace(1e-4, 0.02, _positive(levels)) * 1000 / levels)
+        return cls._from_betas(np.linspace(1e-4, 0.02, _check_level_count(levels)) * 1000 / levels)
 
     @classmethod
     def edm(cls, levels: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> NoiseSchedule:
-        """A variance-exploding schedule: alpha is 1 and sigma runs from ``sigma_min`` to ``sigma_max``.
+        """Return the variance-exploding schedule of EDM: ``alpha = 1``, ``sigma`` from ``sigma_min`` to ``sigma_max``.
+
+        ``sigma ** (1 / rho)`` is evenly spaced over the levels.
 
         Source: Elucidating the Design Space of Diffusion-Based Generative Models
         (Karras et al., 2022), https://arxiv.org/abs/2206.00364
         """
         if not 0 < sigma_min < sigma_max:
             raise ValueError(f"0 < sigma_min < sigma_max is needed, got {sigma_min} and {sigma_max}")
-        roots = np.linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), _positive(levels))
+        roots = np.linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), _check_level_count(levels))
         return cls(alphas=(1.0,) * levels, sigmas=tuple(roots**rho))
 
     @classmethod
@@ -109,26 +113,26 @@ class NoiseSchedule:
         return f"NoiseSchedule({len(self)} levels, sigma {self.sigmas[0]:.3g} to {self.sigmas[-1]:.3g})"
 
     def alpha(self, level: Any) -> Any:
-        """Factor of the data at ``level``: a float for an int, an array for an array of integers."""
+        """Return ``alpha``, the factor of the data: a float for an int, an array of the shape of an integer array."""
         return _look_up(self.alphas, level)
 
     def sigma(self, level: Any) -> Any:
-        """Standard deviation of the noise at ``level``: a float for an int, an array for an array."""
+        """Return ``sigma``, the standard deviation of the noise: a float for an int, an array as in :meth:`alpha`."""
         return _look_up(self.sigmas, level)
 
     def log_snr(self, level: Any) -> Any:
-        """``2 log(alpha / sigma)``, in nats: a float for an int, an array for an array."""
+        """Return the log signal-to-noise ratio ``2 log(alpha / sigma)``, in nats: a float or array as :meth:`alpha`."""
         return _look_up(_log_snr(self.alphas, self.sigmas), level)
 
     def forward(self, clean: int, noisy: int) -> tuple[float, float]:
-        """``(alpha_{s|t}, sigma_{s|t})`` of the forward kernel from level ``clean`` to ``noisy``."""
+        """Return ``(alpha_{s|t}, sigma_{s|t})`` of the forward kernel from level ``t = clean`` to ``s = noisy``."""
         if not 0 <= clean < noisy < len(self):
             raise ValueError(f"0 <= clean < noisy < {len(self)} is needed, got {clean} and {noisy}")
         alpha = self.alphas[noisy] / self.alphas[clean]
         return alpha, float(np.sqrt(self.sigmas[noisy] ** 2 - (alpha * self.sigmas[clean]) ** 2))
 
     def check_level(self, level: int) -> None:
-        """Raise ``ValueError`` when ``level`` (an integer) is not a level of this schedule."""
+        """Raise ``TypeError`` when ``level`` is not an integer, ``ValueError`` when it is outside this schedule."""
         if not isinstance(level, (int, np.integer)) or isinstance(level, bool):
             raise TypeError(f"level must be an integer from 0 (cleanest) to {len(self) - 1}, got {level!r}")
         if not 0 <= level < len(self):
@@ -137,41 +141,41 @@ class NoiseSchedule:
 
 @dataclass(frozen=True)
 class Ladder:
-    """The levels that a walk visits, noisiest first, and the kernel steps that it takes at each.
+    """The levels that annealed sampling visits, noisiest first, and the number of kernel steps at each.
 
     Args:
-        levels: strictly decreasing levels of a schedule; the last one is where draws are recorded.
-        steps: kernel steps at each rung: one number for all rungs, or one for each.
+        levels: strictly decreasing levels of a schedule, one per rung; draws are recorded at the last one.
+        steps: number of kernel steps: one for all rungs, or a tuple with one per rung.
 
     Raises:
-        ValueError: no levels, levels that do not decrease, negative steps, or as many steps as
-            there are not rungs.
+        ValueError: there are no levels, they do not strictly decrease, a number of steps is negative, or
+            the length of ``steps`` differs from the number of rungs.
     """
 
     levels: tuple[int, ...]
     steps: int | tuple[int, ...] = 10
 
     def __post_init__(self) -> None:
-        levels = _whole("levels", self.levels)
+        levels = _as_integers("levels", self.levels)
         object.__setattr__(self, "levels", levels)
         if not levels or levels[-1] < 0 or any(a <= b for a, b in pairwise(levels)):
             raise ValueError(f"levels must decrease from noisy to clean, got {levels}: try Ladder(levels=(40, 20, 0))")
-        steps = _whole("steps", np.atleast_1d(np.asarray(self.steps)))
+        steps = _as_integers("steps", np.atleast_1d(np.asarray(self.steps)))
         object.__setattr__(self, "steps", steps[0] if np.ndim(self.steps) == 0 else steps)
         if len(self.steps_per_rung) != len(levels) or min(self.steps_per_rung) < 0:
             raise ValueError(f"steps must be one number >= 0, or one for each of the {len(levels)} rungs")
 
     @classmethod
     def full(cls, schedule: NoiseSchedule, *, steps: int | tuple[int, ...] = 10) -> Ladder:
-        """Every level of ``schedule``."""
+        """Return the ladder that visits every level of ``schedule``."""
         return cls(levels=tuple(reversed(range(len(schedule)))), steps=steps)
 
     @classmethod
     def spaced(cls, schedule: NoiseSchedule, *, rungs: int = 50, steps: int | tuple[int, ...] = 10) -> Ladder:
-        """``rungs`` levels, evenly spaced from the noisiest to level 0, both included.
+        """Return the ladder of ``rungs`` evenly spaced levels from the noisiest to level 0, both included.
 
         Raises:
-            ValueError: fewer than two rungs, or more rungs than levels.
+            ValueError: fewer than two rungs (one, if the schedule has one level), or more rungs than levels.
         """
         least = min(2, len(schedule))
         if not isinstance(rungs, (int, np.integer)) or not least <= rungs <= len(schedule):
@@ -181,7 +185,7 @@ class Ladder:
 
     @property
     def steps_per_rung(self) -> tuple[int, ...]:
-        """Kernel steps of every rung, noisiest first."""
+        """Number of kernel steps of every rung, noisiest first."""
         return self.steps if isinstance(self.steps, tuple) else (self.steps,) * len(self.levels)
 
     def __len__(self) -> int:
@@ -193,14 +197,14 @@ def _log_snr(alphas: tuple[float, ...], sigmas: tuple[float, ...]) -> tuple[floa
     return tuple((2 * np.log(np.array(alphas) / np.array(sigmas))).tolist())
 
 
-def _whole(name: str, values: Any) -> tuple[int, ...]:
+def _as_integers(name: str, values: Any) -> tuple[int, ...]:
     values = np.asarray(values)
     if values.ndim != 1 or (values.size and not np.issubdtype(values.dtype, np.integer)):
         raise ValueError(f"{name} must be whole numbers, got {values.tolist()!r}: try Ladder((40, 20, 0), steps=10)")
     return tuple(int(value) for value in values)
 
 
-def _positive(levels: int) -> int:
+def _check_level_count(levels: int) -> int:
     if not isinstance(levels, (int, np.integer)) or levels < 1:
         raise ValueError(f"a schedule has a whole number of levels >= 1, got {levels!r}: try NoiseSchedule.cosine(100)")
     return int(levels)

@@ -1,12 +1,12 @@
-"""How far a kernel moves: leapfrog steps, and length scales of coordinates.
+"""Step-size policies for the leapfrog step, and length scales of coordinates.
 
-The size of a move is one number everywhere, the leapfrog step ``eps``. Where it comes from is a
-:class:`StepPolicy`: a fixed number, a multiple of the level's sigma, or dual averaging.
+All kernels have one step-size parameter, the leapfrog step ``eps``. A :class:`StepPolicy` sets it: to a fixed
+number, to a multiple of the level's sigma, or by dual averaging.
 
-One step that suits most chains is too long for a chain in a steep place: it would be refused for ever, at every
-level, and no mean acceptance rate shows it. So an adaptive step is an upper end, which every chain and move
-multiplies by a random factor that is now and then small (:meth:`StepPolicy.jittered`). The factor does not depend on
-the state, so invariance is not touched.
+A step that suits most chains can be too long for a chain in a region of high curvature: this chain rejects every
+proposal, and the mean acceptance rate hardly shows it. An adapted step is therefore an upper limit: for each chain and
+move it is multiplied by a random factor that is occasionally small (:meth:`StepPolicy.jittered`). The factor does not
+depend on the state, so the kernel still leaves its density invariant.
 
 Source of dual averaging: The No-U-Turn Sampler (Hoffman and Gelman, 2014), section 3.2,
 https://jmlr.org/papers/v15/hoffman14a.html; of random steps: MCMC Using Hamiltonian Dynamics (Neal, 2011),
@@ -25,7 +25,15 @@ from .arrays import Array
 
 
 class StepState(NamedTuple):
-    """What a step policy remembers; numbers, or scalar arrays inside a compiled walk."""
+    """State of a step policy, in the notation of dual averaging; floats, or scalar arrays in compiled code.
+
+    Attributes:
+        log_step: log of the current leapfrog step.
+        log_average: log of the averaged step.
+        error: running average of target minus observed acceptance rate.
+        count: number of updates.
+        centre: value towards which ``log_step`` shrinks.
+    """
 
     log_step: Any
     log_average: Any
@@ -36,35 +44,35 @@ class StepState(NamedTuple):
 
 @dataclass(frozen=True)
 class StepPolicy(ABC):
-    """Where the leapfrog step of a rung comes from."""
+    """How the leapfrog step is chosen at each rung."""
 
     @abstractmethod
     def enter(self, previous: StepState | None, *, sigma: float, guess: float, rescale: float = 1.0) -> StepState:
-        """The state at the start of a rung.
+        """Return the state at the start of a rung.
 
         Args:
-            previous: the state at the end of the rung before, or None at the first.
-            sigma: noise of the level.
-            guess: a step that suits the start density, for a policy that has none.
-            rescale: factor by which length scales have changed since the rung before, see :func:`rescaling`.
+            previous: the state at the end of the previous rung, or None at the first one.
+            sigma: standard deviation of the noise at the level.
+            guess: a step that suits the start density, for policies without an initial step.
+            rescale: factor by which length scales have changed since the previous rung, see :func:`rescaling`.
         """
 
     def update(self, state: StepState, acceptance: Any) -> StepState:
-        """The state after one kernel step whose acceptance rate, averaged over chains, was ``acceptance``."""
+        """Return the state after one kernel step with mean acceptance rate ``acceptance`` over the chains."""
         return state
 
     def freeze(self, state: StepState) -> StepState:
-        """The state for recorded draws, whose step no longer changes."""
+        """Return the state for recorded draws, during which the step is constant."""
         return state
 
     def jittered(self, step: Any, uniform: Any) -> Any:
-        """The step of one move of one chain, from a uniform number in [0, 1) that is drawn for it."""
+        """Return the randomised step of one move of one chain, given a uniform random number in [0, 1)."""
         return step
 
 
 @dataclass(frozen=True)
 class Fixed(StepPolicy):
-    """The same leapfrog step at every level; a plain number given as ``step=`` becomes this."""
+    """The same leapfrog step at every level; ``step=0.1`` is short for ``step=Fixed(0.1)``."""
 
     value: float
 
@@ -90,23 +98,24 @@ class SigmaScaled(StepPolicy):
 
 @dataclass(frozen=True)
 class Adaptive(StepPolicy):
-    """Dual averaging of the acceptance rate over all chains, carried from rung to rung.
+    """Dual averaging towards a target acceptance rate, pooled over all chains and continued from rung to rung.
 
-    All steps of a rung adapt. The next rung starts from the step that the last one ended with, rescaled
-    as the gradients have changed (:func:`rescaling`), and averages around it, so that even one step a rung
-    is useful; for recorded draws the step is frozen at the rung's average. Unadjusted kernels adapt to the
-    acceptance rate that a Metropolis test would have had.
+    Every kernel step of a rung adapts. The next rung starts from the last step of the previous one, rescaled
+    by the change of the gradients (:func:`rescaling`), and shrinks towards it, so that even one kernel step per
+    rung adapts usefully. For recorded draws the step is frozen at the average over the last rung. Unadjusted
+    kernels adapt to the acceptance rate that a Metropolis test would have had.
 
     Args:
-        target_acceptance: acceptance rate aimed at, between 0 and 1.
+        target_acceptance: target of the mean acceptance rate, between 0 and 1.
         initial: first leapfrog step; by default one that suits the start density.
-        shrinkage: how strongly the step is held at its centre (``gamma`` of the paper, where .05 serves
-            the noisy acceptance of one chain; pooled chains need less gain).
-        jitter: smallest factor, in (0, 1], of the step of a move, ``jitter ** (u ** 8)`` times the adapted one with
-            ``u`` uniform: for .03 over half of it for four moves in five, under a tenth for one in twenty. 1 for none.
+        shrinkage: how strongly the step is held at its centre, ``gamma`` in the paper. The paper's 0.05 is for
+            one chain; pooled acceptance rates are less noisy and need less gain.
+        jitter: the smallest random factor of the step, in (0, 1]; 1 for none. A move takes the adapted step times
+            ``jitter ** (u ** 8)``, ``u`` uniform: for 0.03 the factor is above 0.5 in 80% and below 0.1 in 5% of moves.
 
     Raises:
-        ValueError: a target outside (0, 1), a step that is not positive, or a factor outside (0, 1].
+        ValueError: ``target_acceptance`` is outside (0, 1), ``initial`` or ``shrinkage`` is not positive, or
+            ``jitter`` is outside (0, 1].
     """
 
     target_acceptance: float = 0.8
@@ -139,15 +148,16 @@ class Adaptive(StepPolicy):
         return centred(float(state.log_average))
 
     def jittered(self, step: Any, uniform: Any) -> Any:
-        """See :class:`StepPolicy`."""
+        """Return ``step * jitter ** (uniform ** 8)``."""
         return step if self.jitter == 1 else step * self.jitter ** (uniform**8)
 
 
 def as_policy(step: StepPolicy | float) -> StepPolicy:
-    """A number as a :class:`Fixed` step; a policy as it is.
+    """Return a number as a :class:`Fixed` policy, and a policy unchanged.
 
     Raises:
-        TypeError: neither.
+        TypeError: ``step`` is neither a number nor a policy.
+        ValueError: the number is not positive.
     """
     if isinstance(step, StepPolicy):
         return step
@@ -156,26 +166,27 @@ def as_policy(step: StepPolicy | float) -> StepPolicy:
     raise TypeError(f"step must be a number, SigmaScaled(0.5) or Adaptive(target_acceptance=0.7), got {step!r}")
 
 
-LOG_NORMAL_SIZE = 0.635
+MINUS_MEAN_LOG_ABS_NORMAL = 0.635
 """Minus the mean of ``log |z|`` of a standard normal ``z``: ``(log 2 + Euler's constant) / 2``."""
 
 
-WIDEST = 30.0
-"""Ratio of scales at most: a chain that is far from where it belongs has gradients that tell its distance."""
+MAX_SCALE_RATIO = 30.0
+"""Bound on ratios of length scales. Far from the mode the size of a gradient reflects distance rather than scale."""
 
 
 def rescaling(before: Array, after: Array) -> float:
-    """The change of length scale between two densities, from their gradients at the same positions.
+    """Estimate the change of length scale between two densities from their gradients at the same positions.
 
-    Draws of a Gaussian of variance ``v`` have gradients of root mean square ``v ** -0.5``, and ``v ** 0.5 / w`` under
-    a Gaussian of variance ``w``: the square root of the ratio is ``(w / v) ** 0.5``, the change of scale.
+    For draws of ``N(0, v)`` the energy gradient of ``N(0, v)`` has the root mean square ``v ** -0.5``, and that of
+    ``N(0, w)`` has ``v ** 0.5 / w``. The square root of their ratio is ``(w / v) ** 0.5``, the change of scale.
 
     Args:
-        before: gradients at the rung that is left, shape ``(chains, *event_shape)``.
-        after: gradients at the rung that is entered, of the same shape.
+        before: gradients at the previous rung, shape ``(chains, *event_shape)``.
+        after: gradients at the new rung, same shape.
 
     Returns:
-        A factor between 1/4 and 4, from the median chain; 1 when it cannot be told.
+        A factor between 1/4 and 4, from the median gradient norms of chains with finite gradients; 1 if no chain has
+        finite gradients or a median is zero.
     """
     flat = (np.asarray(g).reshape(len(g), -1) for g in (before, after))
     norms = np.sqrt([np.einsum("ij,ij->i", g, g) for g in flat])
@@ -189,16 +200,19 @@ def rescaling(before: Array, after: Array) -> float:
 
 
 def block_scales(previous: Array, gradient: Array, diffused: Array) -> np.ndarray:
-    """Length scales of coordinates, relative to those that a noise level belongs to, whose own are 1.
+    """Estimate length scales of coordinates, relative to the diffused coordinates, whose scale is 1.
 
-    At a noisy level ``x`` may go a long way, while another latent site, such as the scale of the noise, is known
-    closely: one step for both would hold ``x`` up. Draws of a Gaussian of standard deviation ``v`` have gradients of
-    standard deviation ``1 / v``: their size tells the scales, on the logarithm, averaged over chains and rungs.
+    At a noisy level the diffused ``x`` is wide while another latent site, such as a noise scale, may be narrow. A
+    common step would be too short for ``x``. Draws of ``N(0, v^2)`` have energy gradients of standard deviation
+    ``1 / v``: ``log v`` is estimated from the mean of ``log |gradient|`` over chains, and averaged over rungs.
 
     Args:
-        previous: scales of the rung that is left, shape ``(size,)``.
-        gradient: of the energy there, shape ``(chains, size)``.
-        diffused: which coordinates a noise level belongs to, bool ``(size,)``.
+        previous: scales at the previous rung, shape ``(size,)``.
+        gradient: gradient of the energy there, shape ``(chains, size)``.
+        diffused: which coordinates the schedule adds noise to, bool, shape ``(size,)``.
+
+    Returns:
+        Scales at the new rung, shape ``(size,)``.
     """
     if diffused.all() or not diffused.any():
         return previous
@@ -208,7 +222,8 @@ def block_scales(previous: Array, gradient: Array, diffused: Array) -> np.ndarra
     tiny = np.finfo(float).tiny
     typical = 0.5 * np.log(np.maximum(np.mean(finite[:, diffused] ** 2, axis=1), tiny))
     others = np.log(np.maximum(np.abs(finite[:, ~diffused]), tiny))
-    found = np.clip(typical.mean() - others.mean(0) - LOG_NORMAL_SIZE, -np.log(WIDEST), np.log(WIDEST))
+    limit = np.log(MAX_SCALE_RATIO)
+    found = np.clip(typical.mean() - others.mean(0) - MINUS_MEAN_LOG_ABS_NORMAL, -limit, limit)
     share = len(finite) / (len(finite) + 8)
     scales = previous.copy()
     scales[~diffused] = np.exp((1 - share) * np.log(previous[~diffused]) + share * found)
@@ -216,17 +231,17 @@ def block_scales(previous: Array, gradient: Array, diffused: Array) -> np.ndarra
 
 
 def scaled(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """``values (..., size)`` times ``scales (size,)``; themselves where all of those are 1, as copies take time."""
+    """Return ``values * scales``, shapes ``(..., size)`` and ``(size,)``; without a copy if all scales are 1."""
     return values if np.all(scales == 1) else values * scales
 
 
 def unscaled(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """The way back from :func:`scaled`."""
+    """Return ``values / scales``, the inverse of :func:`scaled`."""
     return values if np.all(scales == 1) else values / scales
 
 
 def centred(log_step: float) -> StepState:
-    """The state of a policy that has learned nothing yet but this step."""
+    """Return the state of a policy that starts from this step and has had no updates."""
     return StepState(log_step, log_step, 0.0, 0.0, log_step)
 
 

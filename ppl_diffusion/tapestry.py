@@ -1,13 +1,13 @@
-"""Tapestries: a density over a large canvas as the product of densities of its windows.
+"""Tapestries: the density of a large canvas as a product of densities of its windows.
 
     p(x) = prod_i p_i(x[window_i]) ** w_i            U(x) = sum_i w_i U_i(x[window_i])
 
-Where windows overlap their densities multiply, so that each has to be content with what it shares with its neighbours.
-Every window may have a condition of its own; windows of one network are evaluated by one call of it. The gradient
-is that of the energy, and not rescaled by anything: kernels may trust it.
+Where windows overlap, their densities multiply, so that samples are plausible under every window. Windows may have
+different conditions, and all windows of one network are evaluated by one call of it. The gradient is the exact gradient
+of the energy, without rescaling in overlaps, so that Metropolis-adjusted kernels remain valid.
 
-At the noisiest level a coordinate that several windows cover has the variance one over the sum of their weights,
-which is where chains start.
+At the noisiest level, from which chains start, a coordinate has about the variance ``1 / sum_i w_i``, summed over the
+windows that cover it (for windows whose own exponents sum to one).
 
 Source: Reduce, Reuse, Recycle (Du et al., 2023), section 5.3, https://arxiv.org/abs/2302.11552
 """
@@ -30,12 +30,12 @@ from .potential import Composite, Potential, common_ground
 
 
 class Tapestry(Composite):
-    """Windows of a canvas, each with a potential; built by :func:`tapestry`.
+    """The weighted product of densities of windows of a canvas; built by :func:`tapestry`.
 
     Attributes:
-        potentials: of the windows.
-        windows: row and column of the upper left corner of each.
-        weights: exponent of each.
+        potentials: one potential per window.
+        windows: row and column of the upper left corner of each window.
+        weights: exponent of each window.
     """
 
     def __init__(
@@ -58,49 +58,49 @@ class Tapestry(Composite):
         return Tapestry(windows, self.event_shape, self.windows, self.weights, self.name)
 
     def leaves(self) -> tuple[Potential, ...]:
-        """Itself: the leaves of its windows are asked about other points than it is."""
+        """Return itself as the only leaf, since leaves share their points and its windows have points of their own."""
         return (self,)
 
     @property
     def device(self) -> torch.device:
-        """Where the networks of the windows are, and points must be."""
+        """Device of the networks of the windows, on which torch points must be."""
         return common_device(self.potentials)
 
     @property
     def exponent(self) -> Any:
         total = np.zeros(self.event_shape)
         for potential, window, weight in zip(self.potentials, self.windows, self.weights, strict=True):
-            total[self._where(window)] += weight * potential.exponent
+            total[self._window_slices(window)] += weight * potential.exponent
         return total
 
     @property
     def reference(self) -> tuple[Any, Any]:
         found = common_reference([leaf for potential in self.potentials for leaf in potential.leaves()])
-        # What is known of single pixels of a window is not known of those of the canvas.
+        # Per-pixel statistics of a window do not apply to the pixels of the canvas.
         return found if all(np.shape(value)[-2:] in ((), (1, 1)) for value in found) else (0.0, 1.0)
 
-    def _where(self, window: tuple[int, int]) -> tuple[Any, ...]:
+    def _window_slices(self, window: tuple[int, int]) -> tuple[Any, ...]:
         (top, left), (height, width) = window, self.window_shape[-2:]
         return (..., slice(top, top + height), slice(left, left + width))
 
     @property
     def group(self) -> Any:
-        """The networks of its windows: tapestries of the same ones are evaluated together."""
+        """Set of the groups of its windows' leaves: tapestries of the same networks are evaluated together."""
         return frozenset(leaf.group for potential in self.potentials for leaf in potential.leaves())
 
     def evaluate_group(
         self, members: Sequence[Density], points: Sequence[Array], level: Any
     ) -> list[tuple[Array, Array]]:
-        """Energies and gradients of tapestries, by one call of each network for the windows of all of them."""
-        leaves, crops = _pooled(members, points)
+        """Return energies and gradients of tapestries, with one call of each network for all of their windows."""
+        leaves, crops = _leaves_and_crops_of_all(members, points)
         found = iter(evaluate_each(leaves, crops, level))
-        return [member._woven(x, found) for member, x in zip(members, points, strict=True)]  # type: ignore[attr-defined]
+        return [member._combine_windows(x, found) for member, x in zip(members, points, strict=True)]  # type: ignore[attr-defined]
 
     def energy_group(self, members: Sequence[Density], points: Sequence[Array], level: Any) -> list[Array]:
-        """As :meth:`evaluate_group`, energies only."""
-        leaves, crops = _pooled(members, points)
+        """Return only the energies of :meth:`evaluate_group`."""
+        leaves, crops = _leaves_and_crops_of_all(members, points)
         found = iter(energy_of_each(leaves, crops, level))
-        return [member._summed(found) for member in members]  # type: ignore[attr-defined]
+        return [member._combine_window_energies(found) for member in members]  # type: ignore[attr-defined]
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
         return self.evaluate_group([self], [x], level)[0]
@@ -108,34 +108,34 @@ class Tapestry(Composite):
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
         return self.energy_group([self], [x], level)[0]
 
-    def _woven(self, x: Array, found: Iterator[tuple[Array, Array]]) -> tuple[Array, Array]:
-        """Energy and gradient from those of the leaves of the windows, which are taken from ``found``."""
+    def _combine_windows(self, x: Array, found: Iterator[tuple[Array, Array]]) -> tuple[Array, Array]:
+        """Return energy and gradient at ``x``, taking those of the leaves of each window in turn from ``found``."""
         energy: Any = 0.0
         gradient: Any = 0.0
         for potential, window, weight in zip(self.potentials, self.windows, self.weights, strict=True):
             values: dict[Density, Any] = {leaf: next(found) for leaf in potential.leaves()}
-            part, slope = potential._combine_with_gradient(values, x[self._where(window)])
-            energy, gradient = energy + weight * part, gradient + weight * self._hung(slope, window)
+            part, slope = potential._combine_with_gradient(values, x[self._window_slices(window)])
+            energy, gradient = energy + weight * part, gradient + weight * self._pad_to_canvas(slope, window)
         return energy, gradient
 
-    def _summed(self, found: Iterator[Array]) -> Array:
+    def _combine_window_energies(self, found: Iterator[Array]) -> Array:
         total: Any = 0.0
         for potential, weight in zip(self.potentials, self.weights, strict=True):
             part, _ = potential._combine({leaf: next(found) for leaf in potential.leaves()})
             total = total + weight * part
         return total
 
-    def _windows(self, x: Array) -> tuple[list[Density], list[Array]]:
-        """The leaves of every window, and the crop of the canvas that each is asked about."""
+    def _leaves_and_crops(self, x: Array) -> tuple[list[Density], list[Array]]:
+        """Return the leaves of every window, and for each the crop ``(*chains, *window_shape)`` to evaluate it at."""
         pairs = [
-            (leaf, x[self._where(window)])
+            (leaf, x[self._window_slices(window)])
             for potential, window in zip(self.potentials, self.windows, strict=True)
             for leaf in potential.leaves()
         ]
         return [leaf for leaf, _ in pairs], [crop for _, crop in pairs]
 
-    def _hung(self, gradient: Array, window: tuple[int, int]) -> Array:
-        """The gradient of a window on the canvas, zero elsewhere."""
+    def _pad_to_canvas(self, gradient: Array, window: tuple[int, int]) -> Array:
+        """Pad the gradient of a window with zeros to the shape ``(*chains, *event_shape)`` of the canvas."""
         margins = [
             (begin, canvas - begin - size)
             for begin, canvas, size in zip(window, self.event_shape[-2:], self.window_shape[-2:], strict=True)
@@ -145,13 +145,13 @@ class Tapestry(Composite):
         return jnp.pad(gradient, [(0, 0)] * (gradient.ndim - 2) + margins)
 
 
-def _pooled(members: Sequence[Density], points: Sequence[Array]) -> tuple[list[Density], list[Array]]:
-    """The leaves of all windows of some tapestries, and what each is asked about."""
+def _leaves_and_crops_of_all(members: Sequence[Density], points: Sequence[Array]) -> tuple[list[Density], list[Array]]:
+    """Return the leaves of all windows of several tapestries, and the crop to evaluate each at."""
     leaves: list[Density] = []
     crops: list[Array] = []
     for member, x in zip(members, points, strict=True):
-        here, there = member._windows(x)  # type: ignore[attr-defined]
-        leaves, crops = leaves + here, crops + there
+        own_leaves, own_crops = member._leaves_and_crops(x)  # type: ignore[attr-defined]
+        leaves, crops = leaves + own_leaves, crops + own_crops
     return leaves, crops
 
 
@@ -163,22 +163,22 @@ def tapestry(
     *,
     name: str = "tapestry",
 ) -> Tapestry:
-    """The weighted product of densities of overlapping windows of a canvas.
+    """Return the weighted product of densities of overlapping windows of a canvas.
 
     Args:
-        potentials: one for each window, of one event shape ``(*channels, height, width)``.
+        potentials: one per window, all of the same event shape ``(*channels, height, width)``.
         canvas_shape: shape of a point, ``(*channels, height, width)``, at least as large as a window.
         windows: row and column of the upper left corner of each window.
         weights: exponent of each window, positive; 1 by default.
-        name: what it is called in expressions.
+        name: name in expressions and reports.
 
     Returns:
-        A potential over the canvas, with one batched evaluation for all windows of a network.
+        A potential with event shape ``canvas_shape``; all windows of one network are evaluated in one batch.
 
     Raises:
-        ValueError: as many windows or weights as there are not potentials, windows that leave the canvas, pixels that
-            no window covers, weights that are not positive, or potentials that are not over pictures.
-        TypeError: something else than potentials, or potentials of different backends.
+        ValueError: the numbers of potentials, windows and weights differ, a window extends beyond the canvas, a pixel
+            is in no window, a weight is not positive, or the event of the potentials is not an image.
+        TypeError: an argument has the wrong type, or the potentials have different backends.
     """
     try:
         canvas = tuple(index(size) for size in canvas_shape)

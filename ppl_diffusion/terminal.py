@@ -1,4 +1,4 @@
-"""What a command shows while it runs and when it ends, and what it leaves behind when it does not end well."""
+"""Terminal output of the commands, output folders that appear only when complete, and exit statuses on errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 def report(found: Any, quiet: bool, as_json: bool, *, extra: dict[str, Any]) -> None:
-    """A diagnosis, as a table and words or as JSON with what is ``extra``."""
+    """Print a diagnosis as text, or as JSON with the items of ``extra``; ``quiet`` suppresses the text only."""
     if as_json:
         rungs = {name: values.to_numpy().tolist() for name, values in found.rungs.items()}
         draws = {name: values.to_numpy().tolist() for name, values in found.draws.items()}
@@ -29,7 +29,7 @@ def report(found: Any, quiet: bool, as_json: bool, *, extra: dict[str, Any]) -> 
 
 
 def _without_nan(value: Any) -> Any:
-    """NaN and infinities are not JSON: they become null."""
+    """Replace NaN and infinities, which JSON does not have, by None in nested dicts and lists."""
     if isinstance(value, dict):
         return {k: _without_nan(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -39,7 +39,11 @@ def _without_nan(value: Any) -> Any:
 
 @contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that becomes ``out`` when all is well, and nothing otherwise."""
+    """Yield a temporary folder beside ``out``; rename it to ``out`` on success and remove it on any error.
+
+    Raises:
+        ValueError: the folder cannot be created.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -56,7 +60,7 @@ def staging(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def bar(title: str, silent: bool) -> Iterator[Callable[[Any], None] | None]:
-    """A progress callback: a bar on a terminal, a line for every tenth in a log, none when silent."""
+    """Yield a progress callback: a bar on a terminal, else a printed line at every 10%; None if ``silent``."""
     console = Console(stderr=True)
     if silent:
         yield None
@@ -64,26 +68,27 @@ def bar(title: str, silent: bool) -> Iterator[Callable[[Any], None] | None]:
     if not console.is_terminal:
         last = [-1]
 
-        def tell_log(state: Any) -> None:
+        def print_progress(state: Any) -> None:
             share, text = _progress(state)
             if int(share * 10) > last[0]:
                 last[0] = int(share * 10)
                 console.print(f"{title}: {share:.0%}, {text}", markup=False, highlight=False, soft_wrap=True)
 
-        yield tell_log
+        yield print_progress
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(title.replace("[", "\\["), total=1.0, text="")
 
-        def tell(state: Any) -> None:
+        def update_bar(state: Any) -> None:
             share, text = _progress(state)
             bar.update(task, completed=share, text=text)
 
-        yield tell
+        yield update_bar
 
 
 def _progress(state: Any) -> tuple[float, str]:
+    """Return the completed share and a description of a progress state of training or of sampling."""
     if hasattr(state, "loss"):
         return state.step / state.steps, f"step {state.step}, loss {state.loss:.4f}"
     share = (state.rung + state.draw) / (state.rungs + state.draws)
@@ -93,8 +98,8 @@ def _progress(state: Any) -> tuple[float, str]:
 
 
 @contextmanager
-def going_on(kept: Path) -> Iterator[None]:
-    """Says after an interruption that nothing of a training is lost, if there is a checkpoint."""
+def resume_hint(kept: Path) -> Iterator[None]:
+    """After an interruption of training, print how to resume if there is a checkpoint, and exit with status 130."""
     try:
         yield
     except KeyboardInterrupt:
@@ -106,7 +111,7 @@ def going_on(kept: Path) -> Iterator[None]:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Bad input is told in one line, with status 2; an interruption with 130."""
+    """Print the message of an error on one line and exit with status 2; exit with 130 after an interruption."""
     try:
         yield
     except (ValueError, TypeError, OSError) as error:

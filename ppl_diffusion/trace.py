@@ -1,6 +1,6 @@
-"""What a run leaves behind: recorded positions, and the statistics of every rung and chain.
+"""The result of a run: recorded positions, and statistics of every rung and chain.
 
-A :class:`Trace` is plain data. ``bridges.arviz`` turns it into an ArviZ object and diagnoses it.
+A :class:`Trace` is plain data. ``bridges.arviz`` converts it to an ArviZ object and diagnoses it.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ class Trace:
     Attributes:
         positions: draws at the last rung, shape ``(chains, draws, *event_shape)``, float64.
         stats: per rung and chain (dimensions ``rung``, ``chain``): ``acceptance_rate``, ``step_size``,
-            ``diverging`` and ``nonfinite`` (counts), ``jump_distance``, ``energy_arrival``,
-            ``energy_midway``, ``energy`` (end of the rung), ``log_weight`` (increment on arrival, nats),
-            ``ancestor`` (index of the chain at the rung before that it continues); per rung: ``ess``
-            (of the accumulated weights on arrival, in chains), ``log_normaliser`` (increment, nats),
-            ``resampled``, ``gradient_calls`` (batched evaluations). Coordinate ``level``. What a
-            kernel does not have is NaN.
+            ``diverging`` and ``nonfinite`` (counts), ``jump_distance`` (mean over steps), energies in nats
+            before the first, after half and after the last kernel step (``energy_arrival``,
+            ``energy_midway``, ``energy``), ``log_weight`` (increment on arrival, nats), ``ancestor`` (index
+            of the chain that it continues, in the order before resampling); per rung: ``ess`` (of the
+            accumulated weights before resampling, in chains), ``log_normaliser`` (increment, nats),
+            ``resampled``, ``gradient_calls`` (batched evaluations). Coordinate ``level``. Statistics
+            that a kernel does not report are NaN.
         sample_stats: per chain and draw (dimensions ``chain``, ``draw``): ``lp`` (log-density up to a
-            constant), ``acceptance_rate``, ``diverging`` and so on, by ArviZ's names.
-        attributes: how the run was made: ``potential``, ``kernel``, ``adjusted``, ``seed``, ``levels``,
+            constant), ``acceptance_rate``, ``diverging`` and others, under ArviZ's names.
+        attributes: settings and provenance of the run: ``potential``, ``kernel``, ``adjusted``, ``seed``, ``levels``,
             ``steps``, ``resample``, ``reverse_step``, ``versions``, ``warnings``, ``seconds``.
-        sites: for Pyro models, constrained values by site, each ``(chains, draws, ...)``.
+        sites: for Pyro models, constrained values of each latent site, shape ``(chains, draws, ...)``.
         groups: for Pyro models, ``log_likelihood`` (by observed site, ``(chains, draws, ...)``) and
             ``observed_data`` (by observed site, ``(...)``).
     """
@@ -53,15 +54,15 @@ class Trace:
 
     @property
     def log_normaliser(self) -> float:
-        """Estimate of ``log int exp(-U) dx`` at the last rung, in nats.
+        """Estimate of the log-normaliser ``log int exp(-U(x)) dx`` at the last rung, in nats.
 
-        Meaningful for a run without ``init=`` whose weights can be trusted; see ``bridges.arviz.diagnose``.
+        It is meaningful for a run without ``init=`` whose weights can be trusted; see ``bridges.arviz.diagnose``.
         """
         return float(self.stats["log_normaliser"].sum())
 
     @property
     def gradient_calls(self) -> int:
-        """Batched evaluations of the potential in the whole run, recorded draws included."""
+        """Number of batched evaluations of the potential in the whole run, including recorded draws."""
         return int(self.stats["gradient_calls"].sum()) + int(self.sample_stats.attrs.get("gradient_calls", 0))
 
     def __repr__(self) -> str:
@@ -74,14 +75,14 @@ class Trace:
         )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write to one NetCDF file, which appears only when it is complete.
+        """Write the trace to a NetCDF file, atomically: ``path`` appears only when the file is complete.
 
         Args:
-            path: of the file; its folder must exist.
-            overwrite: take the place of a file that is there.
+            path: path of the file; its folder must exist.
+            overwrite: replace an existing file.
 
         Raises:
-            FileExistsError: ``path`` exists and may not be overwritten.
+            FileExistsError: ``path`` exists and ``overwrite`` is False.
             FileNotFoundError: the folder does not exist.
         """
         path = Path(path)
@@ -98,8 +99,8 @@ class Trace:
         """Read a trace that :meth:`save` wrote.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: a file that is not a trace, or one that is damaged.
+            FileNotFoundError: ``path`` is not a file.
+            ValueError: the file is not a trace, or it is damaged.
         """
         path = Path(path)
         if not path.is_file():
@@ -130,25 +131,28 @@ class Trace:
             "positions": xr.Dataset({"x": (["chain", "draw", *event], self.positions)}),
             "stats": self.stats,
             "sample_stats": self.sample_stats,
-            "sites": _named(self.sites),
+            "sites": _as_dataset(self.sites),
         }
         groups["groups"] = xr.Dataset()
         for group, values in self.groups.items():
-            groups[f"groups/{group}"] = _named(values)
+            groups[f"groups/{group}"] = _as_dataset(values)
         tree = xr.DataTree.from_dict(groups)
         tree.attrs = {"format": FORMAT, "attributes": json.dumps(dict(self.attributes))}
         return tree
 
 
-def _named(arrays: Mapping[str, np.ndarray]) -> xr.Dataset:
-    """Arrays by names that a file may have, a slash would make a group of them; no name is that of a dimension."""
+def _as_dataset(arrays: Mapping[str, np.ndarray]) -> xr.Dataset:
+    """Return named arrays as a dataset whose variable names are valid in NetCDF.
+
+    Names with ``/`` or ``%`` are percent-encoded: a slash would create a group, and dimensions are called ``%i%name``.
+    """
     named = {quote(name, safe=" ") if set(name) & set("/%") else name: value for name, value in arrays.items()}
     return xr.Dataset({k: ([f"%{i}%{k}" for i in range(value.ndim)], value) for k, value in named.items()})
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write beside ``path``, which takes its place when all went well and is removed when not."""
+    """Yield a temporary path beside ``path``; rename it to ``path`` on success and remove it on any error."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
@@ -159,7 +163,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package and of the libraries that decide what is drawn."""
+    """Return the installed versions of this package and of the libraries on which the draws depend."""
     packages = ("ppl-diffusion", "torch", "jax", "blackjax", "pyro-ppl", "numpy")
     return {package: found for package in packages if (found := _version(package)) is not None}
 

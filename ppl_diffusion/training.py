@@ -1,27 +1,27 @@
 """Training of energy models by denoising: resumable, reproducible, without pickles.
 
-The optimiser is AdamW with warm-up and cosine decay, and what is kept is an exponential moving average of the
-parameters.
-A checkpoint is one safetensors file with everything, generator included: a run that was interrupted
-goes on as if it had not been, on another device too. What is minimised is in ``ppl_diffusion.objective``.
+The optimiser is AdamW with warm-up and cosine decay; the trained model has an exponential moving average of the
+parameters. A checkpoint is one safetensors file with the complete state, the generator included: a resumed run gives
+what an uninterrupted one gives, and may resume on another device. The losses are in ``ppl_diffusion.objective``.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .arrays import check_device, on_cpu
+from .checkpoint import Run, resume, save
 from .condition import Conditions
 from .config import Config, load_config
 from .data import Data, image_data, planar_data
@@ -31,35 +31,23 @@ from .objective import Levels, denoising_loss
 from .recording import RECORDED, Recorder
 from .schedule import NoiseSchedule
 from .trace import versions
-from .zoo import FORMAT, load, write
+from .zoo import load
 
 __all__ = ["Config", "TrainingProgress", "load_config", "train"]
 
 CONSTANTS_RATE = 0.05
-"""Peak of AdamW's rate for the constants of levels, in nats a step."""
+"""Peak learning rate of AdamW for the constants of the levels, in nats per step."""
+
+LONGEST = 60.0
+"""Longest time between checkpoints, in seconds."""
 
 
 class TrainingProgress(NamedTuple):
-    """What a progress callback is told: steps done, steps in all, and a running mean of the loss."""
+    """Argument of a progress callback: steps done, steps in total, and a running mean of the denoising loss."""
 
     step: int
     steps: int
     loss: float
-
-
-@dataclass
-class _Run:
-    """Everything that changes while training."""
-
-    network: nn.Module
-    average: dict[str, Tensor]
-    levels: Levels | None
-    optimiser: torch.optim.AdamW
-    generator: torch.Generator
-    loss: Tensor
-    noise: torch.Generator  # what levels and noise come from: on the device of the network, of ``generator`` there
-    launch: Recorder
-    step: int = 0
 
 
 @on_cpu()
@@ -72,48 +60,53 @@ def train(
     device: str | torch.device = "cpu",
     progress: Callable[[TrainingProgress], None] | None = None,
 ) -> EnergyModel:
-    """Train a model, or go on with one.
+    """Train a model, or resume its training from a checkpoint.
 
-    The generator stays on the CPU whatever the device, and seeds those of other devices: a checkpoint is of none.
+    Checkpoints do not depend on the device: their generator is on the CPU, and at every step seeds that of a GPU.
 
     Args:
-        config: what to train.
-        checkpoint: a safetensors file, written every ``every`` steps and at the end; if it exists,
-            training goes on from there.
-        data: file of images, for ``config.data == "npz"``.
-        every: steps between checkpoints.
-        device: where the network is trained.
+        config: the configuration of the model and its training.
+        checkpoint: a safetensors file, written every ``every`` steps, every minute and at the end; resumed from if it
+            exists.
+        data: .npz file of the training data, for ``config.data == "npz"``.
+        every: number of steps between checkpoints.
+        device: device on which the network is trained.
         progress: called every ten steps.
 
     Returns:
         The model, on the CPU, with its averaged parameters.
 
     Raises:
-        FileNotFoundError: ``data`` is needed and is not there, or the checkpoint's folder does not exist.
-        ValueError: data of the wrong shape, a checkpoint of another configuration, of other data or damaged, initial
-            weights of another network, a device that this machine lacks, or a loss that is not finite, whose
-            checkpoint is not written.
+        FileNotFoundError: ``data`` is needed and does not exist, or the folder of ``checkpoint`` does not exist.
+        PermissionError: that folder cannot be written.
+        ValueError: the data have a wrong shape; the checkpoint is damaged, or of another configuration or other data;
+            the initial weights are of another network; the device cannot be used; or the loss is not finite when a
+            checkpoint is due, which is then not written.
     """
     path, device = Path(checkpoint), check_device(device)
     if every < 1:
         raise ValueError(f"every must be a number of steps >= 1, got {every}: try every=200")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist: mkdir -p {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"the folder {path.parent} cannot be written: give another checkpoint")
     source = _data(config, data)
     _check_shape(config, source)
     schedule = NoiseSchedule.cosine(config.levels)
-    run = _begin(config, source, schedule, device)
+    run = _new_run(config, source, schedule, device)
     if path.exists():
-        _resume(run, path, config, source)
+        resume(run, path, config, source)
     else:
-        _start(run, config, source)
+        _initialise(run, config, source)
+    saved = time.monotonic()
     try:
         while run.step < config.steps:
             _step(run, config, source, schedule)
             if progress is not None and run.step % 10 == 0:
                 progress(TrainingProgress(run.step, config.steps, float(run.loss)))
-            if run.step % every == 0 or run.step == config.steps:
-                _save(run, path, config, source)
+            if run.step % every == 0 or run.step == config.steps or time.monotonic() - saved > LONGEST:
+                save(run, path, config, source)
+                saved = time.monotonic()
     finally:
         run.launch.clear()
     return _model(config, run, schedule, source)
@@ -129,7 +122,7 @@ def _check_shape(config: Config, source: Data) -> None:
         )
 
 
-def _model(config: Config, run: _Run, schedule: NoiseSchedule, source: Data) -> EnergyModel:
+def _model(config: Config, run: Run, schedule: NoiseSchedule, source: Data) -> EnergyModel:
     network = _network(config, source.conditions)
     network.load_state_dict(run.average)
     info = {
@@ -175,7 +168,7 @@ def _network(config: Config, conditions: Conditions) -> nn.Module:
     return build_network(seed=config.seed, **_network_options(config, conditions))
 
 
-def _begin(config: Config, source: Data, schedule: NoiseSchedule, device: torch.device) -> _Run:
+def _new_run(config: Config, source: Data, schedule: NoiseSchedule, device: torch.device) -> Run:
     network = _network(config, source.conditions).to(device)
     fused = True if device.type == "cuda" else None
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-4, fused=fused)
@@ -188,11 +181,11 @@ def _begin(config: Config, source: Data, schedule: NoiseSchedule, device: torch.
     generator = torch.Generator().manual_seed(config.seed)
     noise = generator if device.type == "cpu" else torch.Generator(device)
     launch = Recorder(network, [noise], most=RECORDED)
-    return _Run(network, average, levels, optimiser, generator, unknown, noise, launch)
+    return Run(network, average, levels, optimiser, generator, unknown, noise, launch)
 
 
-def _start(run: _Run, config: Config, source: Data) -> None:
-    """What a fresh run begins with: given weights, and constants that suit them."""
+def _initialise(run: Run, config: Config, source: Data) -> None:
+    """Initialise a new run: load the weights of ``config.init``, and estimate the constants of the levels."""
     if config.init:
         try:
             run.network.load_state_dict(load(config.init).network.state_dict())
@@ -206,12 +199,12 @@ def _start(run: _Run, config: Config, source: Data) -> None:
         run.levels.measure(run.network, config.form, source.draw, reference=source.reference, seed=config.seed)
 
 
-def _step(run: _Run, config: Config, source: Data, schedule: NoiseSchedule) -> None:
-    rate = _rate(run.step, config)
+def _step(run: Run, config: Config, source: Data, schedule: NoiseSchedule) -> None:
+    rate = _relative_rate(run.step, config)
     for group, peak in zip(run.optimiser.param_groups, (config.learning_rate, CONSTANTS_RATE), strict=False):
         group["lr"] = peak * rate
     device = run.loss.device
-    drawn = [_send(part, device) for part in source.draw(run.generator) if part is not None]
+    drawn = [_to_device(part, device) for part in source.draw(run.generator) if part is not None]
     if run.noise is not run.generator:
         run.noise.manual_seed(int(torch.randint(2**62, (), generator=run.generator)))
     parameters = [parameter for group in run.optimiser.param_groups for parameter in group["params"]]
@@ -224,89 +217,37 @@ def _step(run: _Run, config: Config, source: Data, schedule: NoiseSchedule) -> N
             error, surprise = run.levels.losses(run.network, config.form, clean, **given)
             loss = error + config.which_level * surprise
         gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
-        return error.detach(), *map(_laid_out, gradients, parameters)
+        return error.detach(), *map(_with_strides_of, gradients, parameters)
 
     error, *gradients = run.launch(losses, *drawn, kind=config.which_level > 0)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     run.optimiser.step()
     run.step += 1
-    _average(run, min(config.ema, (run.step + 1) / (run.step + 10)), error.double())
+    _update_averages(run, min(config.ema, (run.step + 1) / (run.step + 10)), error.double())
 
 
-def _laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """``gradient`` with the strides of its parameter, as optimisers want it."""
+def _with_strides_of(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Return ``gradient`` with the strides of ``parameter``, as fused optimisers require."""
     if gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
 
 
 @torch.no_grad()
-def _average(run: _Run, decay: float, loss: Tensor) -> None:
+def _update_averages(run: Run, decay: float, loss: Tensor) -> None:
+    """Update the moving averages of the parameters and of the loss."""
     values = run.network.state_dict()
     get_ema_multi_avg_fn(decay)([run.average[name] for name in values], list(values.values()), None)
     run.loss = torch.where(run.loss.isnan(), loss, 0.99 * run.loss + 0.01 * loss)
 
 
-def _send(values: Tensor, device: torch.device) -> Tensor:
-    """To a device; from pinned memory, so that an accelerator need not wait for the copy."""
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy to ``device``; to a GPU from pinned memory, so that the copy is asynchronous."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
-def _rate(step: int, config: Config) -> float:
+def _relative_rate(step: int, config: Config) -> float:
+    """Return the learning rate as a fraction of its peak: linear warm-up times cosine decay to .01."""
     warm_up = min(1.0, (step + 1) / config.warm_up)
     return warm_up * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
-
-
-def _save(run: _Run, path: Path, config: Config, source: Data) -> None:
-    if not math.isfinite(float(run.loss)):
-        raise ValueError(
-            f"after {run.step} steps the loss of {config.name} is {float(run.loss)}, and {path} is left as it was: "
-            "lower learning_rate, or look for values in the data that are not finite"
-        )
-    tensors = {f"network.{k}": v for k, v in run.network.state_dict().items()}
-    tensors |= {f"average.{k}": v for k, v in run.average.items()}
-    for index, state in run.optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
-    tensors["generator"] = run.generator.get_state()
-    if run.levels is not None:
-        tensors["levels"] = run.levels.steps.detach()
-    header = {"format": FORMAT, "step": str(run.step), "loss": repr(float(run.loss))}
-    header |= {"config": json.dumps(asdict(config)), "data": _fingerprint(source)}
-    write(tensors, header, path)
-
-
-def _fingerprint(source: Data) -> str:
-    """What tells data from others: shape, mean and variance."""
-    moments = (f"{float(np.mean(value)):.6g}" for value in source.reference)
-    return " ".join([str(tuple(source.event_shape)), *moments])
-
-
-def _resume(run: _Run, path: Path, config: Config, source: Data) -> None:
-    try:
-        with safe_open(path, framework="pt") as stored:
-            header = stored.metadata() or {}
-            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
-        if Config(**json.loads(header["config"])) != config:
-            raise ValueError(f"{path} belongs to another configuration: give another checkpoint, or remove it")
-        if header.get("data", _fingerprint(source)) != _fingerprint(source):
-            raise ValueError(f"{path} was trained on other data: give those, or another checkpoint")
-        groups: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimiser": {}}
-        for key, value in tensors.items():
-            group, _, name = key.partition(".")
-            if name:
-                groups[group][name] = value
-        run.network.load_state_dict(groups["network"])
-        run.average.update({name: value.to(run.loss.device) for name, value in groups["average"].items()})
-        run.generator.set_state(tensors["generator"])
-        if run.levels is not None:
-            run.levels.steps.data.copy_(tensors["levels"])
-        run.step, run.loss = int(header["step"]), torch.full_like(run.loss, float(header["loss"]))
-    except (SafetensorError, KeyError, TypeError, OSError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a checkpoint, or it is damaged ({error}): remove it to start anew") from error
-    states: dict[int, dict[str, Tensor]] = {}
-    for key, value in groups["optimiser"].items():
-        index, _, name = key.partition(".")
-        states.setdefault(int(index), {})[name] = value
-    described = run.optimiser.state_dict()
-    run.optimiser.load_state_dict({"state": states, "param_groups": described["param_groups"]})

@@ -1,8 +1,8 @@
-"""Importance weights of a population of chains: effective sample size, normaliser, resampling.
+"""Importance weights of a population of chains: effective sample size, normaliser estimate, resampling.
 
-Moving the target from level s to level t leaves a chain at ``x`` with the log-weight increment
+When the target moves from level s to level t, a chain at ``x`` gains the log-weight increment
 ``U_s(x) - U_t(x)``. The weights correct what a finite number of MCMC steps cannot: the share of the
-population in each mode. Unknown constants of a level shift all increments alike and cancel.
+population in each mode. The unknown constant of a level adds to all increments alike and cancels.
 
 Source: Annealed Importance Sampling (Neal, 2001), https://arxiv.org/abs/physics/9803008;
 Sequential Monte Carlo Samplers (Del Moral, Doucet and Jasra, 2006), https://doi.org/10.1111/j.1467-9868.2006.00553.x
@@ -16,24 +16,26 @@ import numpy as np
 
 
 class Weights:
-    """Log-weights of the chains of a walk, from rung to rung.
+    """Log-weights of a population of chains, accumulated from rung to rung.
 
     Attributes:
-        log: shape ``(chains,)``; zero at the start and after resampling, minus infinity where an energy has failed.
+        log: log-weights, shape ``(chains,)``, in nats; zero at the start and after resampling, minus infinity for
+            chains whose energy was not finite.
     """
 
     def __init__(self, chains: int) -> None:
         self.log = np.zeros(chains)
 
     def move(self, increments: np.ndarray) -> dict[str, Any]:
-        """Take the change of density of a rung into account, ``(chains,)``.
+        """Add the log-weight increments of a rung, shape ``(chains,)``, to the log-weights.
 
         Returns:
-            What a trace records of it: the increments, the estimate of the normaliser's, and the effective sample size.
+            The statistics that a trace records: ``log_weight``, the increments; ``log_normaliser``, the estimated
+            increment of the log-normaliser; ``ess``, the effective sample size of the new weights, in chains.
         """
         log_normaliser = log_normaliser_increment(self.log, increments)
-        with np.errstate(invalid="ignore"):  # a chain without weight may come from where the density was zero
-            self.log = alive(self.log + increments)
+        with np.errstate(invalid="ignore"):  # -inf + inf for a chain whose energy at the previous level was infinite
+            self.log = nonfinite_to_minus_inf(self.log + increments)
         return {
             "log_normaliser": log_normaliser,
             "log_weight": increments,
@@ -41,8 +43,11 @@ class Weights:
         }
 
     def resample(self, threshold: float | None, *, last: bool, rng: np.random.Generator) -> np.ndarray | None:
-        """Ancestors, if their weights are to be spent: under ``threshold``, a share of the chains, and at the last
-        rung in any case. None: the chains go on as they are."""
+        """Resample if needed: return ancestors, shape ``(chains,)``, and reset the log-weights to zero.
+
+        Chains are resampled if the effective sample size is below ``threshold`` times their number, and always at the
+        ``last`` rung; never if ``threshold`` is None or all weights are zero. Returns None if they are not resampled.
+        """
         if threshold is None:
             return None
         ess = effective_sample_size(self.log)
@@ -54,11 +59,11 @@ class Weights:
 
 
 def normalise(log_weights: np.ndarray) -> np.ndarray:
-    """Weights that sum to one, shape ``(chains,)``; a weight that is not a number counts as zero.
+    """Return weights that sum to one, shape ``(chains,)``; a log-weight of NaN or infinity gives the weight zero.
 
-    When no chain has any weight all are given the same.
+    If all weights are zero, equal weights are returned.
     """
-    log_weights = alive(log_weights)
+    log_weights = nonfinite_to_minus_inf(log_weights)
     largest = log_weights.max()
     if largest == -np.inf:
         return np.full(len(log_weights), 1 / len(log_weights))
@@ -66,27 +71,32 @@ def normalise(log_weights: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def alive(log_weights: np.ndarray) -> np.ndarray:
-    """Log-weights in which NaN and plus infinity, marks of a failed energy, have become minus infinity."""
+def nonfinite_to_minus_inf(log_weights: np.ndarray) -> np.ndarray:
+    """Return log-weights with NaN and plus infinity, which mark failed energies, replaced by minus infinity."""
     return np.where(np.isfinite(log_weights), log_weights, -np.inf)
 
 
 def effective_sample_size(log_weights: np.ndarray) -> float:
-    """``1 / sum w_i^2`` of the normalised weights, in chains; 0 when no chain has any weight."""
+    """Return ``1 / sum_i w_i^2`` of the normalised weights, in chains; 0 if all weights are zero."""
     if not np.any(np.isfinite(log_weights)):
         return 0.0
     return float(1 / np.sum(normalise(log_weights) ** 2))
 
 
 def log_normaliser_increment(log_weights: np.ndarray, increments: np.ndarray) -> float:
-    """``log sum_i w_i exp(increment_i)``: estimate of the log-ratio of two normalisers, in nats."""
+    """Return ``log sum_i w_i exp(increment_i)``, an estimate of the log-ratio of two normalisers, in nats.
+
+    ``w_i`` are the normalised weights of ``log_weights (chains,)``; ``increments`` have the same shape.
+    """
     shares = normalise(log_weights)
     before = np.log(shares, where=shares > 0, out=np.full(len(increments), -np.inf))
-    return float(np.logaddexp.reduce(alive(before + alive(increments))))
+    return float(np.logaddexp.reduce(nonfinite_to_minus_inf(before + nonfinite_to_minus_inf(increments))))
 
 
 def systematic_resample(log_weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Ancestors, shape ``(chains,)``, drawn by systematic resampling: one uniform for all chains.
+    """Draw the ancestor of each chain, an index, shape ``(chains,)``, by systematic resampling.
+
+    One uniform number is drawn for all chains.
 
     Source: Comparison of Resampling Schemes for Particle Filtering (Douc and Cappe, 2005),
     https://arxiv.org/abs/cs/0507025

@@ -1,8 +1,7 @@
-"""Models by name or file: ``load("ring")``. Weights are safetensors files that carry their own description.
+"""Loading and saving of models: ``load("ring")``. Weights are safetensors files that describe their own model.
 
-A weight file holds the parameters of the network, and in its header the noise schedule, the kind of
-network, the form of the energy, and where it comes from: data, loss, versions, and the command that
-reproduces it. Nothing is unpickled.
+A weight file holds the parameters of the network. Its header holds the noise schedule, the kind of network, the form of
+the energy, and provenance: configuration, loss, versions, and the command that reproduces it. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ FORMAT = "ppl-diffusion weights 1"
 
 
 class ModelCard(NamedTuple):
-    """What is known of a shipped model without loading it."""
+    """Description of a shipped model, from the header of its weight file."""
 
     name: str
     description: str
@@ -39,12 +38,12 @@ class ModelCard(NamedTuple):
 
 
 def names() -> list[str]:
-    """Names of the shipped models."""
+    """Return the names of the shipped models, sorted."""
     return sorted(p.name[: -len(".safetensors")] for p in _folder().iterdir() if p.name.endswith(".safetensors"))
 
 
 def cards() -> list[ModelCard]:
-    """A :class:`ModelCard` for every shipped model."""
+    """Return a :class:`ModelCard` for every shipped model, without reading its weights."""
     found = []
     for name in names():
         header = _read(_folder() / f"{name}.safetensors", tensors=False)[0]
@@ -55,16 +54,16 @@ def cards() -> list[ModelCard]:
 
 @outside_inference_mode()
 def load(name: str | Path) -> EnergyModel:
-    """An energy model by name, or from a weight file.
+    """Load an energy model by name, or from a weight file.
 
     Args:
         name: a shipped model, see :func:`names`, or the path of a ``.safetensors`` file.
 
     Returns:
-        The model on the CPU; ``.given(3)`` or ``.given(x=0.3, y=0.6)`` conditions it where it knows conditions.
+        The model on the CPU; if it is conditional, ``.given(3)`` or ``.given(x=0.3, y=0.6)`` conditions it.
 
     Raises:
-        ValueError: no such model, or a file that is damaged or is not a weight file of this library.
+        ValueError: there is no such model, or the file is damaged or not a weight file of this library.
     """
     path: Any = Path(name) if str(name).endswith(".safetensors") else _folder() / f"{name}.safetensors"
     if not path.is_file():
@@ -93,8 +92,10 @@ def save_weights(model: EnergyModel, path: str | Path) -> Path:
     """Write a model to a safetensors file with its schedule, network and provenance in the header.
 
     Raises:
-        ValueError: a model that does not say how its network is built.
+        ValueError: the model's ``info`` does not describe how to build its network.
     """
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"{path} is to be a weight file: save_weights(model, '{Path(path).name}.safetensors')")
     if "network" not in model.info:
         raise ValueError(
             f"{model} does not say how its network is built: give EnergyModel info={{'network': json.dumps(options)}} "
@@ -113,9 +114,12 @@ def save_weights(model: EnergyModel, path: str | Path) -> Path:
 
 
 def write(tensors: Mapping[str, Tensor], header: Mapping[str, str], path: Path) -> Path:
-    """A safetensors file, which appears only when it is complete."""
-    with replacing(path) as partial:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata=dict(header))
+    """Write a safetensors file, which appears at ``path`` only when it is complete, and return ``path``."""
+    try:
+        with replacing(path) as partial:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata=dict(header))
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written ({_first_line(error)})") from error
     return path
 
 

@@ -1,11 +1,11 @@
-"""Statistical checks that the tests share, and the budget of false alarms.
+"""Statistical checks shared by the tests, and the false-alarm budget of the suite.
 
-Budget. A p-value rejects below ``ALPHA``. The suite takes fewer than 500 of them, so a correct library
-fails a run with fresh seeds with probability below 5e-4. Comparisons by standard errors use 4 (two-sided
-6e-5 each) unless they say otherwise. Seeds are fixed and were not picked.
+Budget. A p-value below ``ALPHA`` is a failure. The suite computes fewer than 500 of them, so a correct library fails a
+run with fresh seeds with probability below 5e-4. Comparisons in standard errors use a bound of 4 (two-sided 6e-5 each)
+unless they say otherwise. Seeds are fixed and were not selected.
 
-Power. Each check is also run on wrong twins, which it must reject: a check that rejects nothing
-shows nothing. At a tiny step every sampler looks right, so acceptance is asserted within a window.
+Power. Each check is also applied to negative controls ("wrong twins"): deliberately wrong variants that it must reject.
+With a tiny step every sampler looks right, so the acceptance rate is asserted to lie in ``ACCEPTANCE_WINDOW``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ACCEPTANCE_WINDOW = (0.6, 0.9)
 
 @dataclass(frozen=True)
 class Invariance:
-    """What :func:`invariance` found: p-values by statistic, acceptance rate, share of chains that moved."""
+    """Result of :func:`invariance`: p-values by statistic, acceptance rate, share of chains that moved."""
 
     p_values: dict[str, float]
     acceptance_rate: float
@@ -46,7 +46,7 @@ def invariance(
     steps: int = 20,
     seed: int = 0,
 ) -> Invariance:
-    """Start from exact draws, take some steps, compare with the exact distribution.
+    """Test invariance: start from exact draws, take some steps, compare with the exact distribution.
 
     Args:
         exact: ``exact(draws, seed)`` gives exact draws at ``level``, shape ``(draws, *event_shape)``.
@@ -69,7 +69,7 @@ def invariance(
 
 
 def _second_moments(x: np.ndarray, reference: np.ndarray) -> float:
-    """Chi-square of the mean squares about the exact mean, with the exact fourth moments."""
+    """P-value of a chi-square test of the mean squares about the exact mean, with variances from exact draws."""
     squares, expected = ((sample - reference.mean(0)) ** 2 for sample in (x, reference))
     covariance = np.atleast_2d(np.cov(expected.T)) * (1 / len(x) + 1 / len(reference))
     difference = squares.mean(0) - expected.mean(0)
@@ -124,7 +124,7 @@ class LogQuadratics:
         return LogQuadratics(self.precisions, self.linears, self.constants + log_scale)
 
     def responsibilities(self, x: np.ndarray) -> np.ndarray:
-        """Share of every term at ``x (..., D)``, shape ``(..., terms)``: its mean is the term's mass."""
+        """Posterior probability of each term at ``x (..., D)``, shape ``(..., terms)``; its mean is the term's mass."""
         quadratic = -0.5 * np.einsum("...i,kij,...j->...k", x, self.precisions, x) + x @ self.linears.T + self.constants
         return np.exp(quadratic - np.logaddexp.reduce(quadratic, axis=-1, keepdims=True))
 
@@ -154,7 +154,7 @@ class LogQuadratics:
 
 
 def moment_errors(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Errors of every mean and covariance in standard errors, for independent draws ``x (draws, D)``."""
+    """Errors of all means and covariances, in standard errors, for independent draws ``x (draws, D)``."""
     centred = x - mean
     products = np.einsum("ni,nj->nij", centred, centred)
     upper = np.triu_indices(x.shape[1])

@@ -1,4 +1,4 @@
-"""The walk: seeds, starts, weights, what is recorded, what is refused, and what is warned of."""
+"""The annealing loop: seeds, starts, weights, recorded statistics, rejected arguments, and warnings."""
 
 from __future__ import annotations
 
@@ -69,6 +69,7 @@ def test_a_seed_gives_the_same_trace_and_another_seed_another(name):
     assert one.positions.dtype == np.float64
 
 
+@pytest.mark.filterwarnings("ignore:the variance of the noise falls")
 def test_no_global_state_is_touched():
     before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), jnp.zeros(1).dtype
     walk(draws=2, resample=0.5, reverse_step=True)
@@ -192,7 +193,7 @@ def test_reverse_diffusion_is_right_for_a_single_model_and_wrong_for_a_product()
 
 
 def half_broken(value):
-    """A Gaussian whose energy fails on one side."""
+    """A Gaussian whose energy is ``value``, which is not finite, for x > 0.5."""
 
     def energy(x, level):
         return jnp.where(x[..., 0] > 0.5, value, 0.5 * (x**2).sum(-1))
@@ -217,7 +218,7 @@ def test_energies_that_are_not_finite_are_refused_and_counted(name, value):
 
 @pytest.mark.filterwarnings("ignore:1 of 40 chains end")
 def test_what_a_kernel_does_not_count_is_not_zero():
-    """BlackJAX's MALA tells of no failures: unknown, but for chains that arrived where there is none to know."""
+    """BlackJAX's MALA does not report failures: the count is NaN, except for a chain that arrived at one."""
     kernel = from_blackjax(blackjax.mala.build_kernel, blackjax.mala.init, step_size=0.01)
     start = np.zeros((40, 2))
     start[7, 0] = 1.0
@@ -226,6 +227,15 @@ def test_what_a_kernel_does_not_count_is_not_zero():
     assert np.all(failures[:, 7] == 1)
     assert np.all(np.isnan(np.delete(failures, 7, axis=1)))
     assert any("not finite and were refused" in words for words in diagnose(trace).warnings)
+
+
+@pytest.mark.filterwarnings("ignore:the variance of the noise falls")
+@pytest.mark.parametrize(("levels", "told"), [((60, 40, 20), False), ((6, 3, 0), True), ((2, 1, 0), False)])
+def test_reverse_steps_whose_weights_vary_too_much_are_warned_of(levels, told):
+    options = {"ladder": Ladder(levels, steps=1), "init": np.zeros((50, 2)), "reverse_step": True}
+    weighted, plain = (walk(**options, resample=share).attributes["warnings"] for share in (0.5, None))
+    assert any("from level 3 to 0" in words for words in weighted) == told
+    assert not any("the noise falls" in words for words in plain)
 
 
 def test_traces_are_told_apart_by_identity():
@@ -279,7 +289,7 @@ def test_a_gradient_that_is_not_finite_is_refused_too():
 
 
 def test_a_chain_without_a_gradient_stays_where_it_is():
-    """And is told of: a reverse step would make its position NaN for good."""
+    """It is also counted and warned of: a reverse step would turn its position into NaN."""
 
     def energy(x, level):
         return 0.5 * (x**2).sum(-1) + jnp.sqrt(1.0 - x[..., 0])
@@ -292,7 +302,7 @@ def test_a_chain_without_a_gradient_stays_where_it_is():
     np.testing.assert_array_equal(kept.positions[1::2, 0], start[1::2])
     assert kept.stats.nonfinite.sum("chain").to_numpy().tolist() == [10, 10]
     assert any("20 energies or gradients were not finite" in words for words in diagnose(kept).warnings)
-    np.testing.assert_allclose(kept.stats.ess[0], 10)  # of given positions too
+    np.testing.assert_allclose(kept.stats.ess[0], 10)  # also for positions given by init=
 
     def nowhere(x, level):
         return jnp.nan * x.sum(-1)
@@ -415,9 +425,9 @@ def test_tails_are_checked_without_sampling():
     assert check_quotient(PLANAR["bar"] * (PLANAR["ring"] + PLANAR["bar"]), levels=(50,)) == []
 
 
-@pytest.mark.filterwarnings("ignore:the start density")
+@pytest.mark.filterwarnings("ignore:the start density", "ignore:.* of the chains of ring")
 def test_a_quotient_is_looked_at_through_every_door():
-    """Carried into the other library, or as the prior of a Pyro model: tails, and chains that have left."""
+    """Tails and chains outside the support are also checked in a converted potential and in the prior of a model."""
     steep = guidance(PLANAR["ring"], PLANAR["bar"], scale=3.0)
     far = np.full((20, 2), 30.0)
 
@@ -462,10 +472,10 @@ REFUSED = {
         TypeError,
         "takes no stepsize",
     ),
-    "a kernel that needs a key": (
-        lambda: from_blackjax(blackjax.ghmc.build_kernel, blackjax.ghmc.init, step_size=0.1),
+    "a kernel that needs more than a key": (
+        lambda: from_blackjax(blackjax.orbital_hmc.build_kernel, blackjax.orbital_hmc.init, step_size=0.1),
         TypeError,
-        "needs rng_key beside position",
+        "needs period beside position",
     ),
     "no gradient to go by": (
         lambda: walk(
@@ -508,7 +518,7 @@ def test_what_is_recorded_on_the_way_does_not_grow_with_the_picture():
 
 
 def test_scales_of_coordinates_are_told_by_their_gradients():
-    """Of Gaussians: their standard deviations, relative to those that a level belongs to."""
+    """For Gaussians, the scales are the standard deviations relative to those of the diffused coordinates."""
     deviations, diffused = np.array([0.5] * 50 + [0.05, 5.0, 1e-6]), np.array([True] * 50 + [False] * 3)
     expected = [*[1.0] * 50, 0.1, 10, 1 / 30]
     rng, scales, rungs = np.random.default_rng(0), np.ones(53), []

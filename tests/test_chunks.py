@@ -1,4 +1,4 @@
-"""Evaluation in chunks: the same energies, gradients and traces; less at once where memory runs out."""
+"""Evaluation in chunks: same energies, gradients and traces; smaller chunks when memory runs out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ppl_diffusion.networks import build_network
 
 
 class Small(nn.Module):
-    """A network on a device that has room for so many points."""
+    """A network that raises an out-of-memory error for more than ``room`` points."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def test_a_device_without_memory_is_asked_for_less():
     ]
     assert base.chunks.size == 6
     torch.testing.assert_close(energy, two_cubes(model()).energy(points(9), level=3), rtol=1e-5, atol=1e-4)
-    base.given(x=0.5, y=0.5).value_and_grad(points(9), level=3)  # the finding is shared, and nothing is warned of again
+    base.given(x=0.5, y=0.5).value_and_grad(points(9), level=3)  # the chunk size is shared: no second warning
     with pytest.raises(torch.OutOfMemoryError):
         model(room=0).value_and_grad(points(1), level=3)
 

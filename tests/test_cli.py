@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it refuses, and what an interruption leaves."""
+"""The command line: files that it writes, arguments that it rejects, and its state after an interruption."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUICK = ["--chains", "8", "--steps", "1", "--rungs", "4"]
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """``run(*arguments)`` gives status, standard output and standard error."""
+    """``run(*arguments)`` returns exit status, standard output and standard error."""
 
     def act(*arguments):
         monkeypatch.setattr(sys, "argv", ["ppl-diffusion", *map(str, arguments)])
@@ -167,7 +167,7 @@ def test_bad_input_ends_with_status_2_and_one_line(run, tmp_path, case):
 
 LISTENING = """
 import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background are started deaf to it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes are started with SIGINT ignored
 from ppl_diffusion.cli import main
 main()
 """
@@ -188,7 +188,7 @@ def test_an_interruption_leaves_nothing_half_written(tmp_path, command, signalle
         env={**os.environ, "PYTHONPATH": os.getcwd()},
     )
     try:
-        line = process.stderr.readline()  # the first progress: it is under way
+        line = process.stderr.readline()  # the first line of progress: the run has started
         assert "%" in line, line + process.stderr.read()
         time.sleep(1)
         process.send_signal(signalled)

@@ -1,4 +1,4 @@
-"""Convolutions for training on CUDA: their derivatives of every order are those of torch's own."""
+"""Convolutions for training on CUDA: their derivatives of every order equal those of torch's convolutions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_derivatives_are_right(name):
-    """By finite differences, up to the second; both of torch's checks fail if any factor is wrong."""
+    """First and second derivatives against finite differences; both of torch's checks fail for a wrong factor."""
     layer, x, call = asked(name)
     torch.testing.assert_close(convolve(layer, x), layer(x))
     assert gradcheck(call, (x, layer.weight, layer.bias))
@@ -30,7 +30,7 @@ def test_derivatives_are_right(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_wrong_second_derivative_is_rejected(monkeypatch, name):
-    """The wrong twin, off by a hundredth."""
+    """Negative control: second derivatives that are off by one per cent."""
     right = convolution._Backward
 
     class Wrong(right):
@@ -45,7 +45,7 @@ def test_a_wrong_second_derivative_is_rejected(monkeypatch, name):
 
 
 def asked(name):
-    """A layer, points, and its values as a function of points and parameters."""
+    """Return a layer, points, and the layer's values as a function of points and parameters."""
     layer = LAYERS[name]().double()
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, layer.in_channels, 4, 4, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -57,7 +57,7 @@ def asked(name):
 
 
 class Called(torch.nn.Module):
-    """A layer by the derivatives of the module."""
+    """A layer evaluated by ``convolve``, whose derivatives are tested."""
 
     def __init__(self, layer):
         super().__init__()
@@ -75,7 +75,7 @@ class Called(torch.nn.Module):
     ],
 )
 def test_a_network_is_trained_alike(monkeypatch, device):
-    """The gradients of a loss that holds a gradient, with respect to all parameters."""
+    """Gradients with respect to all parameters of a loss that contains a gradient."""
     network = build_network("unet", shape=[1, 8, 8], widths=[8, 16], blocks=1).double().to(device)
     clean = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
 

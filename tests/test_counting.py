@@ -1,4 +1,4 @@
-"""Network calls, counted exactly: one at arrival and one per leapfrog, for all chains and factors together."""
+"""Exact number of network calls: one at arrival and one per leapfrog step, for all chains and factors together."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def calls(*models: EnergyModel) -> list[int]:
     ids=["HMC", "HMC of 7", "MALA", "ULA"],
 )
 def test_a_rung_costs_one_call_and_one_for_each_leapfrog(kernel, leapfrogs, step):
-    """Adaptation costs none extra; nor does anything at the start or the end."""
+    """Neither step size adaptation nor the start or the end of a run costs further calls."""
     energy = model(0)
     trace = anneal(energy, kernel(step=step), ladder=Ladder(levels=(19, 10, 0), steps=4), chains=6, draws=5, seed=0)
     expected = 3 * (1 + 4 * leapfrogs) + 5 * leapfrogs
@@ -115,7 +115,7 @@ def test_a_factor_in_jax_leaves_conditions_of_one_network_together():
 
 
 def test_a_quotient_costs_its_check_and_no_more():
-    """The guard probes the tails at some levels and the support once: said, and counted apart."""
+    """The check probes the tails at some levels and the support once; these calls are not in ``gradient_calls``."""
     a, b = model(0), model(1)
     ladder = Ladder(levels=(19, 10, 0), steps=2)
     trace = anneal(a / b**0.2, HMC(), ladder=ladder, chains=6, seed=0)

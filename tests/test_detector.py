@@ -1,4 +1,4 @@
-"""The judge of composed pictures: finds the cubes of real scenes, and refuses what is not so."""
+"""The detector that judges composed pictures: it finds the cubes of rendered scenes, and rejects wrong ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.detector import RADIUS, Detector, load_detector, matched, matche
 from benchmarks.train_detector import GHOST, accuracy, elsewhere, targets, to_range, with_blobs, with_decoys
 
 SCENES = Path(__file__).parent / "data" / "cubes32_test.npz"
-"""The first two test scenes of each number of cubes, which the detector has not seen."""
+"""The first two test scenes of each number of cubes; the detector was not trained on them."""
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_a_cube_serves_one_position_only():
 
 
 def test_matching_is_not_greedy():
-    """The first position is nearest to the cube that the second one needs."""
+    """The cube nearest to the first position is the only one close enough to the second."""
     found, wanted = [[0.50, 0.5], [0.44, 0.5]], [[0.49, 0.5], [0.55, 0.5]]
     assert matched_exactly(found, wanted)
 

@@ -106,7 +106,7 @@ def test_without_a_network_the_energy_is_the_noised_reference(form):
 
 
 def test_the_loss_is_least_for_the_exact_score():
-    """A Gaussian's reference is its exact energy: the loss is the irreducible variance, and any network adds to it."""
+    """For Gaussian data the reference energy is exact: the loss is minimal, and any network output increases it."""
     generator = torch.Generator().manual_seed(0)
     clean = 0.7 * torch.randn(20_000, 2, generator=generator, dtype=torch.float64)
     nothing, something = mlp(seed=1).network, mlp(seed=1).network
@@ -158,7 +158,7 @@ def test_a_position_is_a_condition_that_the_network_finds_in_the_picture():
     with pytest.warns(ConditionWarning, match=r"from 0\.2 to 0\.8") as caught:
         model.given(x=0.05, y=0.5)
     assert caught[0].filename == __file__
-    model.given(x=0.199, y=0.8)  # as near as makes no difference, and as the bounds are printed
+    model.given(x=0.199, y=0.8)  # within the precision to which the bounds are printed: no warning
     assert parse(dump(Positions(0, 1))) == Positions(0.0, 1.0)
 
 
@@ -175,7 +175,7 @@ def test_positions_of_one_network_are_one_call():
 
 
 def test_one_network_in_two_energies_is_evaluated_as_both():
-    """Conditions go together; another form or another reference is another energy."""
+    """Only conditions of one energy share a call: another form or reference makes a different energy."""
     one = mlp()
     parts = [one]
     for form, reference in (("inner_product", one.reference), ("squared_norm", (5.0, 0.1))):
@@ -186,7 +186,7 @@ def test_one_network_in_two_energies_is_evaluated_as_both():
 
 
 def test_convolutions_on_cuda_are_alike_every_time():
-    """The switches are there on any machine; what the caller had is there again afterwards."""
+    """The caller's cuDNN settings are restored; they can be tested on a machine without CUDA."""
     convolutions = torch.backends.cudnn
     for asked in (True, False):
         convolutions.deterministic, convolutions.benchmark = not asked, asked
@@ -199,7 +199,7 @@ def test_convolutions_on_cuda_are_alike_every_time():
 
 
 def test_convolutions_are_not_rounded_unless_asked_for():
-    """On CUDA; the switches are there on any machine."""
+    """TF32 is disabled on CUDA; the settings can be tested on a machine without CUDA."""
     cuda, convolutions, products = torch.device("cuda"), torch.backends.cudnn, torch.backends.cuda.matmul
     before = convolutions.allow_tf32, products.allow_tf32
     try:
@@ -222,7 +222,7 @@ def test_convolutions_are_not_rounded_unless_asked_for():
     [("cudnn.conv.fp32_precision", "tf32"), ("cudnn.rnn.fp32_precision", "ieee"), ("fp32_precision", "tf32")],
 )
 def test_torchs_newer_switches_are_heeded_too(switch, value):
-    """In a process of its own: whoever uses them cannot read the older ones any more."""
+    """In a separate process, because after setting the newer switches torch refuses to read the older ones."""
     code = f"""
 import torch
 from ppl_diffusion import load
@@ -238,7 +238,7 @@ assert convolutions.fp32_precision == "tf32"
 
 
 def test_a_level_that_is_a_tensor_is_nan_outside_the_schedule():
-    """An accelerator need not wait for its value."""
+    """A level in GPU memory need not be copied to the host to be checked."""
     model, x = mlp(), points()
     assert model.level_arrays
     for level, there in ((-1, False), (0, True), (19, True), (20, False)):
@@ -252,7 +252,7 @@ def test_a_level_that_is_a_tensor_is_nan_outside_the_schedule():
 
 
 def test_expressions_of_networks_take_a_level_that_is_a_tensor():
-    """As far as all of their leaves do, wherever in the expression they stand."""
+    """An expression takes a level tensor if all of its leaves do."""
     model, x = pictures(), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     one, two = model.given(x=0.25, y=0.75), model.given(x=0.5, y=0.5)
     expressions = [one * two, conjunction([one, two], model), mixture([one, two * model]), 2.0 * one]
@@ -270,7 +270,7 @@ def test_expressions_of_networks_take_a_level_that_is_a_tensor():
 
 
 def test_threads_share_the_switches_of_exact_convolutions():
-    """The first in sets them, the last out puts them back."""
+    """The first context to be entered sets the switches, the last one to be left restores them."""
     switches, cuda = torch.backends.cudnn, torch.device("cuda")
     before = switches.deterministic
     first, second = precise(cuda), precise(cuda)
@@ -283,7 +283,7 @@ def test_threads_share_the_switches_of_exact_convolutions():
 
 
 def test_a_condition_belongs_to_the_network_that_gets_it():
-    """One that changes what it was given does so for itself."""
+    """A network that modifies its condition in place does not affect later calls."""
 
     class Spoils(torch.nn.Module):
         def __init__(self):
@@ -300,7 +300,7 @@ def test_a_condition_belongs_to_the_network_that_gets_it():
     assert len(set(energies)) == 1
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch, at its own work
+@pytest.mark.filterwarnings("ignore")  # warnings raised inside torch.compile
 def test_torch_compiles_what_calls_a_model():
     model, x = mlp(), points()
     compiled = torch.compile(lambda x: model.energy(x, level=4), backend="eager")
@@ -310,7 +310,7 @@ def test_torch_compiles_what_calls_a_model():
 
 
 class Table(torch.nn.Module):
-    """The wrong twin of an embedding of levels: a row for each whole log-SNR, and nothing in between."""
+    """Negative control: a level embedding that is constant between whole numbers of the log-SNR."""
 
     def __init__(self, width, *, classes):
         super().__init__()
@@ -322,7 +322,7 @@ class Table(torch.nn.Module):
 
 @pytest.mark.parametrize("embedding", [LevelEmbedding, Table])
 def test_features_of_the_noise_level_are_smooth(embedding):
-    """Weights between rungs need energies that agree between levels: finer steps of the log-SNR, smaller jumps."""
+    """Smaller steps of the log-SNR change the features less; importance weights between rungs rely on it."""
     torch.manual_seed(0)
     features = embedding(32, classes=0)
     jumps = [features(torch.linspace(-10, 10, n), None).diff(dim=0).norm(dim=1).max() for n in (500, 5000)]
@@ -470,7 +470,7 @@ def test_the_zoo_holds_what_it_lists():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_planar_models_have_learned_their_densities(name):
-    """Against the exact score: root mean square error in units of the noise; and energies agree to a constant."""
+    """The score has a small root mean square error, in units of the noise, and energies agree up to a constant."""
     model, truth = load(name), exact(name, backend="torch")
     for level, tolerance in ((0, 0.08), (10, 0.05), (60, 0.02)):
         x = torch.from_numpy(truth.sample(2000, level=level, seed=3))
@@ -481,7 +481,7 @@ def test_planar_models_have_learned_their_densities(name):
 
 
 def test_digits_are_recognised_by_the_score_of_their_class():
-    """The condition under which the noise of a drawn digit is estimated best is the one that it was drawn under."""
+    """The noise added to a sampled digit is estimated best under the class that it was sampled from."""
     model = load("digits")
     ladder = Ladder.spaced(model.schedule, rungs=25, steps=4)
     drawn = np.concatenate(
@@ -499,7 +499,7 @@ def test_digits_are_recognised_by_the_score_of_their_class():
 
 
 def test_float32_networks_move_acceptance_probabilities_by_less_than_a_thousandth():
-    """The precision law, on chains of digits: the same trajectories by the same network in float64."""
+    """Compare acceptance probabilities of the same trajectories with a float32 and a float64 network."""
     model = load("digits").given(3)
     double = EnergyModel(
         load("digits").network.double(),
@@ -539,7 +539,7 @@ def test_energies_are_float64_under_jax_too():
 
 
 def test_numpy_points_go_where_the_networks_are():
-    """The device "meta" holds no numbers, and tells where things are as an accelerator would."""
+    """The device "meta" stands for a GPU: it stores no values, but tensors have to be on it."""
     model = pictures().to("meta")
     window = tapestry([model, model.given(x=0.25, y=0.75)], (3, 8, 12), [(0, 0), (0, 4)])
     mine = EnergyFunction(

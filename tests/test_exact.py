@@ -19,7 +19,7 @@ def gaussian(mean, covariance, backend):
 
 
 def product_2d(backend):
-    """One skewed mode that no factor has."""
+    """The product has a single skewed mode, unlike either factor."""
     p = GaussianMixture(
         [[0.4, -0.2], [0.9, 0.5]], [[0.5, 0.3], [0.4, 0.6]], weights=[0.3, 0.7], schedule=SCHEDULE, backend=backend
     )
@@ -28,7 +28,7 @@ def product_2d(backend):
 
 
 def mixture_3d(backend):
-    """Unequal, overlapping, in unnormalised weights."""
+    """Unequal, overlapping components with unnormalised weights."""
     p = gaussian([0.3, 0.0, -0.4], np.diag([0.3, 0.5, 0.2]), backend)
     q = gaussian([-0.2, 0.4, 0.1], np.diag([0.4, 0.2, 0.6]) + 0.1, backend)
     exact = LogQuadratics.of(p, level=0).scaled(0.5) + LogQuadratics.of(q, level=0).scaled(-0.7)
@@ -77,19 +77,19 @@ def test_moments_match_the_closed_form_for_torch_potentials(target):
 
 
 def two_modes():
-    """A product whose modes part early with the wrong shares: plain annealing keeps them wrong."""
+    """A product whose modes separate at a noisy level with wrong masses, which annealing without weights keeps."""
     p = GaussianMixture([[-0.8, 0.0], [0.8, 0.2]], [0.08, 0.1], weights=[0.5, 0.5], schedule=SCHEDULE, backend="jax")
     q = GaussianMixture([[-0.7, 0.05], [0.8, 0.2]], [0.1, 0.3], weights=[0.3, 0.7], schedule=SCHEDULE, backend="jax")
     return p * q, LogQuadratics.of(p, level=0) * LogQuadratics.of(q, level=0)
 
 
 PARTING = Ladder(levels=tuple(range(90, -1, -1)), steps=3)
-"""Below the clipped betas of the cosine schedule, whose first reverse step a product does not survive."""
+"""Levels below those with clipped betas, across which a reverse step of a product would collapse the weights."""
 
 
 @pytest.mark.parametrize("reverse_step", [False, True])
 def test_weights_restore_the_shares_of_separate_modes_and_the_normaliser(reverse_step):
-    """Errors in standard errors of 8 independent populations (t with 7 degrees of freedom: bound 8 is 1e-4)."""
+    """Errors are in standard errors of 8 independent populations (t with 7 degrees of freedom: P(|t| > 8) = 1e-4)."""
     potential, exact = two_modes()
     mean, covariance, log_normaliser = exact.moments()
     means, normalisers, plain = [], [], []
@@ -113,7 +113,7 @@ def test_weights_restore_the_shares_of_separate_modes_and_the_normaliser(reverse
 
 
 def test_a_reverse_step_whose_density_is_left_out_is_noticed(monkeypatch):
-    """The wrong twin: weights of the change of density alone, where chains have been proposed anew."""
+    """Negative control: weights without the proposal densities of the reverse step."""
     potential, exact = two_modes()
     own = proposals.reverse_step
     monkeypatch.setattr(proposals, "reverse_step", lambda *args, **named: (own(*args, **named)[0], 0.0))
@@ -123,7 +123,7 @@ def test_a_reverse_step_whose_density_is_left_out_is_noticed(monkeypatch):
 
 @pytest.mark.parametrize("target", ["product_2d", "mixture_3d", "quotient_2d", "product_16d"])
 def test_log_normalisers_match_the_closed_form(target):
-    """Within 4 standard errors of the weights' own, by 6 independent populations of 1,000 chains."""
+    """Errors are in standard errors of 6 independent populations of 1,000 chains."""
     potential, exact = TARGETS[target]("jax")
     _, _, expected = exact.moments()
     ratios = []

@@ -1,4 +1,4 @@
-"""The contract of every kernel: it leaves its density invariant, and the check rejects wrong ones."""
+"""Every adjusted kernel leaves its density invariant, and the check rejects wrong kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from blackjax.mcmc import integrators, trajectory
 from checks import ACCEPTANCE_WINDOW, ALPHA, invariance
 
-from bridges.blackjax import HMC, MALA, NUTS, UHMC, ULA, _info, _refresh, _unit_mass, from_blackjax
+from bridges.blackjax import HMC, MALA, NUTS, UHMC, ULA, _info, _refresh_momentum, _unit_mass, from_blackjax
 from bridges.blackjax_walker import BlackJAXWalker
 from bridges.torch_jax import to_jax
 from ppl_diffusion import Adaptive, EnergyFunction, GaussianMixture, NoiseSchedule, UniformBox
@@ -34,7 +34,7 @@ TILTED = GaussianMixture(
 )
 WALLS = UniformBox([-0.5, 0.2], [1.0, 2.0], schedule=SCHEDULE, backend="jax")
 NARROW = GaussianMixture([[0.3, -0.2], [-0.1, 0.4]], [0.02, 0.03], schedule=SCHEDULE, backend="jax")
-"""At its clean levels neighbours differ visibly."""
+"""A density that changes noticeably between neighbouring clean levels."""
 TARGETS = {"modes": MODES, "tilted": TILTED, "walls": WALLS}
 
 STEPS = {
@@ -46,16 +46,23 @@ STEPS = {
     "blackjax_mala": {"modes": 0.29, "tilted": 0.44, "walls": 0.33},
     "blackjax_barker": {"modes": 0.82, "tilted": 0.86, "walls": 0.83},
     "blackjax_rmh": {"modes": 0.3, "tilted": 0.3, "walls": 0.15},
+    "blackjax_ghmc": {"modes": 0.76, "tilted": 0.93, "walls": 0.81},
 }
 
 
 def random_walk(step: float, *, drift: float = 0.0):
-    """Knows no gradient; a drift makes the proposal one that is taken for symmetric and is not."""
+    """Random-walk Metropolis; with a drift, the proposal is not symmetric, but the kernel assumes that it is."""
 
     def propose(key, x):
         return x + step * jax.random.normal(key, x.shape) + drift
 
     return from_blackjax(blackjax.rmh.build_kernel, blackjax.rmh.init, transition_generator=propose)
+
+
+def generalised(init, step: float):
+    """Generalised HMC, whose momentum and slice persist from step to step."""
+    parameters = {"step_size": step, "momentum_inverse_scale": 1.0, "alpha": 0.1, "delta": 0.2}
+    return from_blackjax(blackjax.ghmc.build_kernel, init, **parameters)
 
 
 def kernel_of(name: str, step: float):
@@ -70,6 +77,7 @@ def kernel_of(name: str, step: float):
             blackjax.barker_proposal.build_kernel, blackjax.barker_proposal.init, step_size=step
         ),
         "blackjax_rmh": lambda: random_walk(step),
+        "blackjax_ghmc": lambda: generalised(blackjax.ghmc.init, step),
     }[name]()
 
 
@@ -95,15 +103,15 @@ def test_a_torch_potential_is_left_invariant_across_the_bridge():
     assert found.smallest > ALPHA, found
 
 
-# ---- wrong twins: each is one line away from a kernel above
+# ---- negative controls: each differs by one line from a correct kernel
 
 
 @dataclass(frozen=True)
 class KineticDropped(HMC):
-    """The momentum is updated in place: kinetic energies cancel, and p squared is sampled."""
+    """Kinetic energies cancel, as if the momentum were updated in place, so that p squared is sampled."""
 
     def step_chain(self, key, chain, log_density, step):
-        begun = _refresh(key, chain, 1.0)
+        begun = _refresh_momentum(key, chain, 1.0)
         kinetic = _unit_mass(chain.position).kinetic_energy
         integrate = trajectory.static_integration(integrators.velocity_verlet(log_density, kinetic))
         ended = integrate(begun, step, self.leapfrogs)
@@ -135,12 +143,12 @@ class WrongProposalVariance(MALA):
 
 @dataclass(frozen=True)
 class NoFlip(HMC):
-    """The momentum goes on after a rejection as if nothing had happened."""
+    """The momentum is not flipped after a rejection."""
 
     def step_chain(self, key, chain, log_density, step):
         kinetic = _unit_mass(chain.position).kinetic_energy
         integrate = trajectory.static_integration(integrators.velocity_verlet(log_density, kinetic))
-        begun = _refresh(key, chain, self.refreshment)
+        begun = _refresh_momentum(key, chain, self.refreshment)
         ended = integrate(begun, step, self.leapfrogs)
         change = ended.logdensity - kinetic(ended.momentum) - begun.logdensity + kinetic(begun.momentum)
         rate = jnp.exp(jnp.minimum(change, 0.0))
@@ -157,7 +165,7 @@ class _Mutant(HMC):
 
 
 class _StaleEnergy(BlackJAXWalker):
-    """The energy that the chain arrived with belongs to the level before, at every step."""
+    """At every step, the energy at the start belongs to the previous level."""
 
     def _step(self, key, chains, level, step, scales):
         stale = jax.vmap(self._log_density(level + 1))(chains.position)
@@ -165,7 +173,7 @@ class _StaleEnergy(BlackJAXWalker):
 
 
 class _OneLevelOff(BlackJAXWalker):
-    """The kernel runs at the level after the one that the chains are at."""
+    """The kernel runs at the next level instead of the current one."""
 
     def _step(self, key, chains, level, step, scales):
         return super()._step(key, chains, level - 1, step, scales)
@@ -180,7 +188,7 @@ class _JointAccept(BlackJAXWalker):
         integrate = trajectory.static_integration(
             integrators.velocity_verlet(log_density, _unit_mass(chains.position[0]).kinetic_energy)
         )
-        begun = _refresh(key, chains, 1.0)
+        begun = _refresh_momentum(key, chains, 1.0)
         ended = jax.vmap(lambda one: integrate(one, step, 3))(begun)
         change = ended.logdensity - kinetic(ended.momentum) - begun.logdensity + kinetic(begun.momentum)
         rate = jnp.exp(jnp.minimum(jnp.mean(change), 0.0))
@@ -191,7 +199,7 @@ class _JointAccept(BlackJAXWalker):
 
 
 class _StepOfTheState(BlackJAXWalker):
-    """The factor of the step depends on where the chain is."""
+    """The step size depends on the position of the chain."""
 
     def _step(self, key, chains, level, step, scales):
         keys, log_density = jax.random.split(key, len(chains.position)), self._log_density(level)
@@ -200,7 +208,7 @@ class _StepOfTheState(BlackJAXWalker):
 
 
 class Scaled(BlackJAXWalker):
-    """Coordinates have scales, as those that no noise level belongs to have after the first rung."""
+    """Coordinates have length scales, as other latent sites of a model have after the first rung."""
 
     def arrive(self, positions, level, previous, *, seed):
         state = super().arrive(positions, level, previous, seed=seed)
@@ -208,7 +216,7 @@ class Scaled(BlackJAXWalker):
 
 
 class _ScaledOnArrival(Scaled):
-    """What comes back is not in the coordinates that went in."""
+    """The positions are returned in scaled coordinates."""
 
     def _state(self, level, chains, step, scales):
         return super()._state(level, chains, step, scales)._replace(positions=np.asarray(chains.position))
@@ -225,6 +233,7 @@ WRONG = {
     "wrong proposal variance": WrongProposalVariance(step=0.76),
     "no flip after rejection": NoFlip(step=0.78, refreshment=0.1),
     "a drift that is not weighed": random_walk(0.3, drift=0.1),
+    "one momentum for all chains": generalised(lambda x, f: blackjax.ghmc.init(x, f, jax.random.key(0)), 0.76),
     "one decision for the batch": mutant(_JointAccept, 0.78),
     "a step that depends on the state": mutant(_StepOfTheState, 0.9),
 }
@@ -252,7 +261,7 @@ def test_the_check_rejects_a_kernel_that_takes_one_level_for_another(walker):
 
 @pytest.mark.parametrize("kernel", [ULA, UHMC])
 def test_bias_of_unadjusted_kernels_falls_with_the_square_of_the_step(kernel):
-    """On N(0, 1) both have the stationary variance of leapfrog's shadow density, 1 / (1 - eps^2 / 4)."""
+    """On N(0, 1) both have the variance of the leapfrog integrator's shadow density, 1 / (1 - eps^2 / 4)."""
     normal = EnergyFunction(lambda x, level: 0.5 * (x**2).sum(-1), schedule=SCHEDULE, event_shape=(4,), backend="jax")
     for step in (0.4, 0.8):
         walker = kernel(step=step).bind(normal)
@@ -267,7 +276,7 @@ def test_bias_of_unadjusted_kernels_falls_with_the_square_of_the_step(kernel):
 
 @pytest.mark.parametrize(("jitter", "left"), [(0.03, 0.01), (1.0, None)])
 def test_chains_in_a_steep_place_are_not_left_behind(jitter, left):
-    """A tenth of the chains start where the step that suits the others is refused for ever; no mean shows it."""
+    """A tenth of the chains start where steps that suit the others are always rejected; the mean does not show it."""
 
     def funnel(x, level):
         v, rest = x[..., 0], x[..., 1:]
@@ -286,7 +295,7 @@ def test_chains_in_a_steep_place_are_not_left_behind(jitter, left):
 
 
 def test_a_mixture_is_sampled_with_its_level_scale_inside_the_logsumexp():
-    """Exact draws of a mixture stay exact; with the scale outside (a defect in released code) they do not."""
+    """A mixture is left invariant; one with the scale outside the logsumexp (a defect in released code) is not."""
     left, right = (GaussianMixture([[m, 0.0]], [0.3], schedule=SCHEDULE, backend="jax") for m in (-0.6, 0.6))
     mixed = 0.3 * left + 0.7 * right
 

@@ -1,4 +1,4 @@
-"""The algebra of potentials: identities, gradients, start exponents, and what is refused."""
+"""The algebra of potentials: identities, gradients, start exponents, and rejected arguments."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_boxes_are_stable_far_outside(backend):
 
 
 def test_a_component_without_support_leaves_the_others_alone(backend):
-    """Its gradient is not a number there, and counts for nothing."""
+    """A component of density zero at a point has a NaN gradient there, which is ignored."""
 
     def half(x, level):
         where, sqrt, inf = (jnp.where, jnp.sqrt, jnp.inf) if backend == "jax" else (torch.where, torch.sqrt, torch.inf)

@@ -1,4 +1,4 @@
-"""The README says what is so: its code runs, its figures are those of the results."""
+"""The README is correct: its code runs, and its figures are those of the result files."""
 
 from __future__ import annotations
 

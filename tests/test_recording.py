@@ -1,4 +1,4 @@
-"""What is recorded on CUDA gives the values of plain calls, to the last bit; elsewhere calls are plain."""
+"""CUDA graphs replay the values of plain calls exactly, to the bit; on the CPU, networks are called directly."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch.nn.utils import parametrize
 from ppl_diffusion import EnergyModel, NoiseSchedule, conjunction
 from ppl_diffusion.condition import Positions
 from ppl_diffusion.networks import build_network
-from ppl_diffusion.recording import KEPT, RECORDED, Recorder, _hooked, _Recorded, _state
+from ppl_diffusion.recording import MOST_RECORDINGS, RECORDED, Recorder, _has_hooks, _Recorded, _recording_key
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="recordings need CUDA")
 LEVELS = (0, 7, 19)
 
 
 class Network(nn.Module):
-    """A small one for pictures, which counts its calls."""
+    """A small network for pictures that counts its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,13 +90,13 @@ def test_networks_of_others_are_recorded_if_asked_for():
 
 
 def test_what_a_recording_takes_for_granted_is_told_apart():
-    """The key of a recording, which on a processor is made of the same things."""
+    """The key of a recording changes with whatever a CUDA graph has fixed; on the CPU the key is built alike."""
     network = unet()
     x = torch.zeros(2, 3, 8, 8)
-    keys = [_state(tuple(network.modules()), [x])]
+    keys = [_recording_key(tuple(network.modules()), [x])]
 
     def changed() -> bool:
-        keys.append(_state(tuple(network.modules()), [x]))
+        keys.append(_recording_key(tuple(network.modules()), [x]))
         return keys[-1] not in keys[:-1]
 
     with torch.no_grad():
@@ -111,10 +111,10 @@ def test_what_a_recording_takes_for_granted_is_told_apart():
     assert changed()
     network.middle.eval()
     assert changed()
-    assert _state(tuple(network.modules()), [x[:1]]) not in keys
-    assert not _hooked(tuple(network.modules()))
+    assert _recording_key(tuple(network.modules()), [x[:1]]) not in keys
+    assert not _has_hooks(tuple(network.modules()))
     network.middle.second.register_full_backward_hook(lambda *given: None)
-    assert _hooked(tuple(network.modules()))
+    assert _has_hooks(tuple(network.modules()))
 
 
 @cuda
@@ -220,7 +220,7 @@ def test_a_parametrisation_is_heeded():
 
 @cuda
 def test_what_cannot_be_recorded_is_told():
-    """In a process of its own, which is of no use to others afterwards."""
+    """In a separate process, because a failed capture may leave CUDA unusable."""
     code = """
 import torch
 from ppl_diffusion.recording import RECORDED, Recorder
@@ -247,19 +247,19 @@ def test_large_batches_and_old_ones_are_let_go():
         base.value_and_grad(points(4), level=3)
     assert recorded(base) == []
     base.chunks.launch.most = 10**6
-    for n in range(1, KEPT + 3):
+    for n in range(1, MOST_RECORDINGS + 3):
         base.value_and_grad(points(n), level=3)
-    assert len(base.chunks.launch._known) == KEPT
+    assert len(base.chunks.launch._known) == MOST_RECORDINGS
     base.chunks.launch.clear()
     assert recorded(base) == []
-    for n in (1, 1, *range(2, KEPT + 3), 1, 1):  # the only recording is dropped, and its memory with it
+    for n in (1, 1, *range(2, MOST_RECORDINGS + 3), 1, 1):  # the only recording is dropped, and its memory with it
         base.value_and_grad(points(n), level=3)
     assert recorded(base)[-1]
 
 
 @cuda
 def test_generators_go_on():
-    """What is drawn inside a recording is what plain calls draw."""
+    """Random numbers drawn during a replay equal those of plain calls."""
     network = nn.Linear(2, 2).to("cuda")
     generator = torch.Generator("cuda")
     launch = Recorder(network, [generator], most=RECORDED)

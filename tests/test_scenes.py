@@ -1,4 +1,4 @@
-"""Scenes of cubes: what a layout promises, what hides what, and the arrays that training is given."""
+"""Scenes of cubes: properties of layouts, occlusion, and the arrays for training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZE = 24
 
 
 def paint(scene, seed):
-    """A picture that tells of its scene and its seed, made without a renderer."""
+    """A picture that encodes its scene and its seed, made without a renderer."""
     rng = np.random.default_rng([seed, len(scene.color)])
     return rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
 
@@ -45,7 +45,7 @@ def layouts():
 
 
 def apart(points):
-    """The smallest distance between two of the points."""
+    """Return the smallest distance between two of the points."""
     distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
     return (distances + np.diag(np.full(len(points), np.inf))).min()
 

@@ -1,4 +1,4 @@
-"""The rooms of the house: imports run one way, and nothing happens at import."""
+"""The structure of the packages: imports run one way and have no side effects."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ ORDER = [
     "weights",
     "trace",
     "zoo",
+    "checkpoint",
     "training",
     "step",
     "kernel",

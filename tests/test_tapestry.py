@@ -1,4 +1,4 @@
-"""Tapestries: the product of windows, exactly; one call for all windows; a score that is a gradient."""
+"""Tapestries: exact products of windows, one call for all windows, and a score that is the gradient of an energy."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def woven(backend):
 
 
 def closed_form():
-    """Mean and precision of every pixel of the canvas; the corners that no window covers are left out."""
+    """Precision-weighted mean and precision of every pixel of the canvas; zero where no window covers it."""
     precision, pull = np.zeros(CANVAS), np.zeros(CANVAS)
     for (top, left), weight, (mean, p) in zip(WINDOWS, WEIGHTS, ((0.5, 2.0), (-1.0, 1.0), (0.2, 3.0)), strict=True):
         precision[top : top + 3, left : left + 3] += weight * p
@@ -59,7 +59,7 @@ def closed_form():
 
 
 def covered(backend):
-    """The windows, and two more that cover the lower corners."""
+    """A tapestry of the windows and two more, which cover the lower corners."""
     four = [*parts(backend), gaussian(0.0, 1.0, backend), gaussian(0.0, 1.0, backend)]
     return tapestry(four, CANVAS, (*WINDOWS, (1, 0), (1, 2)), (*WEIGHTS, 1.0, 1.0))
 
@@ -75,7 +75,7 @@ def test_chains_match_the_product_of_overlapping_gaussians(backend):
     x = trace.positions[:, -1]
     assert np.all(np.abs(x.mean(0) - mean) < 4 / np.sqrt(precision * chains))
     assert np.all(np.abs(((x - mean) ** 2).mean(0) * precision - 1) < 4 * np.sqrt(2 / chains))
-    unshared = np.where(precision > 3, precision - 1, precision)  # the wrong twin: windows that do not see each other
+    unshared = np.where(precision > 3, precision - 1, precision)  # negative control: too low in overlaps
     assert not np.all(np.abs(((x - mean) ** 2).mean(0) * unshared - 1) < 4 * np.sqrt(2 / chains))
 
 
@@ -101,7 +101,7 @@ def test_energy_is_the_weighted_sum_and_the_gradient_its_derivative(backend):
 
 
 def strip(backend, weights=(1.0, 2.0)):
-    """Two windows of 3x3 that share two columns, of different means and precisions."""
+    """Two 3x3 windows that overlap in two columns and have different means and precisions."""
     windows = [gaussian(0.5, 2.0, backend), gaussian(-1.0, 1.0, backend)]
     return tapestry(windows, (3, 4), [(0, 0), (0, 1)], weights)
 
@@ -122,10 +122,10 @@ def test_kernels_leave_a_tapestry_invariant(kernel, backend):
 
 
 class OverlapOnce(Tapestry):
-    """The wrong twin: what windows share belongs to the last of them only."""
+    """Negative control: the overlap of windows belongs to the last window only."""
 
-    def _woven(self, x, found):
-        energy, gradient = super()._woven(x, found)
+    def _combine_windows(self, x, found):
+        energy, gradient = super()._combine_windows(x, found)
         shared = 2.0 * (x[..., 1:3] - 0.5)
         return energy - 0.5 * 2.0 * ((x[..., 1:3] - 0.5) ** 2).sum((-1, -2)), gradient - F.pad(shared, (1, 1))
 

@@ -1,4 +1,4 @@
-"""Traces on disk: what goes in comes out, nothing is overwritten, nothing is half written."""
+"""Traces on disk: saving and loading is lossless, never overwrites a file, and leaves no partial file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training: resumes bit for bit, keeps nothing global, refuses what it cannot use."""
+"""Training: resuming is exact to the bit, no global state changes, and unusable input is rejected."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_levels_are_refined_until_neighbours_can_be_mistaken():
 
 
 class Blind(nn.Module):
-    """A narrow and a wide Gaussian, far apart: right gradients, but a mistake between the two at every level."""
+    """Two Gaussians far apart, with an energy offset between them at each level that gradients do not show."""
 
     def __init__(self, schedule: NoiseSchedule) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Blind(nn.Module):
 
 @pytest.fixture
 def mistakes(monkeypatch):
-    """Mistakes, constants and their exact values, all by level, after training with a weight of the second loss."""
+    """``run(weight)`` trains with a weight of the which-level loss: offsets, constants, exact constants by level."""
     cosine = NoiseSchedule.cosine(100)
     schedule = NoiseSchedule(*(tuple(t[i] for i in (0, 3, 6, 10, 15)) for t in (cosine.alphas, cosine.sigmas)))
 
@@ -171,13 +171,13 @@ def mistakes(monkeypatch):
 
 
 def test_levels_that_are_told_apart_agree_where_denoising_is_blind(mistakes, monkeypatch):
-    """A shift of one mode against the other has no gradient in either; only from level to level does it show."""
+    """An energy offset between two modes is invisible in gradients; only comparing levels reveals it."""
     (blind, _, _), (seeing, constants, exact) = mistakes(0), mistakes(1)
     assert blind.std() > 0.6, "denoising does not see it"
     assert seeing.std() < 0.1 * blind.std()
     torch.testing.assert_close(constants, exact, rtol=0, atol=0.15)
     monkeypatch.setattr(objective, "surprise", torch.nn.functional.softplus)
-    assert mistakes(1)[0].std() > 3 * seeing.std(), "the wrong twin: labels swapped"
+    assert mistakes(1)[0].std() > 3 * seeing.std(), "negative control: labels swapped"
 
 
 def test_a_pair_of_levels_costs_two_calls():

@@ -9,9 +9,9 @@
 
     trace = anneal_model(model, (y,), kernel=HMC(), chains=8, draws=100, seed=0)
 
-The last rung, level 0, is the exact joint density of the model; the levels above are a path to it, see
-``bridges.pyro.likelihood``. Other latent sites are unconstrained inside, start from their priors, and come back
-constrained in ``trace.sites``.
+At the last rung, level 0, the target is the exact joint density of the model; the densities at higher levels form an
+annealing path to it, see ``bridges.pyro.likelihood``. Other latent sites start from their priors and are sampled in
+unconstrained coordinates; ``trace.sites`` holds their constrained values.
 """
 
 from .annealing import anneal_model

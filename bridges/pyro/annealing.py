@@ -1,4 +1,4 @@
-"""The posterior of a Pyro model with a diffusion prior, by annealed MCMC."""
+"""Annealed MCMC for the posterior of a Pyro model with a diffusion prior."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ppl_diffusion.schedule import Ladder
 from ppl_diffusion.trace import Trace
 
 from ..blackjax_walker import BlackJAXKernel
-from ..torch_jax import holds_jax
+from ..torch_jax import contains_jax
 from .joint import JointPotential
 from .likelihood import Likelihood
 from .walker import PyroKernel
-from .workers import over_processes
+from .workers import spread_over_processes
 
 
 @outside_inference_mode()
@@ -43,26 +43,27 @@ def anneal_model(
     """Sample the posterior of a Pyro model with a :class:`DiffusionPrior` by annealed MCMC.
 
     Args:
-        model: a Pyro model; run once for each evaluation of all chains, batched by ``torch.func.vmap``.
-        args, kwargs: of the model.
-        kernel: of this module, chain by chain, or of ``bridges.blackjax``, all chains at once.
+        model: a Pyro model. It runs once for each evaluation, batched over chains by ``torch.func.vmap``.
+        args, kwargs: arguments of the model.
+        kernel: a kernel of ``bridges.pyro``, which moves one chain after the other, or of ``bridges.blackjax``, which
+            moves all chains together.
         ladder, chains, draws, seed, resample, reverse_step, progress: as in :func:`ppl_diffusion.anneal`.
-        init: values of every latent site by name, constrained, each ``(chains, *shape)``, to start from; or what
-            ``trace.positions`` holds, flat and unconstrained, ``(chains, size)``; ``x`` as at the first level.
-        likelihood: the path on which observed sites come in; at level 0 all are the exact density. "widened": of the
-            mean of ``x`` given its noised self, with a covariance grown by what is left uncertain. "tempered": of
-            ``x_k / alpha_k``, to the power ``alpha_k ** 2``. "rescaled": of ``x_k / alpha_k``, which binds ``x`` too
-            early. "tweedie": of the network's estimate of the clean ``x``, which costs second derivatives.
-        workers: processes that the chains of a kernel of this module are spread over; more than one needs a model that
-            can be imported, and gives the same trace.
+        init: starting points: constrained values of every latent site by name, each ``(chains, *shape)``, or flat,
+            unconstrained positions ``(chains, size)`` as in ``trace.positions``. ``x`` is noised as at the first level.
+        likelihood: how the observed sites enter at level ``k``; all options are exact at level 0. "widened": at
+            ``E[x | x_k]``, with a covariance enlarged by the remaining uncertainty of ``x``. "tempered": at
+            ``x_k / alpha_k``, raised to the power ``alpha_k ** 2``. "rescaled": at ``x_k / alpha_k``, which constrains
+            ``x`` too early. "tweedie": at the network's estimate of the clean ``x``, which costs second derivatives.
+        workers: number of processes that share the chains of a kernel of ``bridges.pyro``. More than one requires a
+            model that can be imported; the trace does not depend on it.
 
     Returns:
-        A :class:`~ppl_diffusion.trace.Trace`: ``sites`` holds constrained values ``(chains, draws, ...)`` by name,
-        ``positions`` the flat, unconstrained ones, ``groups`` the log-likelihood and the observed data.
+        A :class:`~ppl_diffusion.trace.Trace`: ``sites`` holds constrained values ``(chains, draws, *shape)`` by name,
+        ``positions`` flat, unconstrained ones ``(chains, draws, size)``, ``groups`` the log-likelihood and the data.
 
     Raises:
         ValueError, TypeError: a model without a diffusion prior, with discrete latent sites, or that cannot be
-            batched; arguments that do not fit.
+            batched; invalid arguments.
     """
     check_count("workers", workers, example=2)
     if workers > 1 and not isinstance(kernel, PyroKernel):
@@ -70,7 +71,7 @@ def anneal_model(
     if not isinstance(args, (tuple, list)) or not isinstance(kwargs or {}, Mapping):
         raise TypeError(f"args is a tuple and kwargs a dictionary of what {model} takes: give (y,) for one argument y")
     joint = JointPotential(model, tuple(args), kwargs, likelihood=likelihood)
-    home = [str(prior) for prior in joint.priors if holds_jax(prior)]
+    home = [str(prior) for prior in joint.priors if contains_jax(prior)]
     if home and isinstance(kernel, BlackJAXKernel):
         raise ValueError(
             f"{home[0]} computes with JAX, which a call from JAX cannot: use a kernel of bridges.pyro, or "
@@ -79,7 +80,7 @@ def anneal_model(
     if isinstance(init, Mapping):
         init = joint.flatten(init)
     joint.one_by_one = isinstance(kernel, PyroKernel)
-    with over_processes(kernel, joint, workers) if workers > 1 else nullcontext(kernel) as moving:
+    with spread_over_processes(kernel, joint, workers) if workers > 1 else nullcontext(kernel) as moving:
         trace = anneal(
             joint,
             moving,
@@ -94,13 +95,14 @@ def anneal_model(
         )
     attributes = {**trace.attributes, "likelihood": likelihood, "dims": joint.dims}
     sites, groups = joint.report(trace.positions)
-    last = attributes["levels"][-1]
+    last, notes = attributes["levels"][-1], [*joint.notes]
     if last > 0:
-        note = (
+        notes.append(
             f"the ladder ends at level {last}: the draws of {joint.name} are noised, x_k and not x, and of another "
             "density than its posterior; let it end at level 0"
         )
-        warn_caller(note)
-        attributes["warnings"] = [*attributes["warnings"], note]
         del groups["log_likelihood"]
+    for note in notes:
+        warn_caller(note)
+    attributes["warnings"] = [*attributes["warnings"], *notes]
     return dataclasses.replace(trace, sites=sites, groups=groups, attributes=attributes)

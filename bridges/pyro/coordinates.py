@@ -1,10 +1,11 @@
-"""Latent sites of a Pyro model in unconstrained coordinates, and a handler that runs the model there.
+"""Unconstrained coordinates of the latent sites of a Pyro model, and a handler that runs the model at such a point.
 
-A Beta or Dirichlet site may have mass closer to 0 and 1 than numbers of that size can tell. Its coordinates are
-log-odds, in which it is drawn, and its density computed, in float64; only the model sees what they are rounded to.
+A Beta or Dirichlet site may have mass so close to 0 or 1 that the value rounds to the edge. It is therefore drawn, and
+its density computed, in log-odds coordinates in float64; only the model sees the rounded value.
 
-``obs_mask=`` leaves a *filler*, a latent site whose density is masked where the data are seen. Nothing reads it there,
-so it stands for a standard normal variable of its own, which integrates to one whatever else the model says.
+``pyro.sample(..., obs_mask=)`` adds a latent site for the missing values, called a *filler* here, whose density is
+masked where data are observed. The model ignores the filler there, so these elements get a standard normal density,
+which keeps the joint density proper and integrates to one.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ from ppl_diffusion.arrays import double
 
 from .prior import prior_of, rewrapped, unwrapped
 
-BOUNDED = (dist.Beta, dist.Dirichlet)
+LOG_ODDS_FAMILIES = (dist.Beta, dist.Dirichlet)
+"""Distributions that are sampled in log-odds coordinates."""
 
 
 class LogOdds(dist.TorchDistribution):
-    """A Beta or Dirichlet distribution asked at unconstrained coordinates, those of ``biject_to``.
+    """A Beta or Dirichlet distribution evaluated in the unconstrained coordinates of ``biject_to(fn.support)``.
 
-    Draws are by logarithms of Gamma variables, ``log G(a) = log G(a + 1) + log(uniform) / a``, which do not round to
-    the edge. The density is still that of the constrained value: :meth:`log_jacobian` is apart.
+    Draws use logarithms of Gamma variables, ``log G(a) = log G(a + 1) + log(uniform) / a``, which do not round to the
+    edge. ``log_prob`` is the density of the constrained value, without the Jacobian; see :meth:`log_jacobian`.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
@@ -47,42 +49,52 @@ class LogOdds(dist.TorchDistribution):
         super().__init__(fn.batch_shape, torch.Size(event), validate_args=False)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Coordinates ``(*sample_shape, *batch, *event)``."""
+        """Draw coordinates ``(*sample_shape, *batch, *event)``, float64."""
         shape = (*sample_shape, *self.powers.shape)
         gammas = dist.Gamma(self.powers + 1, torch.ones_like(self.powers)).sample(sample_shape).log()
         gammas = gammas - torch.empty(shape, dtype=torch.float64).exponential_() / self.powers
         rest = gammas.flip(-1).logcumsumexp(-1).flip(-1)
         odds = gammas[..., :-1] - rest[..., 1:]
-        return odds + self._offset() if self.simplex else odds[..., 0]
+        return odds + self._stick_offset() if self.simplex else odds[..., 0]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of the constrained value, ``(*batch)``."""
-        shares, _ = self._logs(value)
+        """Return the log-density ``(*batch)`` of the constrained value at coordinates ``value (*batch, *event)``."""
+        shares, _ = self._log_shares(value)
         normaliser = torch.lgamma(self.powers.sum(-1)) - torch.lgamma(self.powers).sum(-1)
         return ((self.powers - 1) * shares).sum(-1) + normaliser
 
     def log_jacobian(self, value: Tensor) -> Tensor:
-        """Logarithm of how the constrained value changes with these coordinates, ``(*batch)``."""
-        shares, left = self._logs(value)
+        """Return the log-determinant of the derivative of the constrained value by its coordinates, ``(*batch)``."""
+        shares, left = self._log_shares(value)
         return (shares[..., :-1] + left).sum(-1)
 
-    def _logs(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Logarithms of the shares, the last one too, and of what every break of the stick leaves."""
-        odds = value - self._offset() if self.simplex else value[..., None]
+    def _log_shares(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-shares ``(*batch, K)``, and log of the fraction that each stick break leaves ``(*batch, K - 1)``."""
+        odds = value - self._stick_offset() if self.simplex else value[..., None]
         left = logsigmoid(-odds)
         length = pad(left.cumsum(-1), (1, 0))
         return torch.cat([logsigmoid(odds) + length[..., :-1], length[..., -1:]], -1), left
 
-    def _offset(self) -> Tensor:
+    def _stick_offset(self) -> Tensor:
+        """Offsets ``log(K - 1), ..., log(1)`` of the log-odds in torch's ``StickBreakingTransform``."""
         count = self.powers.shape[-1] - 1
         return torch.arange(count, 0, -1, dtype=torch.float64).log()
 
 
-class Given(Messenger):
-    """Run a model with its latent sites given: diffusion priors as they are, others unconstrained.
+class SubstituteLatents(Messenger):
+    """Effect handler that runs a model with given values of its latent sites.
 
-    A diffusion prior's site that is not given is zero: it is never drawn from. The model sees values of torch's default
-    dtype. Attribute ``points`` holds unconstrained coordinates of what is not drawn by Pyro.
+    A site with a diffusion prior that is not in ``values`` is set to zero instead of being drawn. Other latent sites
+    that are not in ``unconstrained`` are drawn from their priors.
+
+    Args:
+        values: values of sites with diffusion priors by name.
+        unconstrained: unconstrained coordinates of other latent sites by name; the model sees the constrained value in
+            torch's default dtype.
+        fillers: names of the fillers.
+
+    Attributes:
+        points: unconstrained coordinates of all sites that were given, or that this handler has drawn.
     """
 
     def __init__(
@@ -106,21 +118,21 @@ class Given(Messenger):
             msg["done"] = True
             return
         if name not in self.points and name in self.fillers:
-            self.points[name] = _filled(fn, msg["mask"])
-        elif name not in self.points and isinstance(unwrapped(fn), BOUNDED):
+            self.points[name] = _draw_filler(fn, msg["mask"])
+        elif name not in self.points and isinstance(unwrapped(fn), LOG_ODDS_FAMILIES):
             self.points[name] = LogOdds(unwrapped(fn)).sample()
         if name in self.points:
             msg["value"] = biject_to(fn.support)(self.points[name].to(torch.get_default_dtype()))
             msg["done"] = True
 
 
-def native(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same values in torch's default dtype."""
+def to_default_dtype(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert values to torch's default dtype."""
     return {name: value.to(torch.get_default_dtype()) for name, value in values.items()}
 
 
 def log_density(fn: Any, value: Tensor) -> Tensor:
-    """``fn.log_prob(value)``, summed in float64 over what is one event: an image has many pixels."""
+    """Return ``fn.log_prob(value)``, shape ``(*batch)``, with event dimensions of ``Independent`` summed in float64."""
     if isinstance(fn, dist.Independent):
         return sum_rightmost(log_density(fn.base_dist, value), fn.reinterpreted_batch_ndims)
     if isinstance(fn, dist.MaskedDistribution):
@@ -128,32 +140,35 @@ def log_density(fn: Any, value: Tensor) -> Tensor:
     return double(fn.log_prob(value))
 
 
-def unconstrained(node: Any, handler: Given) -> tuple[Tensor, Tensor]:
-    """A drawn site in unconstrained coordinates, and the log-density that it was drawn from there."""
-    fn, name, value = without_masks(node["fn"]), node["name"], node["value"]  # a mask does not change what is drawn
+def unconstrain(node: Any, handler: SubstituteLatents) -> tuple[Tensor, Tensor]:
+    """Return the unconstrained coordinates of a drawn site, and the scalar log-density of that draw in them."""
+    fn, name, value = without_masks(node["fn"]), node["name"], node["value"]  # masks do not affect sampling
     u = handler.points.get(name)
     if u is None:
         transform = biject_to(fn.support)
         u = transform.inv(value)
-        value = transform(u)  # at an edge not quite what was drawn
-    log_p, log_jacobian = _parts(fn, u, value)
+        value = transform(u)  # may differ from the draw near the edge of the support
+    log_p, log_jacobian = _log_prob_and_jacobian(fn, u, value)
     if name in handler.fillers:
-        log_p = torch.where(_counted(node["fn"], node["mask"]), log_p, 0.0)
-        log_jacobian = _reference(node, u, log_jacobian)
+        log_p = torch.where(_counted_mask(node["fn"], node["mask"]), log_p, 0.0)
+        log_jacobian = _filler_log_jacobian(node, u, log_jacobian)
     return u, log_p.sum() + log_jacobian.sum()
 
 
-def log_prior(node: Any, handler: Given) -> Tensor:
-    """Log-density of a latent site in its coordinates, as the model counts it; a scalar."""
+def log_prior(node: Any, handler: SubstituteLatents) -> Tensor:
+    """Return the scalar log-density of a latent site in unconstrained coordinates, with the model's scale and mask."""
     u = handler.points[node["name"]]
-    log_p, log_jacobian = _parts(node["fn"], u, node["value"])
+    log_p, log_jacobian = _log_prob_and_jacobian(node["fn"], u, node["value"])
     if node["name"] in handler.fillers:
-        log_jacobian = _reference(node, u, log_jacobian)
+        log_jacobian = _filler_log_jacobian(node, u, log_jacobian)
     return scale_and_mask(log_p, node["scale"], node["mask"]).sum() + log_jacobian.sum()
 
 
-def fillers_of(nodes: Mapping[str, Any]) -> set[str]:
-    """Names of the latent sites that ``obs_mask=`` has left, renamed or reparametrised as they may be."""
+def find_fillers(nodes: Mapping[str, Any]) -> set[str]:
+    """Return the names of the latent sites that ``obs_mask=`` has added, also after renaming or reparametrisation.
+
+    ``obs_mask=`` splits a site ``y`` into ``y_observed`` and ``y_unobserved``, both with a mask.
+    """
     found = set()
     for name, node in nodes.items():
         parts = re.fullmatch(r"(.+)_unobserved(.*)", name)
@@ -166,27 +181,28 @@ def fillers_of(nodes: Mapping[str, Any]) -> set[str]:
 
 
 def without_masks(fn: Any) -> Any:
-    """What a distribution draws from, which masks do not change."""
+    """Return ``fn`` without masks, which do not affect sampling."""
     if isinstance(fn, dist.Independent):
         return without_masks(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
     return without_masks(fn.base_dist) if isinstance(fn, dist.MaskedDistribution) else fn
 
 
-def _parts(fn: Any, u: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-density of a site's value, and the logarithm of its change with the coordinates, each ``(*batch)``."""
-    if isinstance(unwrapped(fn), BOUNDED):
+def _log_prob_and_jacobian(fn: Any, u: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-density of a site's constrained value, and log-Jacobian of its transform at ``u``, each ``(*batch)``."""
+    if isinstance(unwrapped(fn), LOG_ODDS_FAMILIES):
         odds, u = rewrapped(fn, LogOdds), u.double()
-        return log_density(odds, u), _of_batch(fn, unwrapped(odds).log_jacobian(u))
+        return log_density(odds, u), _sum_event(fn, unwrapped(odds).log_jacobian(u))
     log_jacobian = biject_to(fn.support).log_abs_det_jacobian(u.to(value.dtype), value)
-    return log_density(fn, value), _of_batch(fn, double(log_jacobian))
+    return log_density(fn, value), _sum_event(fn, double(log_jacobian))
 
 
-def _of_batch(fn: Any, values: Tensor) -> Tensor:
+def _sum_event(fn: Any, values: Tensor) -> Tensor:
+    """Sum ``values`` over all but the batch dimensions of ``fn``."""
     return sum_rightmost(values, values.ndim - len(fn.batch_shape))
 
 
-def _counted(fn: Any, mask: Any) -> Tensor:
-    """Where the density of a site is counted, bool ``(*batch)``."""
+def _counted_mask(fn: Any, mask: Any) -> Tensor:
+    """Elements of a site whose density is not masked, bool ``(*batch)``."""
     counted = torch.ones(fn.batch_shape, dtype=torch.bool)
     masks = [mask, fn._mask if isinstance(fn, dist.MaskedDistribution) else None]
     for each in masks:
@@ -194,15 +210,15 @@ def _counted(fn: Any, mask: Any) -> Tensor:
     return counted
 
 
-def _reference(node: Any, u: Tensor, log_jacobian: Tensor) -> Tensor:
-    """The Jacobian where a filler is counted, and elsewhere a standard normal density."""
-    normal = _of_batch(node["fn"], -0.5 * double(u) ** 2 - 0.5 * math.log(2 * math.pi))
-    return torch.where(_counted(node["fn"], node["mask"]), log_jacobian, normal)
+def _filler_log_jacobian(node: Any, u: Tensor, log_jacobian: Tensor) -> Tensor:
+    """Log-Jacobian of the unmasked elements of a filler, and standard normal log-density of the masked ones."""
+    normal = _sum_event(node["fn"], -0.5 * double(u) ** 2 - 0.5 * math.log(2 * math.pi))
+    return torch.where(_counted_mask(node["fn"], node["mask"]), log_jacobian, normal)
 
 
-def _filled(fn: Any, mask: Any) -> Tensor:
-    """A draw of a filler."""
+def _draw_filler(fn: Any, mask: Any) -> Tensor:
+    """Draw unconstrained coordinates of a filler: from ``fn`` where it is unmasked, standard normal elsewhere."""
     inner = unwrapped(fn)
-    u = LogOdds(inner).sample() if isinstance(inner, BOUNDED) else biject_to(fn.support).inv(fn.sample())
-    counted = _counted(fn, mask)
+    u = LogOdds(inner).sample() if isinstance(inner, LOG_ODDS_FAMILIES) else biject_to(fn.support).inv(fn.sample())
+    counted = _counted_mask(fn, mask)
     return torch.where(counted.reshape(*counted.shape, *[1] * (u.ndim - counted.ndim)), u, torch.randn_like(u))

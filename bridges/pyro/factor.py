@@ -18,12 +18,12 @@ from ppl_diffusion.energy import Reference
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.schedule import NoiseSchedule
 
-from .likelihood import ObservedSites, Widening, seen, stand_in
+from .likelihood import ObservedSites, Widening, clean_estimate, linearise
 from .sites import is_deterministic, sample_sites
 
 
 class ModelPotential(Potential):
-    """The joint density of a Pyro model in one of its sites; built by :func:`from_model`."""
+    """The joint density of a Pyro model as a function of one latent site; built by :func:`from_model`."""
 
     backend = "torch"
 
@@ -40,7 +40,7 @@ class ModelPotential(Potential):
         self._reference = reference
         self.name = getattr(model, "__name__", "model")
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            nodes = sample_sites(poutine.trace(_Zero(site)(model)).get_trace(*args, **kwargs).nodes, self.name)
+            nodes = sample_sites(poutine.trace(_SiteAtZero(site)(model)).get_trace(*args, **kwargs).nodes, self.name)
         latent = [name for name, node in nodes.items() if not node["is_observed"]]
         if latent != [site]:
             raise ValueError(
@@ -59,17 +59,17 @@ class ModelPotential(Potential):
         mean, variance = (np.broadcast_to(value, self.event_shape) for value in reference)
         centre = torch.from_numpy(mean.flatten()).to(torch.get_default_dtype())
         spread = float(np.mean(variance)) ** 0.5
-        found = seen(lambda x: self._nodes(x.reshape(self.event_shape)), names, at=centre, spread=spread)
+        found = linearise(lambda x: self._trace_nodes(x.reshape(self.event_shape)), names, at=centre, spread=spread)
         self.observations = ObservedSites([(self, self.event_shape)], "widened", found)
 
     @property
     def reference(self) -> Reference:
-        """Mean and variance of the data, as :func:`from_model` was told."""
+        """Mean and variance of the data: the ``reference`` argument of :func:`from_model`."""
         return self._reference
 
     @property
     def exponent(self) -> float:
-        """It adds nothing at the noisiest level, where ``x`` is all noise."""
+        """Zero: at the noisiest level ``x`` is noise, and the likelihood does not change the start density."""
         return 0.0
 
     def _evaluate(self, x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
@@ -82,26 +82,27 @@ class ModelPotential(Potential):
     @on_cpu()
     def _evaluate_energy(self, x: Tensor, level: Any) -> Tensor:
         level = int(level)
-        clean = stand_in(x.cpu(), self, level, "widened")
+        clean = clean_estimate(x.cpu(), self, level, "widened")
         flat = clean.to(torch.get_default_dtype()).reshape(-1, *self.event_shape)
         widenings = self.observations.widenings(level)
         with pyro.validation_enabled(False):
-            energy = torch.func.vmap(lambda value: self._one(value, level, widenings))(flat)
+            energy = torch.func.vmap(lambda value: self._point_energy(value, level, widenings))(flat)
         return energy.reshape(x.shape[: x.ndim - len(self.event_shape)]).to(x.device)
 
-    def _one(self, value: Tensor, level: int, widenings: Mapping[str, Widening]) -> Tensor:
+    def _point_energy(self, value: Tensor, level: int, widenings: Mapping[str, Widening]) -> Tensor:
+        """Scalar energy of the model at one ``value (*event_shape)`` of the site."""
         total: Any = 0.0
-        for name, node in sample_sites(self._nodes(value), self.name).items():
+        for name, node in sample_sites(self._trace_nodes(value), self.name).items():
             total = total - self.observations.log_density(name, node, level, widenings)
         return total
 
-    def _nodes(self, value: Tensor) -> Any:
+    def _trace_nodes(self, value: Tensor) -> Any:
         conditioned = poutine.condition(self.model, {self.site: value})
         return poutine.trace(conditioned).get_trace(*self.args, **self.kwargs).nodes
 
 
-class _Zero(Messenger):
-    """Run a model without drawing one of its sites, which may not be possible."""
+class _SiteAtZero(Messenger):
+    """Effect handler that sets a latent site to zero instead of drawing it: an improper prior cannot be sampled."""
 
     def __init__(self, site: str) -> None:
         super().__init__()
@@ -122,20 +123,20 @@ def from_model(
     schedule: NoiseSchedule,
     reference: Reference = (0.0, 1.0),
 ) -> ModelPotential:
-    """A Pyro model's joint density as a potential, to multiply others with.
+    """Return a Pyro model's joint density as a potential, to be multiplied with other potentials.
 
-    At level 0 it is the model's log-density of ``x``; at a noisier level it is widened or tempered as
-    ``bridges.pyro.likelihood`` says.
+    At level 0 its energy is minus the model's log-density of ``x``; at noisier levels the observed sites are widened
+    or tempered as described in ``bridges.pyro.likelihood``.
 
     Args:
-        model: a Pyro model whose one latent site is ``site``, of real support; give it a flat prior,
-            ``dist.ImproperUniform``, if only its likelihood is meant.
-        args, kwargs: of the model.
+        model: a Pyro model whose only latent site is ``site``, with real support. To use only its likelihood, give
+            the site a flat prior, ``dist.ImproperUniform``.
+        args, kwargs: arguments of the model.
         site: name of the latent site.
-        schedule: the noise levels, those of the potentials that it is composed with.
+        schedule: noise schedule of the potentials that it is composed with.
         reference: mean and variance of the data of these potentials, such as ``load("digits").reference``.
 
     Raises:
-        ValueError: other latent sites.
+        ValueError: the model has other latent sites, or the support of ``site`` is not real.
     """
     return ModelPotential(model, tuple(args), kwargs or {}, site, schedule, reference)

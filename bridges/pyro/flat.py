@@ -1,7 +1,7 @@
-"""A Pyro model with its arguments, run at points of one flat vector of its latent sites.
+"""A Pyro model with its arguments, as a function of one flat vector of its latent sites.
 
-Diffusion priors stand in the vector as they are, other latent sites in unconstrained coordinates. What the density of
-such a point is along a ladder is ``bridges.pyro.joint``'s affair.
+Sites with a diffusion prior enter the vector unchanged, other latent sites in unconstrained coordinates. The density
+of such a vector along the ladder is defined in ``bridges.pyro.joint``.
 """
 
 from __future__ import annotations
@@ -15,39 +15,40 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from .coordinates import Given, native, unconstrained
-from .likelihood import by_row
+from .coordinates import SubstituteLatents, to_default_dtype, unconstrain
+from .likelihood import map_rows
 from .sites import Site, layout_of
 
 
 class FlatModel:
-    """A Pyro model whose latent sites are one vector.
+    """A Pyro model whose latent sites are flattened into one vector.
 
     Args:
         model: a Pyro model.
-        args, kwargs: of the model.
+        args, kwargs: arguments of the model.
 
     Attributes:
-        sites: the latent ones, in the order of the vector.
+        sites: the latent sites, in the order of the vector.
         observed: values of observed sites by name.
-        recorded: names of what ``pyro.deterministic`` records.
+        recorded: names of the sites that ``pyro.deterministic`` records.
         dims: names of the dimensions of every site.
 
     Raises:
-        ValueError: latent sites that are discrete or cannot be drawn, parameters, plates that draw a subsample.
+        ValueError: the model has latent sites that are discrete or cannot be sampled, parameters, or subsampling
+            plates.
     """
 
     def __init__(self, model: Any, args: tuple, kwargs: Mapping[str, Any] | None) -> None:
         self.model, self.args, self.kwargs = model, tuple(args), dict(kwargs or {})
         self.name = getattr(model, "__name__", "model")
-        found = layout_of(self._run, self.name)
+        found = layout_of(self._trace, self.name)
         self.sites, self.observed, self.recorded, self.dims = found.sites, found.observed, found.recorded, found.dims
 
     def flatten(self, values: Mapping[str, Any]) -> np.ndarray:
-        """Constrained values of every latent site, each ``(chains, *shape)``, as flat, unconstrained points.
+        """Convert constrained values of all latent sites, each ``(chains, *shape)``, to flat points ``(chains, size)``.
 
         Raises:
-            ValueError: sites that are missing or unknown, of other shapes, or values outside their support.
+            ValueError: missing or unknown sites, wrong shapes, or values outside the support.
         """
         names = [site.name for site in self.sites]
         if sorted(values) != sorted(names):
@@ -61,10 +62,10 @@ class FlatModel:
         for chain in range(len(given[names[0]])):
             point = {name: value[chain] for name, value in given.items()}
             try:
-                conditioned = poutine.condition(self.model, native(point))
+                conditioned = poutine.condition(self.model, to_default_dtype(point))
                 nodes: Any = poutine.trace(conditioned).get_trace(*self.args, **self.kwargs).nodes
                 others = (site.name for site in self.sites if site.prior is None)
-                point |= {name: unconstrained(nodes[name], Given({}))[0] for name in others}
+                point |= {name: unconstrain(nodes[name], SubstituteLatents({}))[0] for name in others}
                 flat = [point[site.name].reshape(site.shape).double().flatten() for site in self.sites]
                 rows.append(torch.cat(flat).numpy())
             except (RuntimeError, ValueError, IndexError) as error:
@@ -75,18 +76,18 @@ class FlatModel:
         return np.stack(rows)
 
     def report(self, flat: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
-        """What draws ``flat (chains, draws, size)`` mean for the model.
+        """Convert draws ``flat (chains, draws, size)`` to values of the model's sites.
 
         Returns:
-            Values of every latent site and of what ``pyro.deterministic`` records, each ``(chains, draws, *shape)``;
-            and the groups ``log_likelihood``, of every observed site, each ``(chains, draws, *batch)``, zero where it
-            is masked, and ``observed_data``.
+            Constrained values of every latent and every recorded site, each ``(chains, draws, *shape)``; and the
+            groups ``log_likelihood``, of every observed site, each ``(chains, draws, *batch)``, zero where masked,
+            and ``observed_data``.
         """
 
         names = [*(site.name for site in self.sites), *self.recorded]
 
         def one(point: Tensor) -> dict[tuple[str, str], Tensor]:
-            nodes = self._nodes(point, {site.name: site.of(point) for site in self._priors()})
+            nodes = self._trace_at(point, {site.name: site.of(point) for site in self._prior_sites()})
             found = {("latent", name): nodes[name]["value"] for name in names}
             for name in self.observed:
                 log_p = nodes[name]["fn"].log_prob(nodes[name]["value"])
@@ -95,21 +96,24 @@ class FlatModel:
 
         groups: dict[str, dict[str, np.ndarray]] = {"latent": {}, "likelihood": {}}
         with torch.no_grad():
-            for (group, name), values in by_row(one, torch.from_numpy(flat.reshape(-1, flat.shape[-1]))).items():
+            for (group, name), values in map_rows(one, torch.from_numpy(flat.reshape(-1, flat.shape[-1]))).items():
                 groups[group][name] = values.numpy().reshape(*flat.shape[:2], *values.shape[1:])
         return groups["latent"], {"log_likelihood": groups["likelihood"], "observed_data": self.observed}
 
-    def _nodes(self, point: Tensor, seen: Mapping[str, Tensor]) -> Any:
-        return self._run(self._given(seen, self._free(point)))
+    def _trace_at(self, point: Tensor, seen: Mapping[str, Tensor]) -> Any:
+        """Trace nodes at ``point (size,)``, where sites with a diffusion prior take the values ``seen``."""
+        return self._trace(self._substitute(seen, self._free_values(point)))
 
-    def _given(self, seen: Mapping[str, Tensor], free: Mapping[str, Tensor] | None = None) -> Given:
-        return Given(native(seen), free, fillers={site.name for site in self.sites if site.filler})
+    def _substitute(self, seen: Mapping[str, Tensor], free: Mapping[str, Tensor] | None = None) -> SubstituteLatents:
+        fillers = {site.name for site in self.sites if site.filler}
+        return SubstituteLatents(to_default_dtype(seen), free, fillers=fillers)
 
-    def _run(self, handler: Given) -> Any:
+    def _trace(self, handler: SubstituteLatents) -> Any:
         return poutine.trace(handler(self.model)).get_trace(*self.args, **self.kwargs).nodes
 
-    def _priors(self) -> list[Site]:
+    def _prior_sites(self) -> list[Site]:
         return [site for site in self.sites if site.prior is not None]
 
-    def _free(self, point: Tensor) -> dict[str, Tensor]:
+    def _free_values(self, point: Tensor) -> dict[str, Tensor]:
+        """Unconstrained coordinates in ``point (size,)`` of the sites without a diffusion prior."""
         return {site.name: site.of(point) for site in self.sites if site.prior is None}

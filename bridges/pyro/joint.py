@@ -1,12 +1,13 @@
 """The joint density of a Pyro model with a diffusion prior, as a potential over one flat vector.
 
-At noise level ``k`` the model is asked about ``x_k``: its prior is the potential at that level, its other
-latent sites keep their own priors (in unconstrained coordinates, with the Jacobian), and its observed sites are
-asked as ``bridges.pyro.likelihood`` says. At level 0 that is the exact joint density of the raw ``x``; the levels
-above are a path to it.
+At noise level ``k`` the joint density is a function of the noised ``x_k``: its prior is the potential at that level,
+the other latent sites keep their priors (in unconstrained coordinates, with the Jacobian), and the observed sites
+enter as described in ``bridges.pyro.likelihood``. At level 0 this is the exact joint density of the model; the higher
+levels form an annealing path to it.
 
-Everything but the prior is batched over chains by ``torch.func.vmap`` of the model itself, which sees values
-of torch's default dtype and runs on the CPU, wherever the networks of its priors are; energies are summed in float64.
+Everything but the diffusion prior is batched over chains by ``torch.func.vmap`` of the model itself. The model sees
+values of torch's default dtype and runs on the CPU, even if the networks of its priors run on a GPU. Energies are
+summed in float64.
 """
 
 from __future__ import annotations
@@ -21,38 +22,41 @@ from torch import Tensor
 
 from ppl_diffusion.potential import Potential
 
-from ..torch_jax import holds_jax
-from .coordinates import log_prior, unconstrained
+from ..torch_jax import contains_jax
+from .coordinates import log_prior, unconstrain
 from .flat import FlatModel
-from .likelihood import Likelihood, ObservedSites, Seen, Widening, seen, stand_in
-from .sites import Site, check_priors, check_randomness, sample_sites
+from .likelihood import Likelihood, Linearisation, ObservedSites, Widening, clean_estimate, linearise
+from .sites import Site, check_priors, check_randomness, check_same_sites, sample_sites
 
-REFRESHMENTS = 8
-"""Metropolis steps of other latent sites on arrival at a level."""
+REFRESHMENT_STEPS = 8
+"""Number of Metropolis steps of the latent sites without a diffusion prior, on arrival at a level."""
 
-REFRESHMENT_SIZES = (-2.0, 0.5)
-"""Least and greatest standard deviation of such a step, as powers of ten, in unconstrained coordinates."""
+REFRESHMENT_LOG10_SIZES = (-2.0, 0.5)
+"""Range of log10 of the proposal standard deviation of such a step, in unconstrained coordinates."""
 
-PROBES = 64
-"""Draws of the latent sites by which a model is looked at."""
+PROBE_DRAWS = 64
+"""Number of draws of the latent sites with which a model is checked and linearised when it is built."""
 
 
 class JointPotential(FlatModel, Potential):
-    """A Pyro model's joint density over all latent sites, flattened; built by ``bridges.pyro.anneal_model``.
+    """The joint density of a Pyro model over its flattened latent sites, ``x (*chains, size)``.
+
+    ``bridges.pyro.anneal_model`` builds it.
 
     Args:
         model: a Pyro model with at least one ``DiffusionPrior`` site.
-        args, kwargs: of the model.
-        likelihood: how observed sites are asked at noisy levels, see the module.
+        args, kwargs: arguments of the model.
+        likelihood: how observed sites enter at noisy levels, see ``bridges.pyro.likelihood``.
 
     Attributes:
-        one_by_one: whether a model that cannot be batched may run for one chain after the other; by default it is
-            refused.
+        notes: what is wrong with the model, in sentences.
+        one_by_one: whether to run a model that ``vmap`` cannot batch for one chain after the other; by default such a
+            model is refused.
 
     Raises:
-        ValueError: no diffusion prior or one that depends on other sites, discrete latent sites or others that cannot
-            be drawn, random numbers that are no sites, plates that draw a subsample, schedules of unequal length, an
-            unknown ``likelihood``.
+        ValueError: no diffusion prior, or one that depends on other sites; latent sites that are discrete or cannot be
+            sampled; random numbers that are not sites; subsampling plates; priors with different numbers of levels;
+            an unknown ``likelihood``.
     """
 
     backend = "torch"
@@ -77,28 +81,49 @@ class JointPotential(FlatModel, Potential):
             )
         self.schedule = priors[0].schedule
         self.event_shape = (self.sites[-1].stop,)
-        if likelihood == "tweedie" and any(holds_jax(prior) for prior in priors):
+        if likelihood == "tweedie" and any(contains_jax(prior) for prior in priors):
             raise ValueError(
                 "JAX potentials in torch lack the second derivatives of likelihood='tweedie': leave likelihood= out, "
                 "or give the prior backend='torch'"
             )
-        drawn, _ = self.start(len(self.schedule) - 1, chains=PROBES, rng=np.random.default_rng(0))
+        drawn, _ = self.start(len(self.schedule) - 1, chains=PROBE_DRAWS, rng=np.random.default_rng(0))
+        self.notes = self._lost_mass(drawn)
         point = torch.from_numpy(drawn[0])
-        check_randomness(lambda: self._nodes(point, {s.name: s.of(point) for s in self._priors()}), self.name)
-        sources = [(site.prior.potential, site.shape) for site in self._priors()]  # type: ignore[union-attr]
-        self.observations = ObservedSites(sources, likelihood, self._seen(drawn) if likelihood == "widened" else {})
+        check_randomness(lambda: self._trace_at(point, {s.name: s.of(point) for s in self._prior_sites()}), self.name)
+        sources = [(site.prior.potential, site.shape) for site in self._prior_sites()]  # type: ignore[union-attr]
+        self.observations = ObservedSites(
+            sources, likelihood, self._linearised(drawn) if likelihood == "widened" else {}
+        )
+
+    def _lost_mass(self, drawn: np.ndarray) -> list[str]:
+        """Sentences about latent sites of which several draws ``(draws, size)`` are rounded to the same number."""
+        notes = []
+        for site in self.sites:
+            columns: Any = [] if site.prior is not None else drawn[:, site.start : site.stop].T
+            most = max((int(np.unique(column, return_counts=True)[1].max()) for column in columns), default=1)
+            if most > 2:
+                notes.append(
+                    f"{most} of {len(drawn)} draws of the latent site {site.name} of {self.name} are one number: its "
+                    f"prior has mass closer to the edge of its support than {torch.get_default_dtype()} can tell, and "
+                    "it is lost: torch.set_default_dtype(torch.float64), or take other parameters"
+                )
+        return notes
 
     def parts(self) -> tuple[Potential, ...]:
         return tuple(dict.fromkeys(self.priors))
 
     @property
     def diffused(self) -> np.ndarray:
-        """Which coordinates a noise level belongs to, bool ``(size,)``."""
+        """Mask of the coordinates that have a diffusion prior, and so a noise level: bool ``(size,)``."""
         kinds = [np.full(site.stop - site.start, site.prior is not None) for site in self.sites]
         return np.concatenate(kinds)
 
     def start(self, level: int, *, chains: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Diffusion priors start as any potential does, other sites from their own priors."""
+        """Draw starting points: ``x`` from the start density of its potential, other latent sites from their priors.
+
+        Returns:
+            Flat points ``(chains, size)`` and the log-density that they were drawn from, ``(chains,)``.
+        """
         values, log_density = np.empty((chains, *self.event_shape)), np.zeros(chains)
         drawn: dict[str, Tensor] = {}
         for site in self.sites:
@@ -108,57 +133,62 @@ class JointPotential(FlatModel, Potential):
                 x, log_q = site.prior.potential.start(level, chains=copies, rng=rng)
                 values[:, site.start : site.stop] = x.reshape(chains, -1)
                 log_density += log_q.reshape(chains, -1).sum(1)
-                drawn[site.name] = self._stand_in(site, torch.from_numpy(x.reshape(chains, *site.shape)), level)
+                drawn[site.name] = self._clean_value(site, torch.from_numpy(x.reshape(chains, *site.shape)), level)
         others = [site for site in self.sites if site.prior is None]
         if others or len(drawn) > 1:
             with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
                 torch.default_generator.manual_seed(int(rng.integers(2**63)))
                 for chain in range(chains):
-                    handler = self._given({name: value[chain] for name, value in drawn.items()})
-                    nodes = self._run(handler)
-                    check_priors(self._priors(), nodes, self.name)
+                    handler = self._substitute({name: value[chain] for name, value in drawn.items()})
+                    nodes = self._trace(handler)
+                    check_same_sites(self.sites, nodes, self.name)
+                    check_priors(self._prior_sites(), nodes, self.name)
                     for site in others:
-                        u, log_p = unconstrained(nodes[site.name], handler)
+                        u, log_p = unconstrain(nodes[site.name], handler)
                         values[chain, site.start : site.stop] = u.numpy().ravel()
                         log_density[chain] += float(log_p)
         return values, log_density
 
     def refresh(self, positions: Any, level: int, *, rng: np.random.Generator) -> tuple[Any, Any]:
-        """Metropolis steps of one other latent coordinate at a time, of random sizes: they ask no network.
+        """Update latent coordinates without a diffusion prior by Metropolis steps at fixed ``x``.
 
-        An unknown scale that a noisy level says nothing of can wander far off; a leapfrog that suits ``x`` would take
-        long to bring it back.
+        Each step proposes a Gaussian move of random size of one random coordinate, and evaluates no network. An unknown
+        scale on which a noisy level has little information can drift far away, and leapfrog steps that suit ``x`` would
+        bring it back slowly.
+
+        Returns:
+            New positions ``(chains, size)``, and the change of energy ``(chains,)``.
         """
         free = np.flatnonzero(~self.diffused)
         if not len(free) or (self.likelihood == "tweedie" and level > 0):
             return positions, 0.0
         x = torch.from_numpy(np.array(positions, dtype=np.float64))
-        rows, clean = torch.arange(len(x)), self._clean(x, level)
+        rows, clean = torch.arange(len(x)), self._clean_values(x, level)
         with torch.no_grad():
-            begun = energy = _failed_as_infinite(self._rest(x, clean, level))
-            for _ in range(REFRESHMENTS):
-                sizes = 10 ** rng.uniform(*REFRESHMENT_SIZES, len(x))
+            begun = energy = _nonfinite_to_inf(self._energy_without_priors(x, clean, level))
+            for _ in range(REFRESHMENT_STEPS):
+                sizes = 10 ** rng.uniform(*REFRESHMENT_LOG10_SIZES, len(x))
                 proposed = x.clone()
                 proposed[rows, rng.choice(free, len(x))] += torch.from_numpy(sizes * rng.standard_normal(len(x)))
-                there = _failed_as_infinite(self._rest(proposed, clean, level))
+                there = _nonfinite_to_inf(self._energy_without_priors(proposed, clean, level))
                 accepted = there + torch.from_numpy(np.log(rng.random(len(x)))) < energy
                 x, energy = torch.where(accepted[:, None], proposed, x), torch.where(accepted, there, energy)
         return x.numpy(), torch.where(energy == begun, 0.0, energy - begun).numpy()
 
-    def _seen(self, drawn: np.ndarray) -> dict[str, Seen]:
-        """Measured at the mean of the priors, other latent sites at the mean of draws from theirs."""
+    def _linearised(self, drawn: np.ndarray) -> dict[str, Linearisation]:
+        """Linearise the observed sites at the prior mean of ``x`` and at the mean of ``drawn (n, size)`` elsewhere."""
         centre = torch.from_numpy(drawn.mean(0))
-        for site in self._priors():
+        for site in self._prior_sites():
             mean = np.broadcast_to(site.prior.potential.reference[0], site.prior.event_shape)  # type: ignore[union-attr]
             centre[site.start : site.stop] = torch.from_numpy(np.broadcast_to(mean, site.shape).flatten())
         diffused = torch.from_numpy(np.flatnonzero(self.diffused))
 
         def run(x: Tensor) -> Any:
             point = centre.index_copy(0, diffused, x)
-            return self._nodes(point, {site.name: site.of(point) for site in self._priors()})
+            return self._trace_at(point, {site.name: site.of(point) for site in self._prior_sites()})
 
         spread = max(float(np.mean(prior.reference[1])) for prior in self.priors) ** 0.5
-        return seen(run, self.observed, at=centre[diffused], spread=spread)
+        return linearise(run, self.observed, at=centre[diffused], spread=spread)
 
     def _evaluate(self, x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
         chains, level = x.shape[:-1], int(level)
@@ -171,12 +201,12 @@ class JointPotential(FlatModel, Potential):
             return energy.detach().reshape(chains).to(x.device), gradient.reshape(x.shape).to(x.device)
         with torch.enable_grad():
             leaf = flat.clone().requires_grad_()
-            rest = self._rest(leaf, self._clean(leaf, level), level)
+            rest = self._energy_without_priors(leaf, self._clean_values(leaf, level), level)
             gradient = torch.zeros_like(flat)
-            if rest.requires_grad:  # a model may observe nothing
+            if rest.requires_grad:  # a model may have no observed sites
                 gradient += torch.autograd.grad(rest.sum(), leaf)[0]
         energy = rest.detach()
-        for site in self._priors():
+        for site in self._prior_sites():
             prior = site.prior.potential  # type: ignore[union-attr]
             found = prior.value_and_grad(site.of(flat).to(prior.device), level=level)
             value, slope = (part.cpu() for part in found)
@@ -189,7 +219,7 @@ class JointPotential(FlatModel, Potential):
 
     def _evaluate_energy(self, x: Tensor, level: Any) -> Tensor:
         flat = x.cpu().reshape(-1, *self.event_shape)
-        if self.likelihood == "tweedie" and not flat.requires_grad:  # the estimate is a gradient itself
+        if self.likelihood == "tweedie" and not flat.requires_grad:  # the estimate needs a gradient
             with torch.enable_grad():
                 energy = self._energy(flat.detach().requires_grad_(), int(level)).detach()
         else:
@@ -197,10 +227,10 @@ class JointPotential(FlatModel, Potential):
         return energy.reshape(x.shape[:-1]).to(x.device)
 
     def _energy(self, flat: Tensor, level: int) -> Tensor:
-        """Energies ``(chains,)`` of ``flat (chains, size)``, differentiable; one forward pass of each prior."""
+        """Energy ``(chains,)`` of ``flat (chains, size)``, differentiable; one forward pass of each prior."""
         energy: Any = 0.0
         clean: dict[str, Tensor] = {}
-        for site in self._priors():
+        for site in self._prior_sites():
             prior = site.prior.potential  # type: ignore[union-attr]
             schedule, points = prior.schedule, site.of(flat)
             value = prior.energy(points.to(prior.device), level=level).cpu()
@@ -208,21 +238,21 @@ class JointPotential(FlatModel, Potential):
             if self.likelihood == "tweedie" and level > 0:
                 (slope,) = torch.autograd.grad(value.sum(), points, create_graph=True)
                 clean[site.name] = (points - schedule.sigma(level) ** 2 * slope) / schedule.alpha(level)
-        return energy + self._rest(flat, clean or self._clean(flat, level), level)
+        return energy + self._energy_without_priors(flat, clean or self._clean_values(flat, level), level)
 
-    def _clean(self, flat: Tensor, level: int) -> dict[str, Tensor]:
-        """What the observed sites see of each diffusion prior's site."""
-        return {site.name: self._stand_in(site, site.of(flat), level) for site in self._priors()}
+    def _clean_values(self, flat: Tensor, level: int) -> dict[str, Tensor]:
+        """Values ``(chains, *shape)`` at which the model is run for each site with a diffusion prior."""
+        return {site.name: self._clean_value(site, site.of(flat), level) for site in self._prior_sites()}
 
-    def _stand_in(self, site: Site, x: Any, level: int) -> Any:
-        return stand_in(x, site.prior.potential, level, self.likelihood)  # type: ignore[union-attr]
+    def _clean_value(self, site: Site, x: Any, level: int) -> Any:
+        return clean_estimate(x, site.prior.potential, level, self.likelihood)  # type: ignore[union-attr]
 
-    def _rest(self, flat: Tensor, clean: Mapping[str, Tensor], level: int) -> Tensor:
-        """Minus the log-density of everything but the diffusion priors, ``(chains,)``."""
+    def _energy_without_priors(self, flat: Tensor, clean: Mapping[str, Tensor], level: int) -> Tensor:
+        """Energy ``(chains,)`` without the diffusion priors, whose sites take the values ``clean (chains, *shape)``."""
         widenings = self.observations.widenings(level)
 
         def one(point: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
-            return -self._log_rest(point, seen, level, widenings)
+            return -self._log_density_without_priors(point, seen, level, widenings)
 
         with pyro.validation_enabled(False):  # its checks branch on values, which vmap cannot
             try:
@@ -230,7 +260,8 @@ class JointPotential(FlatModel, Potential):
                     return torch.func.vmap(one)(flat, dict(clean))
             except RuntimeError as error:
                 if not self.one_by_one:
-                    one(flat[0], {name: value[0] for name, value in clean.items()})  # what is wrong by itself says so
+                    # A model that fails for a single chain raises its own error here.
+                    one(flat[0], {name: value[0] for name, value in clean.items()})
                     reason = str(error).splitlines()[0]
                     raise ValueError(
                         f"{self.name} cannot be batched over chains ({reason}): write it without .item(), without "
@@ -240,12 +271,13 @@ class JointPotential(FlatModel, Potential):
             rows = ({name: value[i] for name, value in clean.items()} for i in range(len(flat)))
             return torch.stack([one(point, row) for point, row in zip(flat, rows, strict=True)])
 
-    def _log_rest(
+    def _log_density_without_priors(
         self, point: Tensor, seen: Mapping[str, Tensor], level: int, widenings: Mapping[str, Widening]
     ) -> Tensor:
-        handler = self._given(seen, self._free(point))
+        """Scalar log-density of everything but the diffusion priors at ``point (size,)``."""
+        handler = self._substitute(seen, self._free_values(point))
         total = point.new_zeros((), dtype=torch.float64)
-        for name, node in sample_sites(self._run(handler), self.name).items():
+        for name, node in sample_sites(self._trace(handler), self.name).items():
             if name in seen:
                 continue
             if not node["is_observed"]:
@@ -255,6 +287,6 @@ class JointPotential(FlatModel, Potential):
         return total
 
 
-def _failed_as_infinite(energy: Tensor) -> Tensor:
-    """Energies in which whatever is not finite, minus infinity too, is the energy of a point of density zero."""
+def _nonfinite_to_inf(energy: Tensor) -> Tensor:
+    """Replace energies that are not finite, minus infinity included, by plus infinity: density zero."""
     return torch.where(energy.isfinite(), energy, torch.inf)

@@ -1,4 +1,4 @@
-"""Pyro's own MCMC kernels, for the walk: HMC and NUTS, chain by chain."""
+"""Pyro's own HMC and NUTS as kernels for annealed sampling, one chain after the other."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class HMC(PyroKernel):
 
     Args:
         step: leapfrog step: a number, ``SigmaScaled(0.5)`` or ``Adaptive(...)``.
-        adapt_mass_matrix: adapt a diagonal mass matrix at rungs of twenty steps or more; elsewhere mass is one.
-        leapfrogs: leapfrogs of a trajectory, exactly.
+        adapt_mass_matrix: adapt a diagonal mass matrix at rungs of twenty steps or more; other rungs use unit mass.
+        leapfrogs: exact number of leapfrog steps of a trajectory.
 
     Raises:
-        ValueError: no leapfrogs.
+        ValueError: ``leapfrogs`` below 1.
     """
 
     step: StepPolicy | float = Adaptive(target_acceptance=0.8)
@@ -39,7 +39,7 @@ class HMC(PyroKernel):
 
     def set_step(self, sampler: Any, step: float) -> None:
         sampler._adapter.step_size = step
-        # Pyro takes int(length / step) leapfrogs, which rounding makes one too few: aim at the middle.
+        # Pyro takes int(length / step) leapfrog steps; the extra half step keeps rounding from losing one.
         sampler.trajectory_length = step * (self.leapfrogs + 0.5)
 
 
@@ -49,11 +49,11 @@ class NUTS(PyroKernel):
 
     Args:
         step: leapfrog step.
-        adapt_mass_matrix: adapt a diagonal mass matrix at rungs of twenty steps or more; elsewhere mass is one.
-        max_doublings: a trajectory has at most ``2 ** max_doublings - 1`` leapfrogs.
+        adapt_mass_matrix: adapt a diagonal mass matrix at rungs of twenty steps or more; other rungs use unit mass.
+        max_doublings: a trajectory has at most ``2 ** max_doublings - 1`` leapfrog steps.
 
     Raises:
-        ValueError: no doublings.
+        ValueError: ``max_doublings`` below 1.
     """
 
     step: StepPolicy | float = Adaptive(target_acceptance=0.8, jitter=1.0)

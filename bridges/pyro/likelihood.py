@@ -1,27 +1,28 @@
-"""The likelihood along the ladder: what observed sites of a Pyro model are asked at a noisy level.
+"""The likelihood along the ladder: how the observed sites of a Pyro model enter at a noisy level.
 
-At level ``k`` they see a stand-in for the clean ``x``, and are widened or raised to a power:
+At level ``k`` they are evaluated at an estimate of the clean ``x``, and are widened or raised to a power:
 
-    widened     mean of x given x_k                        scale^2 I + J V J^T, V the variances of x given x_k
+    widened     mean of x given x_k                        covariance scale^2 I + J V J^T, V = diag(Var(x | x_k))
     tempered    x_k / alpha_k                              exponent alpha_k^2
     rescaled    x_k / alpha_k                              exponent 1
     tweedie     (x_k - sigma_k^2 grad U(x_k)) / alpha_k    exponent 1
 
-At level 0 all four are the exact likelihood of the raw ``x``; the levels above are a path to it. Mean and variance are
-those of Gaussian data with the mean m and the variance v of the prior's own (``Potential.reference``):
+At level 0 all four are the exact likelihood of ``x``; the higher levels form an annealing path to it. Mean and variance
+of x given x_k are those of Gaussian data with the mean m and the variance v of the prior (``Potential.reference``),
 
     m + alpha v (x_k - alpha m) / (alpha^2 v + sigma^2)    and    sigma^2 v / (alpha^2 v + sigma^2)
 
-coordinate by coordinate. ``J`` is the derivative of what the site expects by ``x`` (:func:`seen`). For independent
-Gaussian coordinates and one site linear in them the path is exact: at every level the posterior of ``x_k`` and of a
-scale that is unknown. Pure noise tells nothing, so chains
-start where the density is, and an unknown scale neither grows along the ladder nor is explained away: behind a blur
-most directions of the data hold nothing of ``x``, and tell the scale at any level.
+coordinate by coordinate. ``J`` is the Jacobian of the site's location with respect to ``x`` (:func:`linearise`). For
+independent Gaussian coordinates and one observed site that is linear in them, the widened path is exact: at every
+level it is the posterior of ``x_k`` and of an unknown noise scale. At the noisiest level the likelihood hardly depends
+on ``x_k``, so chains start in a region of high density. An unknown noise scale is neither inflated along the ladder
+nor absorbed by the widening: behind a blur, most directions of the data are insensitive to ``x`` and determine the
+scale at every level.
 
-Widening is for observed sites with a location and a scale (Normal, StudentT, Laplace, Cauchy); others are tempered.
-Covariances are for a Normal of one scale, unmasked, of a model that is not too large (``LARGEST``); elsewhere each
-value's own variance grows, by as much as if it were a coordinate of ``x``. Several sites are widened each by itself,
-as if what is uncertain in ``x`` were another's for each of them.
+Widening applies to observed sites with a location and a scale (Normal, StudentT, Laplace, Cauchy); others are tempered.
+The full covariance is used for an unmasked Normal with one scale in a model that is not too large (``MAX_JACOBIAN``).
+Other sites are widened value by value, as if each value observed one coordinate of ``x``. Several observed sites are
+widened independently of each other, as if each had its own uncertainty of ``x``.
 
 Source of widening: Robust Compressed Sensing MRI with Deep Generative Priors (Jalal et al., 2021),
 https://arxiv.org/abs/2108.01368
@@ -48,21 +49,21 @@ from .prior import rewrapped, unwrapped
 
 Likelihood = Literal["widened", "tempered", "rescaled", "tweedie"]
 
-LOCATED = (dist.Normal, dist.StudentT, dist.Laplace, dist.Cauchy)
-"""What can be widened."""
+LOCATION_SCALE_FAMILIES = (dist.Normal, dist.StudentT, dist.Laplace, dist.Cauchy)
+"""Distributions that can be widened."""
 
-LARGEST = 2**23
-"""Observed values times coordinates of ``x`` up to which their derivative is held: 67 MB."""
+MAX_JACOBIAN = 2**23
+"""Largest number of entries of a Jacobian, observed values times coordinates of ``x``: 67 MB in float64."""
 
-ROWS = 1024
-"""Points at which a model is run at once where all that it records is kept."""
+BATCH_ROWS = 1024
+"""Largest number of points in one batch of :func:`map_rows`, to bound memory."""
 
-SAME = 1e-3
-"""Relative difference up to which gains are one number, and need no basis."""
+RELATIVE_TOLERANCE = 1e-3
+"""Relative size below which entries of a Jacobian count as zero, and differences of variances as none."""
 
 
-def stand_in(x: Tensor, prior: Potential, level: int, likelihood: Likelihood) -> Tensor:
-    """What observed sites see of ``x`` at a level of its prior, Tweedie's estimate excepted."""
+def clean_estimate(x: Tensor, prior: Potential, level: int, likelihood: Likelihood) -> Tensor:
+    """Estimate the clean ``x`` from ``x_k``, of the same shape, for every ``likelihood`` but "tweedie"."""
     if level == 0:
         return x
     alpha, sigma = prior.schedule.alpha(level), prior.schedule.sigma(level)
@@ -73,11 +74,11 @@ def stand_in(x: Tensor, prior: Potential, level: int, likelihood: Likelihood) ->
 
 
 class Widening(NamedTuple):
-    """By what the covariance of an observed site grows: ``basis diag(variances) basis^T``.
+    """The covariance that is added to an observed site: ``basis diag(variances) basis^T``.
 
     Attributes:
-        variances: a number; without a basis also an array of the site's shape, with one of shape ``(rank,)``.
-        basis: orthonormal directions of the site's values, shape ``(values, rank)``, or None for the values themselves.
+        variances: with a basis, shape ``(rank,)``; without, a number or an array of the site's shape.
+        basis: orthonormal directions in the space of the site's values, ``(values, rank)``; None for the identity.
     """
 
     variances: Any = 0.0
@@ -85,70 +86,78 @@ class Widening(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """What an observed site sees of ``x``.
+class Linearisation:
+    """How an observed site depends on ``x``, to first order.
 
     Attributes:
-        times: by how many times more than once, for sites that share what is uncertain in ``x``.
-        slope: derivative of what it expects, shape ``(*values, size)``; None where each value stands for a coordinate.
+        inflation: factor of the added covariance, at least 1; above 1 where values share the uncertainty of ``x``.
+        jacobian: derivative of the site's location with respect to ``x``, shape ``(*values, size)``; None to treat
+            each value as an observation of one coordinate.
     """
 
-    times: float = 1.0
-    slope: Tensor | None = None
+    inflation: float = 1.0
+    jacobian: Tensor | None = None
 
     def widening(self, variances: Tensor) -> Widening:
-        """By what it is widened where the coordinates of ``x`` have ``variances (size,)``."""
-        if self.slope is None:
-            return Widening(self.times * float(variances.max()))
+        """Return the widening ``inflation J diag(variances) J^T``, for the variances ``(size,)`` of ``x``."""
+        if self.jacobian is None:
+            return Widening(self.inflation * float(variances.max()))
         if bool((variances == variances[0]).all()):
-            return self._of_unit._replace(variances=variances[0] * self._of_unit.variances)
-        return self._under(variances)
+            return self._unit_widening._replace(variances=variances[0] * self._unit_widening.variances)
+        return self._widening_from(variances)
 
     @cached_property
-    def _of_unit(self) -> Widening:
-        assert self.slope is not None
-        return self._under(torch.ones(self.slope.shape[-1], dtype=torch.float64))
+    def _unit_widening(self) -> Widening:
+        """The widening for unit variances, cached because equal variances only scale it."""
+        assert self.jacobian is not None
+        return self._widening_from(torch.ones(self.jacobian.shape[-1], dtype=torch.float64))
 
-    def _under(self, variances: Tensor) -> Widening:
-        assert self.slope is not None
-        scaled = self.slope * variances.sqrt()
+    def _widening_from(self, variances: Tensor) -> Widening:
+        assert self.jacobian is not None
+        scaled = self.jacobian * variances.sqrt()
         rows, shape = scaled.reshape(-1, scaled.shape[-1]), scaled.shape[:-1]
-        used = (rows.abs() > SAME * rows.abs().max()).sum(0)
-        if bool((used <= 1).all()):  # no coordinate is seen by two values
-            return Widening(self.times * (rows**2).sum(1).reshape(shape))
+        used = (rows.abs() > RELATIVE_TOLERANCE * rows.abs().max()).sum(0)
+        if bool((used <= 1).all()):  # no coordinate affects two values
+            return Widening(self.inflation * (rows**2).sum(1).reshape(shape))
         basis, values, _ = torch.linalg.svd(rows, full_matrices=False)
-        gains = self.times * values**2
-        alike = len(rows) <= rows.shape[1] and gains.max() - gains.min() <= SAME * gains.max()
-        return Widening(gains.mean()) if alike else Widening(gains, basis)
+        gains = self.inflation * values**2
+        isotropic = len(rows) <= rows.shape[1] and gains.max() - gains.min() <= RELATIVE_TOLERANCE * gains.max()
+        return Widening(gains.mean()) if isotropic else Widening(gains, basis)
 
 
-def seen(
+def linearise(
     run: Callable[[Tensor], Mapping[str, Any]], names: Collection[str], *, at: Tensor, spread: float
-) -> dict[str, Seen]:
-    """What observed sites see of ``x``, from differences over its spread on both sides of a point.
+) -> dict[str, Linearisation]:
+    """Linearise the observed sites in ``x``, by central differences of step ``spread`` around the point ``at``.
 
-    Sites that see the same ``x`` share what is uncertain in it, which their own covariances do not say: where they
-    hold more values than ``x`` has coordinates, all are widened by as many times more.
+    Sites that depend on the same ``x`` share its uncertainty, which widening each by itself ignores. Where all sites
+    together have more values than ``x`` has coordinates, their widening is therefore multiplied by this ratio, divided
+    by the site's own ratio where that exceeds 1 and its covariance accounts for it.
 
     Args:
-        run: runs the model at a flat ``x``, and returns its sites as Pyro's traces hold them.
-        names: of the observed sites.
+        run: runs the model at a flat ``x (size,)``, and returns the nodes of its trace by name.
+        names: names of the observed sites.
         at: a flat ``x``, shape ``(size,)``.
         spread: standard deviation of ``x``.
+
+    Returns:
+        A :class:`Linearisation` of each site that can be widened, by name.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
         torch.default_generator.manual_seed(0)
         nodes = run(at)
         counts = {
-            name: nodes[name]["value"].numel() for name in names if isinstance(unwrapped(nodes[name]["fn"]), LOCATED)
+            name: nodes[name]["value"].numel()
+            for name in names
+            if isinstance(unwrapped(nodes[name]["fn"]), LOCATION_SCALE_FAMILIES)
         }
         views = max(1.0, sum(counts.values()) / len(at))
-        found = {name: Seen(views) for name in counts}
+        found = {name: Linearisation(views) for name in counts}
         displaced = run(at + spread * torch.randn(len(at), dtype=at.dtype))
         whole = {
             name
             for name, count in counts.items()
-            if count * len(at) <= LARGEST and _of_one_scale(nodes[name]) and _of_one_scale(displaced[name])
+            if count * len(at) <= MAX_JACOBIAN and _has_single_scale(nodes[name]) and _has_single_scale(displaced[name])
         }
         if not whole:
             return found
@@ -158,49 +167,50 @@ def seen(
             return {name: unwrapped(there[name]["fn"]).loc - there[name]["value"] for name in whole}
 
         steps = spread * torch.eye(len(at), dtype=at.dtype)
-        above, below = (by_row(expected, at + sign * steps) for sign in (1, -1))
+        above, below = (map_rows(expected, at + sign * steps) for sign in (1, -1))
     for name in whole:
         slope = (above[name] - below[name]).double().movedim(0, -1) / (2 * spread)
         if slope.isfinite().all():
-            found[name] = Seen(views / max(1.0, counts[name] / len(at)), slope)
+            found[name] = Linearisation(views / max(1.0, counts[name] / len(at)), slope)
     return found
 
 
-def by_row(function: Callable[[Tensor], dict[Any, Tensor]], points: Tensor) -> dict[Any, Tensor]:
-    """What a function that runs a model says of every row of ``points``, stacked; some rows at a time."""
+def map_rows(function: Callable[[Tensor], dict[Any, Tensor]], points: Tensor) -> dict[Any, Tensor]:
+    """Apply ``function`` to every row of ``points (n, size)`` and stack its values, by ``vmap`` where possible."""
     with pyro.validation_enabled(False):  # its checks branch on values, which vmap cannot
         try:
-            return torch.func.vmap(function, chunk_size=ROWS)(points)
-        except RuntimeError:  # a model that branches on its values
+            return torch.func.vmap(function, chunk_size=BATCH_ROWS)(points)
+        except RuntimeError:  # a model that branches on its values cannot be batched
             rows = [function(point) for point in points]
             return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _of_one_scale(node: Any) -> bool:
+def _has_single_scale(node: Any) -> bool:
+    """Whether a site is an unmasked Normal whose values all have the same scale."""
     fn, inner = node["fn"], unwrapped(node["fn"])
     plain = isinstance(inner, dist.Normal) and not isinstance(fn, dist.MaskedDistribution) and node["mask"] is None
     return plain and isinstance(node["scale"], (int, float)) and bool((inner.scale == inner.scale.flatten()[0]).all())
 
 
-def left_over(prior: Potential, level: int) -> np.ndarray:
-    """Variance of ``x`` given ``x_k``, of every coordinate, in the event's shape."""
+def conditional_variance(prior: Potential, level: int) -> np.ndarray:
+    """Return ``Var(x | x_k) = sigma^2 v / (alpha^2 v + sigma^2)`` of every coordinate, shape ``event_shape``."""
     variance, noise = np.asarray(prior.reference[1], dtype=float), prior.schedule.sigma(level) ** 2
     left = noise * variance / (prior.schedule.alpha(level) ** 2 * variance + noise)
     return np.broadcast_to(left, prior.event_shape)
 
 
-def on_the_path(
+def annealed_distribution(
     fn: Any, priors: Sequence[Potential], level: int, likelihood: Likelihood, *, widening: Widening
 ) -> tuple[Any, float]:
-    """What stands for an observed site's distribution ``fn`` at a level, and the power that it is raised to.
+    """Return the distribution that replaces an observed site's ``fn`` at a level, and the power of its density.
 
-    The power is that of the prior of which least is known at this level.
+    The power is ``alpha_k ** 2`` of the prior with the smallest ``alpha_k``, or 1 where nothing is tempered.
     """
     if level == 0 or likelihood in ("rescaled", "tweedie"):
         return fn, 1.0
     if likelihood == "widened" and widening.basis is not None:
-        return _Correlated(unwrapped(fn), widening.basis, widening.variances), 1.0
-    if likelihood == "widened" and isinstance(unwrapped(fn), LOCATED):
+        return _CorrelatedNormal(unwrapped(fn), widening.basis, widening.variances), 1.0
+    if likelihood == "widened" and isinstance(unwrapped(fn), LOCATION_SCALE_FAMILIES):
         return rewrapped(fn, lambda inner: _widened(inner, widening.variances)), 1.0
     return fn, min(prior.schedule.alpha(level) for prior in priors) ** 2
 
@@ -209,54 +219,57 @@ class ObservedSites:
     """The observed sites of a model along a ladder.
 
     Args:
-        sources: the potentials that ``x`` comes from, each with the shape of its site.
-        likelihood: the path.
-        seen: what located sites see of ``x``, by name; empty unless they are widened.
+        sources: the potential of each diffusion prior, with the shape of its site.
+        likelihood: how observed sites enter at noisy levels.
+        linearisations: result of :func:`linearise`; empty unless sites are widened.
     """
 
     def __init__(
-        self, sources: Sequence[tuple[Potential, Sequence[int]]], likelihood: Likelihood, seen: Mapping[str, Seen]
+        self,
+        sources: Sequence[tuple[Potential, Sequence[int]]],
+        likelihood: Likelihood,
+        linearisations: Mapping[str, Linearisation],
     ) -> None:
-        self.sources, self.likelihood, self.seen = tuple(sources), likelihood, seen
+        self.sources, self.likelihood, self.linearisations = tuple(sources), likelihood, linearisations
         self._last: tuple[int, dict[str, Widening]] | None = None
 
     def widenings(self, level: int) -> dict[str, Widening]:
-        """By what each site is widened at a level. Those of the last level are kept, those of all may be large."""
+        """Return the widening of each site at a level; only the last level's are cached, as they can be large."""
         if self._last is None or self._last[0] != level:
-            left = [np.broadcast_to(left_over(prior, level), shape).ravel() for prior, shape in self.sources]
+            left = [np.broadcast_to(conditional_variance(prior, level), shape).ravel() for prior, shape in self.sources]
             variances = torch.from_numpy(np.concatenate(left))
-            self._last = level, {name: site.widening(variances) for name, site in self.seen.items()}
+            self._last = level, {name: site.widening(variances) for name, site in self.linearisations.items()}
         return self._last[1]
 
     def log_density(self, name: str, node: Any, level: int, widenings: Mapping[str, Widening]) -> Tensor:
-        """Of one site of a trace of the model at a level: a scalar, as Pyro scales and masks it."""
+        """Return the scalar log-density of one node of a trace of the model at a level, with Pyro's scale and mask."""
         priors, widening = [prior for prior, _ in self.sources], widenings.get(name, Widening())
-        fn, power = on_the_path(node["fn"], priors, level, self.likelihood, widening=widening)
+        fn, power = annealed_distribution(node["fn"], priors, level, self.likelihood, widening=widening)
         log_p = scale_and_mask(log_density(fn, node["value"]), node["scale"], node["mask"]).sum()
         return power * log_p
 
 
-class _Correlated(NamedTuple):
-    """A Normal of one scale whose covariance has grown by ``basis diag(variances) basis^T``."""
+class _CorrelatedNormal(NamedTuple):
+    """A Gaussian with the covariance ``scale^2 I + basis diag(variances) basis^T``."""
 
     fn: Any
     basis: Tensor
     variances: Tensor
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Of all values together, a float64 scalar."""
+        """Return the log-density of all values together, a float64 scalar."""
         apart = (value - self.fn.loc).reshape(-1).double()
         noise = self.fn.scale.reshape(-1)[0].double() ** 2
         along, total = apart @ self.basis.to(apart.device), noise + self.variances.to(apart.device)
         rest = len(apart) - along.shape[-1]
         energy = (along**2 / total + total.log()).sum()
-        if rest:  # directions of the data that x does not reach
+        if rest:  # directions of the data outside the basis, which do not depend on x
             energy = energy + ((apart**2).sum() - (along**2).sum()) / noise + rest * noise.log()
         return -0.5 * (energy + len(apart) * np.log(2 * np.pi))
 
 
 def _widened(fn: Any, variance: Any) -> Any:
-    """A distribution that has a location and a scale, whose scale has grown by a variance."""
+    """Return a location-scale distribution with the scale ``sqrt(scale^2 + variance)``."""
     scale = fn.scale
     if isinstance(variance, Tensor):
         variance = variance.to(scale)

@@ -1,4 +1,4 @@
-"""Names of a Pyro model's sites and of their dimensions, as ArviZ and files have them."""
+"""Names of the sites of a Pyro model and of their dimensions, for ArviZ and for files."""
 
 from __future__ import annotations
 
@@ -9,19 +9,28 @@ from ..arviz import dotted
 
 
 def dims_of(name: str, node: Any) -> list[str]:
-    """Names of a site's dimensions: its plates', and numbers for the rest."""
+    """Names of a site's dimensions: the plate's name, or ``{site}_dim_{i}`` for a dimension outside plates."""
     event = node["fn"].event_dim
     batch = node["value"].ndim - event
     plates = {frame.dim + batch: frame for frame in node["cond_indep_stack"] if frame.dim is not None}
     found = [f"{name}_dim_{i}" for i in range(node["value"].ndim)]
     for i, size in enumerate(node["value"].shape):
-        if i in plates and plates[i].size == size:  # data may be one number for all of a plate
+        if i in plates and plates[i].size == size:  # data may be broadcast over a plate
             found[i] = plates[i].name
     return found
 
 
 def check_names(dims: Mapping[str, Sequence[str]], observed: Collection[str], model: str) -> None:
-    """Refuse names that ArviZ or a file would lose, of sites and of their dimensions, ``dims``."""
+    """Refuse names of sites and dimensions that would collide or be invalid in ArviZ or in a file.
+
+    Args:
+        dims: names of the dimensions of every site.
+        observed: names of the observed sites, which ArviZ keeps in groups of their own.
+        model: name of the model, for error messages.
+
+    Raises:
+        ValueError: such a name.
+    """
     for name in (*dims, *(dim for each in dims.values() for dim in each)):
         if name in ("chain", "draw"):
             raise ValueError(
@@ -42,6 +51,6 @@ def check_names(dims: Mapping[str, Sequence[str]], observed: Collection[str], mo
 
 
 def _axes(dims: Mapping[str, Sequence[str]], sites: Collection[str]) -> list[str]:
-    """Dimensions of sites, once those of each site and once those of a plate."""
+    """Names of the dimensions of ``sites``: a plate's dimension once, other dimensions once per site."""
     owned = {(dim, site if dim.startswith(f"{site}_dim_") else None) for site in sites for dim in dims[site]}
     return [dim for dim, _ in owned]

@@ -1,4 +1,4 @@
-"""A potential as a distribution: the prior of a Pyro model."""
+"""``DiffusionPrior``: a potential as a Pyro distribution."""
 
 from __future__ import annotations
 
@@ -20,26 +20,28 @@ from ppl_diffusion.schedule import Ladder
 from ..blackjax import HMC
 from ..torch_jax import to_torch
 
-DRAW = {"rungs": 50, "steps": 5}
-"""The ladder by which ``DiffusionPrior.sample`` draws."""
+SAMPLE_LADDER = {"rungs": 50, "steps": 5}
+"""Number of rungs and steps per rung of the ladder by which ``DiffusionPrior.sample`` draws."""
 
 
 class DiffusionPrior(TorchDistribution):
     """An unnormalised density as a Pyro distribution: ``x = pyro.sample("x", DiffusionPrior(prior))``.
 
-    ``log_prob`` is minus the energy at a noise level, the cleanest unless :func:`at_level` says otherwise; the
-    unknown normaliser is left out. It works in plates, beside other latent sites, and as the prior of a
-    variational guide (gradients flow). Load the potential outside the model, which runs at every evaluation.
+    ``log_prob`` is minus the energy at noise level 0, or at the level set by :func:`at_level`, without the unknown
+    normalising constant. The distribution works in plates, beside other latent sites, and with variational guides,
+    since ``log_prob`` is differentiable. Load the potential outside the model, because the model runs at every
+    evaluation.
 
-    ``sample`` draws by annealed HMC: approximate, and as slow as that is. MCMC never starts from it.
+    ``sample`` runs annealed HMC: its draws are approximate and slow. ``anneal_model`` does not use it for its start.
 
     Args:
-        potential: the density; one that computes with JAX crosses into torch, for kernels of ``bridges.pyro`` only.
+        potential: the density. A JAX potential is converted to torch; it then works with kernels of ``bridges.pyro``
+            only.
         level: noise level.
-        batch_shape: as for any distribution.
+        batch_shape: batch shape of the distribution.
 
     Raises:
-        TypeError: not a potential.
+        TypeError: ``potential`` is not a potential.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
@@ -64,26 +66,26 @@ class DiffusionPrior(TorchDistribution):
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> DiffusionPrior:
-        """The same density with another batch shape."""
+        """Return the same density with another batch shape."""
         return DiffusionPrior(self.potential, level=self.level, batch_shape=batch_shape)
 
     def at(self, level: int) -> DiffusionPrior:
-        """The same prior at another noise level."""
+        """Return the same prior at another noise level."""
         return DiffusionPrior(self.potential, level=level, batch_shape=self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Minus the energy of ``value (*sample, *batch_shape, *event_shape)``, shape ``(*sample, *batch_shape)``."""
+        """Return minus the energy of ``value (*sample, *batch_shape, *event_shape)``: ``(*sample, *batch_shape)``."""
         energy = self.potential.energy(value.to(self.potential.device), level=self.level).to(value.device)
         return -energy.expand(torch.broadcast_shapes(energy.shape, self.batch_shape))
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Approximate draws by annealed HMC, seeded by torch's global generator, as Pyro users expect."""
+        """Draw ``(*sample_shape, *batch, *event)`` approximately, by annealed HMC, seeded by torch's global RNG."""
         shape = torch.Size(sample_shape) + self.batch_shape
         seed = int(torch.randint(2**31, ()))
         top = len(self.potential.schedule) - 1 - self.level
-        rungs = min(DRAW["rungs"], top + 1)
+        rungs = min(SAMPLE_LADDER["rungs"], top + 1)
         levels = sorted({round(self.level + top * i / max(rungs - 1, 1)) for i in range(rungs)}, reverse=True)
-        ladder = Ladder(levels=tuple(levels), steps=DRAW["steps"])
+        ladder = Ladder(levels=tuple(levels), steps=SAMPLE_LADDER["steps"])
         trace = anneal(self.potential, HMC(), ladder=ladder, chains=max(shape.numel(), 1), seed=seed)
         drawn = torch.from_numpy(trace.positions[:, 0]).to(torch.get_default_dtype())
         return drawn[: shape.numel()].reshape(shape + self.event_shape)
@@ -106,10 +108,10 @@ class at_level(Messenger):
 
 
 def prior_of(fn: Any) -> DiffusionPrior | None:
-    """The diffusion prior inside a distribution that may be masked or independent, or None.
+    """Return the diffusion prior inside ``Independent`` and masked wrappers of ``fn``, or None if there is none.
 
     Raises:
-        ValueError: one that is wrapped otherwise.
+        ValueError: a diffusion prior inside any other wrapper.
     """
     inner = unwrapped(fn)
     if isinstance(inner, DiffusionPrior) or not hasattr(inner, "base_dist"):
@@ -123,14 +125,14 @@ def prior_of(fn: Any) -> DiffusionPrior | None:
 
 
 def unwrapped(fn: Any) -> Any:
-    """A distribution that may be masked or independent, without that."""
+    """Return ``fn`` without its ``Independent`` and masked wrappers."""
     while isinstance(fn, (dist.Independent, dist.MaskedDistribution)):
         fn = fn.base_dist
     return fn
 
 
 def rewrapped(fn: Any, change: Callable[[Any], Any]) -> Any:
-    """``change`` of what is inside ``fn``, masked and independent as ``fn`` is."""
+    """Apply ``change`` inside the ``Independent`` and masked wrappers of ``fn``, and wrap the result alike."""
     if isinstance(fn, dist.Independent):
         return rewrapped(fn.base_dist, change).to_event(fn.reinterpreted_batch_ndims)
     if isinstance(fn, dist.MaskedDistribution):
@@ -138,11 +140,11 @@ def rewrapped(fn: Any, change: Callable[[Any], Any]) -> Any:
     return change(fn)
 
 
-def through(fn: Any, energy: Tensor) -> Tensor:
-    """Energies of the diffusion prior inside ``fn``, ``(chains, *batch)``, masked and summed as ``fn`` does it."""
+def apply_wrappers(fn: Any, energy: Tensor) -> Tensor:
+    """Mask and sum ``energy (chains, *batch)`` of the diffusion prior inside ``fn`` as the wrappers of ``fn`` do."""
     if isinstance(fn, DiffusionPrior):
         return energy
-    inner = through(fn.base_dist, energy)
+    inner = apply_wrappers(fn.base_dist, energy)
     if isinstance(fn, dist.MaskedDistribution):
         return scale_and_mask(inner, mask=fn._mask)
     return sum_rightmost(inner, fn.reinterpreted_batch_ndims)

@@ -1,4 +1,4 @@
-"""Sites of a Pyro model: what they are, and where they lie in a flat vector."""
+"""The sites of a Pyro model, and the layout of its latent sites in a flat vector."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import biject_to
 
-from .coordinates import Given, fillers_of
+from .coordinates import SubstituteLatents, find_fillers
 from .names import check_names, dims_of
-from .prior import DiffusionPrior, prior_of, through, unwrapped
+from .prior import DiffusionPrior, apply_wrappers, prior_of, unwrapped
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """Where a latent site lies in the flat vector.
+    """A latent site and its slice of the flat vector.
 
     Attributes:
-        name: of the site.
-        start, stop: its coordinates.
-        shape: of its unconstrained value.
+        name: name of the site.
+        start, stop: bounds of its slice.
+        shape: shape of its unconstrained value.
         prior: its diffusion prior, or None for any other latent site.
-        fn: the distribution that a diffusion prior is wrapped in.
-        scale, mask: of a diffusion prior's site, as Pyro's handlers set them.
-        filler: whether ``obs_mask=`` has left it.
+        fn: for a diffusion prior, the site's distribution: the prior inside ``Independent`` or masked wrappers.
+        scale, mask: for a diffusion prior, scale and mask set by Pyro's handlers.
+        filler: whether ``obs_mask=`` has added the site for missing values, see ``bridges.pyro.coordinates``.
     """
 
     name: str
@@ -44,16 +44,16 @@ class Site:
     filler: bool = False
 
     def of(self, flat: Tensor) -> Tensor:
-        """Its coordinates of ``flat (*chains, size)``, in its shape."""
+        """Return the site's part of ``flat (*chains, size)``, shape ``(*chains, *shape)``."""
         return flat[..., self.start : self.stop].reshape((*flat.shape[:-1], *self.shape))
 
     def total(self, energy: Tensor) -> Tensor:
-        """Energies of a diffusion prior, ``(chains, *batch)``, as the model counts them, ``(chains,)``."""
-        counted = scale_and_mask(through(self.fn, energy), self.scale, self.mask)
+        """Sum energies ``(chains, *batch)`` of the diffusion prior to ``(chains,)``, with its scale and masks."""
+        counted = scale_and_mask(apply_wrappers(self.fn, energy), self.scale, self.mask)
         return counted.reshape(len(energy), -1).sum(1)
 
     def weights(self, energy: Tensor) -> Tensor | float:
-        """How often :meth:`total` counts each of the energies, of their shape."""
+        """Return the derivative of :meth:`total` by each energy: shape ``(chains, *batch)``, or one number for all."""
         if self.fn is self.prior and self.mask is None and isinstance(self.scale, (int, float)):
             return float(self.scale)
         with torch.enable_grad():
@@ -61,8 +61,8 @@ class Site:
             total = self.total(leaf).sum()
             return torch.autograd.grad(total, leaf)[0] if total.requires_grad else torch.zeros_like(energy)
 
-    def alike(self, node: Any) -> bool:
-        """Whether another run of the model has the same diffusion prior here, and counts it as often."""
+    def has_same_prior(self, node: Any) -> bool:
+        """Whether ``node``, of another run of the model, has the same diffusion prior, scale and mask."""
         prior = prior_of(node["fn"])
         if prior is None or self.prior is None or prior.batch_shape != self.prior.batch_shape:
             return False
@@ -72,10 +72,11 @@ class Site:
 
 
 def sample_sites(nodes: Any, model: str) -> dict[str, Any]:
-    """The sample sites of a trace, without its plates.
+    """Return the sample sites of a trace, without its plates.
 
     Raises:
-        ValueError: a plate that draws a subsample, anew for each evaluation, or data on an accelerator.
+        TypeError: observed data that are not a tensor.
+        ValueError: a plate that draws a random subsample at each evaluation, or data that are not on the CPU.
     """
     found = {}
     for name, node in nodes.items():
@@ -100,18 +101,18 @@ def sample_sites(nodes: Any, model: str) -> dict[str, Any]:
 
 
 def is_deterministic(node: Any) -> bool:
-    """Whether a site is a value that ``pyro.deterministic`` or a reparametrisation records."""
+    """Whether a site only records a value, by ``pyro.deterministic`` or a reparametrisation."""
     return bool(node["is_observed"]) and isinstance(unwrapped(node["fn"]), dist.Delta)
 
 
 class Layout(NamedTuple):
-    """What a first run finds of a model.
+    """The sites of a model, found by a first run.
 
     Attributes:
-        sites: the latent ones, in the order of the flat vector.
+        sites: the latent sites, in the order of the flat vector.
         observed: values of observed sites by name.
-        recorded: names of what ``pyro.deterministic`` records.
-        dims: names of the dimensions of every site, factors excepted.
+        recorded: names of the sites that ``pyro.deterministic`` records.
+        dims: names of the dimensions of every site, except those of ``pyro.factor``.
     """
 
     sites: tuple[Site, ...]
@@ -120,12 +121,16 @@ class Layout(NamedTuple):
     dims: dict[str, list[str]]
 
 
-def layout_of(run: Callable[[Given], Any], model: str) -> Layout:
-    """Run a model once, by ``run(handler)``, which returns the nodes of its trace, and look at its sites.
+def layout_of(run: Callable[[SubstituteLatents], Any], model: str) -> Layout:
+    """Run a model once and return the layout of its sites.
+
+    Args:
+        run: runs the model under a handler, and returns the nodes of its trace.
+        model: name of the model, for error messages.
 
     Raises:
-        ValueError: parameters, discrete latent sites or others that cannot be drawn, plates that draw a subsample, or
-            names that :func:`check_names` refuses.
+        ValueError: the model has parameters, latent sites that are discrete or cannot be sampled, subsampling plates,
+            or names that :func:`~bridges.pyro.names.check_names` refuses.
     """
     nodes, sites, start = _first_run(run, model), [], 0
     observed: dict[str, np.ndarray] = {}
@@ -135,9 +140,9 @@ def layout_of(run: Callable[[Given], Any], model: str) -> Layout:
         if node["type"] == "param":
             raise ValueError(f"{model} has the parameter {name}: fix it before sampling, or give it a prior")
     found = sample_sites(nodes, model)
-    fillers = fillers_of(found)
+    fillers = find_fillers(found)
     for name, node in found.items():
-        if type(node["fn"]).__name__ == "Unit":  # what pyro.factor leaves
+        if type(node["fn"]).__name__ == "Unit":  # the distribution of pyro.factor
             continue
         dims[name] = dims_of(name, node)
         if is_deterministic(node):
@@ -151,21 +156,28 @@ def layout_of(run: Callable[[Given], Any], model: str) -> Layout:
     return Layout(tuple(sites), observed, recorded, dims)
 
 
-def _first_run(run: Callable[[Given], Any], model: str) -> Any:
+def _first_run(run: Callable[[SubstituteLatents], Any], model: str) -> Any:
     with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
         try:
-            return run(Given({}))
+            return run(SubstituteLatents({}))
         except NotImplementedError as error:
             raise ValueError(
                 f"a latent site of {model} cannot be drawn ({str(error).splitlines()[0]}): give it a proper "
                 "prior, which dist.ImproperUniform is not"
             ) from error
-        except ValueError as error:  # without the shapes of all sites, which Pyro adds
+        except ValueError as error:  # first line only: Pyro appends the shapes of all sites
             raise ValueError(str(error).splitlines()[0]) from error
 
 
 def _site(name: str, node: Any, start: int, model: str) -> Site:
     fn, prior = node["fn"], prior_of(node["fn"])
+    if isinstance(unwrapped(fn), dist.Delta):
+        raise ValueError(f"the latent site {name} of {model} has one value only, a Delta: use pyro.deterministic")
+    if isinstance(unwrapped(fn), (dist.VonMises, dist.SineBivariateVonMises)):
+        raise ValueError(
+            f"the latent site {name} of {model} is an angle, which would walk round its circle for ever: take the "
+            "angle of two latent coordinates, torch.atan2(b, a)"
+        )
     if prior is None and fn.support.is_discrete:
         raise ValueError(
             f"{model} has the discrete latent site {name}, which has no gradient: sum it out inside "
@@ -182,10 +194,25 @@ def _site(name: str, node: Any, start: int, model: str) -> Site:
     return Site(name, start, start + int(np.prod(shape)), shape, prior, **extra)
 
 
+def check_same_sites(sites: Sequence[Site], nodes: Any, model: str) -> None:
+    """Refuse a model whose latent sites, ``sites`` in a first run, are others in another run.
+
+    Raises:
+        ValueError: a latent site that one of the two runs lacks.
+    """
+    latent = {name for name, node in sample_sites(nodes, model).items() if not node["is_observed"]}
+    some = sorted(latent ^ {site.name for site in sites})
+    if some:
+        raise ValueError(
+            f"{model} samples {', '.join(some)} in some of its runs only, and a density needs all of its coordinates: "
+            "sample it in every run, and use it where it is wanted"
+        )
+
+
 def check_priors(sites: Sequence[Site], nodes: Any, model: str) -> None:
-    """Refuse diffusion priors, ``sites`` of a first run of the model, that are others in another run."""
+    """Raise ValueError if a diffusion prior of ``sites`` is another one in ``nodes``, from another run of the model."""
     for site in sites:
-        if not site.alike(nodes[site.name]):
+        if not site.has_same_prior(nodes[site.name]):
             raise ValueError(
                 f"the prior of {site.name} in {model}, its scale or its mask depends on other latent sites, and would "
                 f"be fixed here: sample {site.name} from one prior, and let the model do the rest, tau * {site.name}"
@@ -193,7 +220,7 @@ def check_priors(sites: Sequence[Site], nodes: Any, model: str) -> None:
 
 
 def check_randomness(run: Callable[[], Any], model: str) -> None:
-    """Refuse a model that draws numbers with all of its sites given: its energies would be noise."""
+    """Raise ValueError if a model draws random numbers with all of its sites given: its energies would be random."""
     with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
         before = torch.random.get_rng_state()
         run()

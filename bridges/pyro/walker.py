@@ -1,15 +1,15 @@
-"""Pyro kernels bound to a potential: one Pyro kernel for each chain, walked in turn or over processes.
+"""Pyro kernels bound to a potential, which step each chain by itself, in one process or in several.
 
-Pyro's HMC ignores the position that it is given while its cache is warm, and keeps the energy of the density
-before when the target changes. So the cache is set anew before every step, from the state of the walk,
-whose energy and gradient belong to this very level: nothing stale can survive, and nothing is evaluated
-twice. Pyro draws from torch's global generator; it is seeded inside a fork, anew for every chain and step,
-and left as it was: the trace does not depend on how chains are spread.
+While its cache is filled, Pyro's HMC ignores the position that it is given, and it keeps the energy of the previous
+density when the target changes. The cache is therefore set before every step, from the position, energy and gradient
+of the chain at the current level, so that nothing is stale and nothing is evaluated twice. Pyro draws from torch's
+global generator. It is seeded for every chain and step inside ``fork_rng``, which restores it afterwards, so that the
+trace does not depend on how chains are distributed over processes.
 
 A rung of ``MASS_STEPS`` steps or more adapts a diagonal mass matrix, from the positions of all chains over the first
-half of the rung. It is scaled so that the stiffest coordinate keeps unit mass: the leapfrog step keeps its meaning,
-and its adaptation goes on. Every rung starts from unit mass, and from ``ppl_diffusion.step.block_scales`` for latent
-sites that no noise level belongs to.
+half of the rung. It is scaled so that the stiffest coordinate keeps unit mass, so the leapfrog step keeps its meaning
+and continues to adapt. Every rung starts from unit mass, except that the latent sites without a diffusion prior start
+from the scales of ``ppl_diffusion.step.block_scales``.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from ppl_diffusion.step import as_policy
 from ..torch_jax import to_torch
 
 SITE = "x"
+"""Name of the only site of the models that Pyro's kernels sample."""
 
-DEAD = 1e300
-"""The energy of a point where the density is zero, to Pyro."""
+ZERO_DENSITY_ENERGY = 1e300
+"""Finite energy that stands for infinity in Pyro's kernels."""
 
 MASS_STEPS = 20
-"""Steps of a rung from which on it adapts a mass matrix: fewer give too few draws."""
+"""Fewest steps of a rung that adapts a mass matrix."""
 
 
 class Task(NamedTuple):
-    """One step of one chain: where it stands, and all that the step depends on."""
+    """The inputs of one step of one chain; ``inverse_mass`` is diagonal, shape ``(size,)``."""
 
     level: int
     step: float
@@ -52,8 +53,8 @@ class Task(NamedTuple):
     seed: int
 
 
-class Moved(NamedTuple):
-    """Where a step has led, and what it reports."""
+class StepResult(NamedTuple):
+    """The result of one step of one chain: its new state and statistics."""
 
     position: np.ndarray
     energy: float
@@ -64,35 +65,38 @@ class Moved(NamedTuple):
     n_steps: float
 
 
-Spread = Callable[[Sequence[Task]], Sequence[Moved]]
-"""Takes tasks to other processes, and brings the results back in order."""
+RunTasks = Callable[[Sequence[Task]], Sequence[StepResult]]
+"""Function that runs tasks, possibly in other processes, and returns their results in order."""
 
 
 @dataclass(frozen=True)
 class PyroKernel(SteppedKernel):
-    """One of Pyro's kernels, one for each chain."""
+    """Base class of Pyro's kernels; every chain takes its own steps."""
 
     adapt_mass_matrix: bool = field(default=True, kw_only=True)
 
     @abstractmethod
     def build(self, potential_fn: Callable[..., Any]) -> Any:
-        """A Pyro kernel that adapts nothing."""
+        """Return a Pyro kernel without adaptation."""
 
     @abstractmethod
     def set_step(self, sampler: Any, step: float) -> None:
-        """Give Pyro's kernel its leapfrog step."""
+        """Set the leapfrog step of a Pyro kernel."""
 
     def bind(self, potential: Potential) -> PyroWalker:
-        """Prepare to walk on ``potential``."""
+        """Return the kernel bound to ``potential``, converted to torch."""
         return PyroWalker(self, to_torch(potential))
 
 
 class PyroWalker:
-    """See ``ppl_diffusion.kernel.Walker``; ``spread`` takes chains to other processes."""
+    """A Pyro kernel bound to a potential; implements ``ppl_diffusion.kernel.Walker``.
 
-    def __init__(self, kernel: PyroKernel, potential: Potential, *, spread: Spread | None = None) -> None:
+    ``run_tasks`` may run the steps of chains in other processes; by default :meth:`step_chains` runs them in this one.
+    """
+
+    def __init__(self, kernel: PyroKernel, potential: Potential, *, run_tasks: RunTasks | None = None) -> None:
         self.kernel, self.potential, self.policy = kernel, potential, as_policy(kernel.step)
-        self.spread = spread or self.step_chains
+        self.run_tasks = run_tasks or self.step_chains
         self.level, self.calls, self.nonfinite = 0, 0, 0
         self.sampler = self._build()
         self.diffused = np.broadcast_to(potential.diffused, potential.event_shape).ravel()
@@ -111,7 +115,7 @@ class PyroWalker:
         names = ("acceptance_rate", "diverging", "nonfinite", "jump_distance")
         totals = {name: np.zeros(chains) for name in names}
         midway, calls, seeds = state.energy, 0, _seeds(seed, steps, chains)
-        seen = WelfordCovariance(diagonal=True)
+        variances = WelfordCovariance(diagonal=True)
         adapts = self.kernel.adapt_mass_matrix and steps >= MASS_STEPS
         for i in range(steps):
             before = state.positions
@@ -125,9 +129,9 @@ class PyroWalker:
             if i < steps // 2:
                 midway = state.energy
                 for x in state.positions if adapts else ():
-                    seen.update(torch.from_numpy(x.ravel()))
+                    variances.update(torch.from_numpy(x.ravel()))
             if adapts and i + 1 == steps // 2:
-                state = state._replace(carried=_inverse_mass(seen, chains))
+                state = state._replace(carried=_inverse_mass(variances, chains))
         stats: dict[str, np.ndarray] = dict(totals)
         for name in ("acceptance_rate", "jump_distance"):
             stats[name] = totals[name] / steps if steps else np.full(chains, np.nan)
@@ -154,24 +158,24 @@ class PyroWalker:
 
     @on_cpu()
     @torch.enable_grad()
-    def step_chains(self, tasks: Sequence[Task]) -> list[Moved]:
-        """Chains one after the other, in this process."""
+    def step_chains(self, tasks: Sequence[Task]) -> list[StepResult]:
+        """Run tasks one after the other, in this process."""
         with torch.random.fork_rng(devices=[]):
             return [self._step_chain(task) for task in tasks]
 
     def _step(self, state: State, seeds: Sequence[int]) -> tuple[State, dict[str, np.ndarray]]:
-        """One step of every chain."""
+        """Take one step of every chain; return the new state and statistics, each ``(chains,)``."""
         step = float(np.exp(state.step.log_step))
         columns = (state.carried, state.positions, state.energy, state.gradient, seeds)
         steps = (self.policy.jittered(step, np.random.default_rng(one).random()) for one in seeds)
         rows = zip(steps, *columns, strict=True)
-        moved = self.spread([Task(state.level, *row) for row in rows])
-        fields = {name: np.stack([getattr(one, name) for one in moved]) for name in Moved._fields}
+        moved = self.run_tasks([Task(state.level, *row) for row in rows])
+        fields = {name: np.stack([getattr(one, name) for one in moved]) for name in StepResult._fields}
         position, energy, gradient = (fields.pop(name) for name in ("position", "energy", "gradient"))
         arrived = state._replace(positions=position, energy=energy, gradient=gradient)
         return arrived, {name: values.astype(float) for name, values in fields.items()}
 
-    def _step_chain(self, task: Task) -> Moved:
+    def _step_chain(self, task: Task) -> StepResult:
         sampler, x = self.sampler, torch.from_numpy(np.asarray(task.position))
         self.level = task.level
         torch.default_generator.manual_seed(task.seed)
@@ -179,15 +183,15 @@ class PyroWalker:
         if not np.array_equal(sampler.mass_matrix_adapter.inverse_mass_matrix[(SITE,)], task.inverse_mass):
             sampler.mass_matrix_adapter.inverse_mass_matrix = {(SITE,): torch.from_numpy(task.inverse_mass)}
         sampler._t, sampler._mean_accept_prob, sampler._divergences = 0, 0.0, []
-        # A tree weighs its leaves against where it began, and infinity less infinity is no number.
-        energy = torch.tensor(min(task.energy, DEAD), dtype=torch.float64)
+        # NUTS subtracts the energy of the initial point, and inf - inf would be NaN.
+        energy = torch.tensor(min(task.energy, ZERO_DENSITY_ENERGY), dtype=torch.float64)
         sampler._cache({SITE: x}, energy, {SITE: torch.from_numpy(np.asarray(task.gradient))})
         self.calls = self.nonfinite = 0
         sampler.sample({SITE: x})
         z, energy_now, gradients = sampler._fetch_from_cache()
-        return Moved(
+        return StepResult(
             z[SITE].detach().numpy(),
-            float(energy_now) if energy_now < DEAD else np.inf,
+            float(energy_now) if energy_now < ZERO_DENSITY_ENERGY else np.inf,
             gradients[SITE].numpy(),
             float(sampler._mean_accept_prob),
             len(sampler._divergences) > 0,
@@ -196,7 +200,7 @@ class PyroWalker:
         )
 
     def _potential(self, params: Mapping[str, Tensor]) -> Tensor:
-        """The energy of one chain; whatever is not finite is plus infinity, and counted."""
+        """Return the scalar energy of one chain; a value that is not finite becomes plus infinity and is counted."""
         self.calls += 1
         energy = self.potential.energy(params[SITE].to(self.potential.device), level=self.level).cpu()
         if not bool(torch.isfinite(energy)):
@@ -207,7 +211,7 @@ class PyroWalker:
     @on_cpu()
     @torch.enable_grad()
     def _build(self) -> Any:
-        """A Pyro kernel that adapts nothing, set up without evaluating the network."""
+        """Build and set up a Pyro kernel without evaluating the network."""
         origin = torch.zeros(self.potential.event_shape, dtype=torch.float64)
         sampler = self.kernel.build(lambda params: 0 * params[SITE].sum())
         sampler.initial_params = {SITE: origin}
@@ -216,11 +220,12 @@ class PyroWalker:
         return sampler
 
 
-def _inverse_mass(seen: WelfordCovariance, chains: int) -> np.ndarray:
-    """Variances relative to the smallest, ``(chains, size)``: the same for every chain."""
-    variances = seen.get_covariance(regularize=True).numpy()
+def _inverse_mass(found: WelfordCovariance, chains: int) -> np.ndarray:
+    """Return the variances divided by the smallest, the same for every chain: ``(chains, size)``."""
+    variances = found.get_covariance(regularize=True).numpy()
     return np.tile(variances / variances.min(), (chains, 1))
 
 
 def _seeds(seed: int, steps: int, chains: int) -> list[list[int]]:
+    """Seeds of every step (outer list) and chain (inner lists)."""
     return np.random.default_rng(seed).integers(2**63, size=(steps, chains)).tolist()

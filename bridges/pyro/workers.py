@@ -1,8 +1,8 @@
-"""Chains of Pyro's kernels over several processes.
+"""Run the chains of Pyro's kernels in several processes.
 
-Processes and not threads, because Pyro's handler stack is global to a process. They are started afresh, so the model
-must be importable: a function of a module, not one that was defined in a notebook or inside another function.
-Each process builds the joint density once and gets nothing but positions afterwards.
+Processes are used instead of threads because Pyro's handler stack is global to a process. They are spawned, so the
+model must be importable: a function of a module, not one defined in a notebook or inside another function. Each
+process builds the joint density once; after that it receives only :class:`~bridges.pyro.walker.Task` objects.
 """
 
 from __future__ import annotations
@@ -23,50 +23,50 @@ import torch
 from ppl_diffusion.potential import Potential
 
 from .joint import JointPotential
-from .walker import Moved, PyroWalker, Spread, Task
+from .walker import PyroWalker, RunTasks, StepResult, Task
 
 _walker: PyroWalker | None = None
-"""In a worker: what it walks with."""
+"""In a worker process: the bound kernel that steps its chains."""
 
 
 @dataclass(frozen=True)
-class SpreadKernel:
-    """A Pyro kernel whose chains are walked by other processes; built by :func:`over_processes`."""
+class MultiprocessKernel:
+    """A Pyro kernel whose chains are stepped by other processes; built by :func:`spread_over_processes`."""
 
     kernel: Any
-    spread: Spread
+    run_tasks: RunTasks
 
     @property
     def adjusted(self) -> bool:
-        """As the kernel that is spread."""
+        """Whether the wrapped kernel leaves the density invariant."""
         return self.kernel.adjusted
 
     def bind(self, potential: Potential) -> PyroWalker:
-        """Prepare to walk on ``potential``, which the processes have already."""
-        return PyroWalker(self.kernel, potential, spread=self.spread)
+        """Return the wrapped kernel bound to ``potential``, a copy of which the processes have built already."""
+        return PyroWalker(self.kernel, potential, run_tasks=self.run_tasks)
 
     def __str__(self) -> str:
         return str(self.kernel)
 
 
 @contextmanager
-def over_processes(kernel: Any, joint: JointPotential, workers: int) -> Iterator[SpreadKernel]:
-    """``kernel``, with its chains spread over ``workers`` processes that live as long as the context.
+def spread_over_processes(kernel: Any, joint: JointPotential, workers: int) -> Iterator[MultiprocessKernel]:
+    """Yield ``kernel`` with its chains distributed over ``workers`` processes, which end with the context.
 
     Raises:
-        ValueError: a model, or an argument of it, that another process cannot import.
+        ValueError: a model, or an argument of it, that cannot be pickled for another process; a worker has stopped.
     """
-    blob = _packed(kernel, joint)
+    blob = _pickled(kernel, joint)
     threads = max(1, torch.get_num_threads() // workers)
     settings = (blob, threads, torch.get_default_dtype())
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=settings) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker, initargs=settings) as pool:
 
-        def spread(tasks: Sequence[Task]) -> list[Moved]:
+        def run_tasks(tasks: Sequence[Task]) -> list[StepResult]:
             count = min(workers, len(tasks))
             parts = [[tasks[i] for i in rows] for rows in np.array_split(np.arange(len(tasks)), count)]
             try:
-                return [moved for part in pool.map(_step, parts) for moved in part]
+                return [moved for part in pool.map(_run_in_worker, parts) for moved in part]
             except BrokenProcessPool as error:
                 raise ValueError(
                     f"a worker has stopped. If it never started: {joint.name} must be importable, and a script that "
@@ -74,10 +74,11 @@ def over_processes(kernel: Any, joint: JointPotential, workers: int) -> Iterator
                     "take fewer workers, or leave workers= out"
                 ) from error
 
-        yield SpreadKernel(kernel, spread)
+        yield MultiprocessKernel(kernel, run_tasks)
 
 
-def _packed(kernel: Any, joint: JointPotential) -> bytes:
+def _pickled(kernel: Any, joint: JointPotential) -> bytes:
+    """Pickle what a worker needs to build the joint density and the kernel."""
     main = sys.modules["__main__"]
     interactive = getattr(joint.model, "__module__", "") == "__main__" and not hasattr(main, "__file__")
     try:
@@ -91,7 +92,8 @@ def _packed(kernel: Any, joint: JointPotential) -> bytes:
         ) from error
 
 
-def _begin(blob: bytes, threads: int, dtype: torch.dtype) -> None:
+def _init_worker(blob: bytes, threads: int, dtype: torch.dtype) -> None:
+    """Initialise a worker process."""
     global _walker
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
@@ -99,6 +101,6 @@ def _begin(blob: bytes, threads: int, dtype: torch.dtype) -> None:
     _walker = kernel.bind(JointPotential(model, args, kwargs, likelihood=likelihood))
 
 
-def _step(tasks: Sequence[Task]) -> list[Moved]:
+def _run_in_worker(tasks: Sequence[Task]) -> list[StepResult]:
     assert _walker is not None
     return _walker.step_chains(tasks)

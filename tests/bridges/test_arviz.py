@@ -1,4 +1,4 @@
-"""Traces in ArviZ, 0.23 and 1.x; every sentence of the diagnosis, deserved and undeserved."""
+"""Traces in ArviZ 0.23 and 1.x; every warning of the diagnosis, where it is due and where it is not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IMAGES = GaussianMixture(np.zeros((1, 36)), [0.5], schedule=SCHEDULE, backend="j
 
 @pytest.fixture(params=["installed", "1.x"])
 def library(request, monkeypatch):
-    """The ArviZ that is installed, and ArviZ 1.x as the three packages that it is made of."""
+    """The installed ArviZ, and ArviZ 1.x assembled from its three packages."""
     if request.param == "1.x":
         base, stats = pytest.importorskip("arviz_base"), pytest.importorskip("arviz_stats")
         module = types.SimpleNamespace(
@@ -75,7 +75,7 @@ def test_pictures_are_summarised_by_scalars(library, pictures):
     assert all(value.shape == (6, 40) for value in summaries(pictures).values())
     np.testing.assert_allclose(posterior["energy"], -pictures.sample_stats.lp)
     found = diagnose(pictures)
-    assert set(found.draws["variable"].to_numpy()) == set(summaries(pictures))
+    assert set(found.draws["variable"].to_numpy()) == {*summaries(pictures), "worst coordinate"}
 
 
 def test_sites_of_a_model_are_the_posterior(library, good):
@@ -134,7 +134,7 @@ def test_low_acceptance_is_named():
 
 
 def test_stuck_chains_are_named_where_effective_sizes_are_full():
-    """The trap: ArviZ reports the full effective sample size for chains that never moved."""
+    """ArviZ reports the full effective sample size for chains that never moved."""
     trace = anneal(TARGET, HMC(step=50.0), ladder=LADDER, chains=30, draws=30, seed=0)
     assert says(trace, "30 of 30 chains did not move")
 
@@ -148,13 +148,51 @@ def test_a_chain_that_moved_before_its_draws_is_not_stuck():
 
 
 def test_stationary_draws_of_few_chains_are_not_called_modes():
-    """Their R-hat exceeds 1.05 by accident more often than not; of two modes it exceeds what accidents do."""
+    """R-hat of few independent draws often exceeds 1.05 by chance; that of two separate modes is far larger."""
     rng, words = np.random.default_rng(0), "each chain stays in its mode"
     trace = anneal(TARGET, HMC(), ladder=LADDER, chains=4, draws=20, seed=0)
     alarms = [says(dataclasses.replace(trace, positions=rng.standard_normal((4, 20, 2))), words) for _ in range(40)]
     assert sum(alarms) <= 3
     apart = rng.standard_normal((4, 20, 2)) + np.array([0, 0, 6, 6])[:, None, None]
     assert says(dataclasses.replace(trace, positions=apart), words)
+
+
+@pytest.mark.parametrize(("chains", "draws"), [(64, 25), (256, 50)])
+def test_correlated_draws_are_not_called_modes(chains, draws):
+    """The energy of stationary chains of HMC is correlated, and its R-hat above what independent draws would have."""
+    gauss = GaussianMixture([[0.0] * 5], [1.0], schedule=SCHEDULE, backend="jax")
+    found = []
+    for seed in range(4):
+        start = gauss.sample(chains, level=0, seed=50 + seed)
+        trace = anneal(gauss, HMC(), ladder=Ladder((0,), steps=50), chains=chains, draws=draws, seed=seed, init=start)
+        found.append(diagnose(trace))
+        assert not says(trace, "R-hat")
+    assert max(float(each.draws.r_hat.max()) for each in found) > 1.04
+
+
+def test_one_coordinate_of_many_that_does_not_mix_is_named(pictures):
+    """Neither the energy nor projections show it."""
+    rng = np.random.default_rng(0)
+    mixed = rng.standard_normal((20, 200, 8, 8))
+    apart = mixed.copy()
+    apart[:10, :, 3, 5] += 4.0
+    lp = xr.DataArray(-0.5 * (mixed**2).sum((2, 3)), dims=("chain", "draw"))
+    stats = pictures.stats.isel(chain=np.zeros(20, dtype=int))
+    trace = dataclasses.replace(pictures, positions=mixed, stats=stats, sample_stats=xr.Dataset({"lp": lp}))
+    assert not says(trace, "R-hat")
+    found = diagnose(dataclasses.replace(trace, positions=apart))
+    assert float(found.draws.r_hat.sel(variable="worst coordinate")) > 1.5
+    assert float(found.draws.r_hat.drop_sel(variable="worst coordinate").max()) < 1.3
+    assert any("R-hat" in sentence for sentence in found.warnings)
+
+
+def test_a_population_of_one_rung_that_collapsed_is_named():
+    far = np.random.default_rng(0).normal(2.0, 0.5, (200, 2))
+    ancestors = np.random.default_rng(0).integers(5, size=(1, 200))
+    trace = anneal(TARGET, HMC(), ladder=Ladder((0,), steps=5), chains=200, seed=0, init=far)
+    lost = dataclasses.replace(trace, stats=trace.stats.assign(ancestor=(("rung", "chain"), ancestors)))
+    assert says(lost, "only 5 of 200 ancestors")
+    assert not says(trace, "ancestors")
 
 
 def test_what_was_not_computed_is_not_called_sound():
@@ -179,8 +217,20 @@ def test_modes_that_do_not_mix_are_named(good):
 
 
 def test_failures_of_the_potential_are_named(good):
-    assert says(with_stats(good, nonfinite=1.0), "not finite")
+    assert says(with_stats(good, nonfinite=1.0), "not finite and were refused (first at level 29)")
     assert says(with_stats(good, diverging=1.0), "diverged")
+
+
+def test_failures_in_recorded_draws_are_named(good):
+    """They may begin there, and are no part of the statistics of rungs."""
+    for name, value, words in (
+        ("nonfinite", 1.0, "4000 energies or gradients were not finite and were refused (4000 of them in the recorded"),
+        ("diverging", 1.0, "4000 trajectories diverged (4000 of them in the recorded draws)"),
+        ("acceptance_rate", 0.1, "acceptance is under .2 in the recorded draws"),
+    ):
+        assert not says(good, words)
+        failed = good.sample_stats.assign({name: xr.full_like(good.sample_stats.lp, value)})
+        assert says(dataclasses.replace(good, sample_stats=failed), words)
 
 
 def test_weights_are_judged_by_their_spread(good):
@@ -233,6 +283,9 @@ def test_plots_show_what_they_are_given(good, pictures, tmp_path):
         plot_samples(good),
         plot_samples(pictures),
         plot_planar({"one": good.positions[:, -1]}, columns=1),
+        plot_samples(np.zeros((20, 1))),
+        plot_samples(np.random.default_rng(0).normal(size=(20, 2, 3, 4))),
+        plot_samples(np.full((5, 2), np.nan)),
     ):
         figure.savefig(tmp_path / "picture.png")
         assert (tmp_path / "picture.png").stat().st_size > 2000
@@ -243,3 +296,13 @@ def test_diagnosis_is_plain_data(good):
     assert isinstance(found.rungs, xr.Dataset)
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.warnings = ()
+
+
+def test_points_far_from_the_shipped_models_are_shown_too():
+    points = np.random.default_rng(0).normal([10.0, -40.0], 3.0, (500, 2))
+    axes = plot_samples(points).axes[0]
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    inside = (points[:, 0] > left) & (points[:, 0] < right) & (points[:, 1] > bottom) & (points[:, 1] < top)
+    assert inside.mean() > 0.97
+    assert axes.get_xlabel() == f"{np.sum(~inside)} of 500 outside"
+    assert plot_samples(points / 100).axes[0].get_xlim() == (-1.1, 1.1)

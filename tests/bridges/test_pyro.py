@@ -1,4 +1,4 @@
-"""Diffusion priors in Pyro models: closed forms, traps that were reproduced, and what is refused."""
+"""Diffusion priors in Pyro models: closed forms, known pitfalls of Pyro, and rejected models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import bridges.blackjax as blackjax_bridge
 import bridges.pyro.walker as pyro_walker
 from bridges.arviz import diagnose, to_inference_data
 from bridges.pyro import HMC, NUTS, DiffusionPrior, JointPotential, anneal_model, at_level, from_model
-from bridges.pyro.likelihood import Seen, on_the_path, stand_in
+from bridges.pyro.likelihood import Linearisation, annealed_distribution, clean_estimate
 from bridges.pyro.walker import PyroWalker
 from ppl_diffusion import Adaptive, EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, Trace, anneal, load
 
@@ -79,7 +79,7 @@ PROBLEMS = {3: (linear, PRIOR, DESIGN, SEEN), 16: (wide_linear, WIDE_PRIOR, WIDE
 
 
 def posterior(size):
-    """The posterior of a problem of 3 or 16 dimensions, in closed form."""
+    """Return the posterior of the problem in 3 or 16 dimensions, in closed form."""
     _, prior, design, y = PROBLEMS[size]
     design, y = design.numpy(), y.numpy()
     likelihood = LogQuadratics((design.T @ design / SCALE**2)[None], (design.T @ y / SCALE**2)[None], np.zeros(1))
@@ -89,7 +89,7 @@ def posterior(size):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("size", PROBLEMS)
 def test_annealed_blackjax_hmc_matches_the_exact_posterior(size, seed):
-    """Mean, covariance, and the masses of the posterior's two modes."""
+    """Compare mean, covariance, and the masses of the two modes of the posterior."""
     model, _, _, y = PROBLEMS[size]
     exact, ladder = posterior(size), Ladder.spaced(SCHEDULE, rungs=25, steps=12)
     trace = anneal_model(model, (y,), kernel=blackjax_bridge.HMC(), ladder=ladder, chains=1500, seed=seed)
@@ -104,7 +104,7 @@ def test_annealed_blackjax_hmc_matches_the_exact_posterior(size, seed):
 @pytest.mark.parametrize("size", PROBLEMS)
 @pytest.mark.parametrize("kernel", [HMC(), NUTS(max_doublings=3)], ids=["HMC", "NUTS"])
 def test_pyros_own_kernels_match_the_exact_posterior(kernel, size):
-    """By means of whole chains, which are independent."""
+    """Standard errors come from the means of whole chains, which are independent."""
     model, _, _, y = PROBLEMS[size]
     exact, ladder = posterior(size), Ladder.spaced(SCHEDULE, rungs=10, steps=3)
     trace = anneal_model(model, (y,), kernel=kernel, ladder=ladder, chains=40, draws=25, seed=0)
@@ -150,7 +150,7 @@ def test_the_marginal_of_an_unknown_noise_scale_matches_quadrature():
 
 
 class Silent(JointPotential):
-    """The wrong twin: what other sites gain by being refreshed is not told, and counted as a change of density."""
+    """Negative control: the change of energy by refreshing other sites is not reported, and so enters the weights."""
 
     def refresh(self, positions, level, *, rng):
         return super().refresh(positions, level, rng=rng)[0], 0.0
@@ -174,7 +174,7 @@ def test_the_evidence_matches_quadrature(kind):
 @pytest.mark.parametrize("likelihood", ["widened", "tempered", "rescaled", "tweedie"])
 @pytest.mark.parametrize("level", [0, 40])
 def test_the_joint_energy_and_its_gradient(likelihood, level):
-    """Against the formula; the gradient against differences; one chain against a batch."""
+    """Compare the energy with its formula, single chains with a batch, and the gradient with finite differences."""
     joint = JointPotential(unknown_noise, (SEEN,), likelihood=likelihood)
     flat = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     energy, gradient = joint.value_and_grad(flat, level=level)
@@ -214,8 +214,8 @@ def test_what_has_no_scale_is_tempered(make, widens):
     fn = make(x)
     alpha, sigma, v = SCHEDULE.alpha(40), SCHEDULE.sigma(40), PRIOR.reference[1]
     left = torch.as_tensor(sigma**2 * v / (alpha**2 * v + sigma**2))
-    widening = Seen(2.0).widening(left)
-    found, power = on_the_path(fn, [PRIOR], 40, "widened", widening=widening)
+    widening = Linearisation(2.0).widening(left)
+    found, power = annealed_distribution(fn, [PRIOR], 40, "widened", widening=widening)
     assert (found.batch_shape, found.event_shape) == (fn.batch_shape, fn.event_shape)
     assert power == (1.0 if widens else pytest.approx(alpha**2))
     if widens:
@@ -224,7 +224,7 @@ def test_what_has_no_scale_is_tempered(make, widens):
         torch.testing.assert_close(inner.scale, wide * torch.ones(inner.scale.shape))
     else:
         assert found is fn
-    assert on_the_path(fn, [PRIOR], 0, "widened", widening=widening) == (fn, 1.0)
+    assert annealed_distribution(fn, [PRIOR], 0, "widened", widening=widening) == (fn, 1.0)
 
 
 ROUND = GaussianMixture([[0.3, -0.2, 0.1]], [0.7], schedule=SCHEDULE, backend="torch", name="round")
@@ -242,7 +242,7 @@ BLURS = {
 @pytest.mark.parametrize("level", [2, 40, 90])
 @pytest.mark.parametrize("prior", [ROUND, FLAT, CROSSED], ids=str)
 def test_the_path_is_exact_for_gaussian_data_and_a_linear_model(blur, level, prior):
-    """At every level: of ``x_k`` and of an unknown scale, by conjugacy."""
+    """Compare with the exact joint density of ``x_k`` and an unknown scale at several levels, known by conjugacy."""
     blur, seen = blur.double(), torch.linspace(-0.5, 0.8, len(blur), dtype=torch.float64)
 
     def model():
@@ -254,7 +254,7 @@ def test_the_path_is_exact_for_gaussian_data_and_a_linear_model(blur, level, pri
     noise = flat[:, 3].exp()
     alpha, sigma = SCHEDULE.alpha(level), SCHEDULE.sigma(level)
     m, v = torch.as_tensor(prior.means[0]), torch.as_tensor(prior.covariances[0]).double()
-    # x_k and y are Gaussian together, given the scale.
+    # Given the scale, x_k and y are jointly Gaussian.
     means = torch.cat([alpha * m, blur @ m])
     cross = alpha * blur @ v
     corner = blur @ v @ blur.T + noise[:, None, None] ** 2 * torch.eye(len(blur))
@@ -266,16 +266,16 @@ def test_the_path_is_exact_for_gaussian_data_and_a_linear_model(blur, level, pri
     found = joint.energy(flat, level=level)
     torch.testing.assert_close(found - found[0], exact - exact[0], rtol=1e-6, atol=1e-6)
     pixels = torch.equal(blur @ blur.T, torch.eye(len(blur)))
-    assert (joint._widenings(level)["y"].basis is None) == pixels
-    if not pixels:  # the wrong twin: every value's own variance
+    assert (joint.observations.widenings(level)["y"].basis is None) == pixels
+    if not pixels:  # negative control: widened value by value
         twin = JointPotential(model, likelihood="widened")
-        twin.observations.seen = {"y": Seen()}
+        twin.observations.linearisations = {"y": Linearisation()}
         found = twin.energy(flat, level=level)
         assert not torch.allclose(found - found[0], exact - exact[0], rtol=1e-5, atol=1e-5)
 
 
 def test_sites_are_widened_by_what_they_see():
-    """Two views of ``x`` share what is uncertain in it; what does not see ``x`` is as it is."""
+    """Two views of ``x`` share its uncertainty; a site that does not depend on ``x`` is not widened."""
 
     def model(views=1):
         x = pyro.sample("x", DiffusionPrior(ROUND))
@@ -287,20 +287,22 @@ def test_sites_are_widened_by_what_they_see():
         pyro.sample("some", dist.Normal(x, noise).mask(torch.tensor([True, False, True])), obs=torch.zeros(3))
 
     before = torch.get_rng_state()
-    once, twice = (JointPotential(model, (views,), likelihood="widened").observations.seen for views in (1, 2))
+    once, twice = (
+        JointPotential(model, (views,), likelihood="widened").observations.linearisations for views in (1, 2)
+    )
     assert torch.equal(before, torch.get_rng_state())
     for found, values in ((once, 8), (twice, 11)):
         variances = {name: site.widening(torch.ones(3, dtype=torch.float64)).variances for name, site in found.items()}
         assert variances["y0"].numpy() == pytest.approx(4 * values / 3)
         assert variances["apart"] == 0
-        assert found["some"].slope is None, "masked"
+        assert found["some"].jacobian is None, "masked"
         assert variances["some"] == variances["loud"] == pytest.approx(values / 3)
-    assert JointPotential(model, likelihood="tempered").observations.seen == {}
+    assert JointPotential(model, likelihood="tempered").observations.linearisations == {}
 
 
 @pytest.mark.parametrize("wrong", [False, True])
 def test_other_sites_are_refreshed_from_their_conditional(wrong):
-    """At fixed ``x``, from far away, against quadrature; the energy changes by as much as is said."""
+    """At fixed ``x``, refreshing converges to the conditional, and reports the change of energy correctly."""
     level, draws = 30, 4000
     joint = JointPotential(unknown_noise, (SEEN,), likelihood="widened")
     flat = np.tile([0.2, -0.1, 0.4, 0.0], (draws, 1))
@@ -322,14 +324,14 @@ def test_other_sites_are_refreshed_from_their_conditional(wrong):
 
 
 def test_the_stand_in_is_the_mean_of_gaussian_data():
-    """E[x | x_k] of the reference Gaussian, by conjugacy: the score of the exact model gives it too (Tweedie)."""
+    """E[x | x_k] of the reference Gaussian equals Tweedie's estimate from the exact score."""
     mean, variance = -0.7, 0.4
     known = GaussianMixture([[mean] * 2], [variance**0.5], schedule=SCHEDULE, backend="torch")
     x = torch.randn(5, 2, dtype=torch.float64)
     for level in (0, 30, 90):
         alpha, sigma = SCHEDULE.alpha(level), SCHEDULE.sigma(level)
         tweedie = (x - sigma**2 * known.value_and_grad(x, level=level)[1]) / alpha
-        torch.testing.assert_close(stand_in(x, known, level, "widened"), tweedie if level else x)
+        torch.testing.assert_close(clean_estimate(x, known, level, "widened"), tweedie if level else x)
     digits = load("digits")
     assert (digits.given(3) ** 2).reference == digits.reference == (digits * digits.given(1)).reference
     assert (load("ring") * load("bar")).reference == (0.0, 1.0)
@@ -345,7 +347,7 @@ def counted(calls):
 
 @pytest.mark.parametrize("step", [0.1, 0.07, 1 / 3])
 def test_a_trajectory_takes_exactly_the_leapfrogs_that_were_asked_for(step):
-    """Trap: Pyro's HMC(step_size=0.1, num_steps=43) takes 42. And nothing is evaluated twice."""
+    """Pitfall: Pyro's HMC(step_size=0.1, num_steps=43) takes 42 steps. Also, nothing is evaluated twice."""
     calls: list = []
     walker = HMC(step=step, leapfrogs=43).bind(counted(calls))
     state = walker.arrive(np.zeros((2, 2)), 3, None, seed=0)
@@ -385,11 +387,11 @@ def test_adapted_masses_leave_the_density_invariant():
     assert found.smallest > ALPHA, found
 
 
-@pytest.mark.parametrize("dead", [pyro_walker.DEAD, 1.0], ids=["right", "wrong twin"])
+@pytest.mark.parametrize("dead", [pyro_walker.ZERO_DENSITY_ENERGY, 1.0], ids=["right", "wrong twin"])
 @pytest.mark.parametrize("kernel", [HMC(step=0.4, leapfrogs=2), NUTS(step=0.4, max_doublings=3)], ids=["HMC", "NUTS"])
 def test_a_wall_leaves_the_density_invariant(kernel, dead, monkeypatch):
-    """Half a Gaussian; the twin takes points that are far out for dead ones."""
-    monkeypatch.setattr(pyro_walker, "DEAD", dead)
+    """The target is half a Gaussian; the negative control treats points in the tail as having zero density."""
+    monkeypatch.setattr(pyro_walker, "ZERO_DENSITY_ENERGY", dead)
 
     def half(x, level):
         return torch.where(x[..., 0] > 0, 0.5 * x[..., 0] ** 2, torch.inf)
@@ -420,7 +422,7 @@ def test_the_check_rejects_a_pyro_kernel_that_walks_at_another_level():
 
 
 class Scaled(PyroWalker):
-    """Coordinates have scales, as those that no noise level belongs to have after the first rung."""
+    """Coordinates have length scales, as other latent sites of a model have after the first rung."""
 
     def arrive(self, positions, level, previous, *, seed):
         state = super().arrive(positions, level, previous, seed=seed)
@@ -428,7 +430,7 @@ class Scaled(PyroWalker):
 
 
 class ScaledByTheState(Scaled):
-    """The wrong twin: the scale of a coordinate depends on where the chain is."""
+    """Negative control: the scale of a coordinate depends on the position of the chain."""
 
     def _step(self, state, seeds):
         near = 1.0 / (1.0 + 4.0 * (state.positions[:, 1:] > 0))
@@ -444,7 +446,7 @@ def test_scales_leave_the_density_invariant(walker):
 
 
 def test_no_energy_is_stale_when_the_level_or_the_position_changes():
-    """Trap: Pyro ignores the position while its cache is warm and keeps the energy of the density before."""
+    """Pitfall: with a filled cache, Pyro ignores the given position and keeps the energy of the previous density."""
 
     def energy(x, level):
         return 0.5 * (x**2).sum(-1) * (1 + 100 * level)
@@ -461,7 +463,7 @@ def test_no_energy_is_stale_when_the_level_or_the_position_changes():
 
 
 def test_processes_change_nothing_but_the_time():
-    """The same trace, chain by chain, however many processes walk them."""
+    """The trace does not depend on the number of processes."""
     ladder = Ladder(levels=(99, 40, 0), steps=2)
     traces = [
         anneal_model(linear, (SEEN,), kernel=HMC(), ladder=ladder, chains=3, draws=2, seed=0, workers=workers)
@@ -473,7 +475,7 @@ def test_processes_change_nothing_but_the_time():
 
 
 def test_a_long_rung_learns_the_masses():
-    """Pyro's estimate of variances, from all chains, relative to the smallest; a short rung keeps unit mass."""
+    """Masses are the variances over all chains, relative to the smallest; a short rung keeps unit mass."""
     scales = np.array([0.05, 1.0, 3.0])
     wide = GaussianMixture([[0.0, 0.0, 0.0]], [scales], schedule=SCHEDULE, backend="torch")
     walker = HMC(step=0.05, leapfrogs=4).bind(wide)
@@ -493,7 +495,7 @@ def test_a_long_rung_learns_the_masses():
 
 
 def test_each_chain_is_accepted_for_itself():
-    """Trap: one decision for a batch."""
+    """Pitfall: Pyro takes one accept decision for a whole batch."""
     potential = EnergyFunction(
         lambda x, level: 0.5 * (x**2).sum(-1), schedule=NoiseSchedule.cosine(10), event_shape=(1,), backend="torch"
     )
@@ -635,7 +637,7 @@ def test_a_potential_is_a_factor_of_a_model():
 
 
 def test_prior_predictive_draws_by_annealing(monkeypatch):
-    monkeypatch.setattr("bridges.pyro.prior.DRAW", {"rungs": 6, "steps": 2})
+    monkeypatch.setattr("bridges.pyro.prior.SAMPLE_LADDER", {"rungs": 6, "steps": 2})
     pyro.set_rng_seed(0)
     drawn = Predictive(unknown_noise, num_samples=3)(None)
     assert drawn["x"].shape == (3, 3)
@@ -672,7 +674,7 @@ def test_gradients_flow_to_a_variational_guide(monkeypatch):
         x = pyro.sample("x", DiffusionPrior(gauss))
         pyro.sample("y", dist.Normal(x, 0.4).to_event(1), obs=torch.tensor([1.0, 0.0]))
 
-    monkeypatch.setattr("bridges.pyro.prior.DRAW", {"rungs": 3, "steps": 1})
+    monkeypatch.setattr("bridges.pyro.prior.SAMPLE_LADDER", {"rungs": 3, "steps": 1})
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     guide = AutoNormal(model)

@@ -1,4 +1,4 @@
-"""What Pyro users write: masks, plates, missing data, recorded values, models that branch; each as Pyro counts it."""
+"""Features of Pyro models: masks, plates, missing data, deterministic sites, branches; densities equal Pyro's."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_recorded_values_are_sites_and_no_likelihoods():
 
 
 def test_a_sites_name_is_its_own(tmp_path):
-    """Not that of a scalar that is reported of large events, nor a group of a file."""
+    """Site names may equal those of scalar summaries of large events or of groups in a file."""
 
     def model():
         x = pyro.sample("x", DiffusionPrior(WIDE))
@@ -168,11 +168,11 @@ def test_gradients_are_taken_where_the_caller_wants_none(kernel, surroundings):
         energy, gradient = load("ring").value_and_grad(made_inside, level=3)
     np.testing.assert_array_equal(trace.positions, expected.positions)
     assert not energy.requires_grad
-    torch.testing.assert_close(gradient, load("ring").value_and_grad(made_inside, level=3)[1])  # outside as well
+    torch.testing.assert_close(gradient, load("ring").value_and_grad(made_inside, level=3)[1])  # outside of it too
 
 
 class OnAnAccelerator(Potential):
-    """A flat density that insists on where its points are, as a network there does."""
+    """A flat density that requires points on its device, as a network on a GPU does."""
 
     backend, event_shape, schedule, name = "torch", (2,), SCHEDULE, "elsewhere"
     device = torch.device("meta")
@@ -233,14 +233,14 @@ OUTER = torch.tensor([True, True, False])
 
 
 def start_weights(model, level=0, likelihood="rescaled"):
-    """Log-weights of a hundred chains where they start."""
+    """Return the initial log-weights of a hundred chains."""
     joint = JointPotential(model, (), likelihood=likelihood)
     x, log_density = joint.start(level, chains=100, rng=np.random.default_rng(0))
     return -joint.energy(torch.from_numpy(x), level=level).numpy() - log_density
 
 
 def gaps(*, unit=lambda x: dist.Normal(x, 1.0), outer=True, times=1):
-    """Three values around ``x``, of which the second is missing, and what ``outer`` masks besides."""
+    """A model of three values around ``x``; the second is missing, and ``outer`` masks further ones."""
 
     def model():
         x = pyro.sample("x", DiffusionPrior(LINE))
@@ -252,7 +252,7 @@ def gaps(*, unit=lambda x: dist.Normal(x, 1.0), outer=True, times=1):
 
 
 def values(kept):
-    """The values of these indices around ``x``, and nothing else."""
+    """A model of only the values around ``x`` with the indices ``kept``."""
 
     def model():
         x = pyro.sample("x", DiffusionPrior(LINE))
@@ -262,7 +262,7 @@ def values(kept):
 
 
 def test_missing_data_leave_the_evidence_as_it_is_without_them():
-    # Two values of variance 1 around an x of variance 1, the noise of level 0 among it: a Gaussian of two dimensions.
+    # Two values of variance 1 around x, whose variance includes the noise of level 0: a two-dimensional Gaussian.
     variance = SCHEDULE.alpha(0) ** 2 + SCHEDULE.sigma(0) ** 2
     covariance = torch.eye(2) + variance
     exact = float(dist.MultivariateNormal(torch.zeros(2), covariance).log_prob(torch.tensor([0.3, -0.4])))
@@ -292,7 +292,7 @@ def test_chains_weigh_with_gaps_what_they_weigh_without_the_missing_values(kind,
 
 
 def test_values_that_are_seen_leave_the_weights_of_every_path_alone():
-    """Their fillers are of no level: nothing is lost from one to the next."""
+    """Fillers of observed values do not depend on the level, so the weights lose nothing by them."""
     options = {"kernel": batched.HMC(), "ladder": Ladder.full(SCHEDULE, steps=1), "chains": 100, "seed": 0}
 
     def model():
@@ -316,7 +316,7 @@ def test_sites_that_are_named_as_missing_data_are_what_they_are():
 
 @pytest.mark.parametrize("powers", [[0.1] * 3, [0.5] * 10, [3.0, 0.02]])
 def test_bounded_sites_start_as_they_are_distributed(powers):
-    """In a model without data the start is the target, however close to an edge a share may be."""
+    """Without data the start density is the target, so weights are 1 even for values close to an edge."""
 
     def model():
         pyro.sample("x", DiffusionPrior(LINE))
@@ -329,7 +329,7 @@ def test_bounded_sites_start_as_they_are_distributed(powers):
 
 
 def test_log_odds_are_those_of_pyros_distributions():
-    """Density and Jacobian, where float64 has no trouble with them; and the means of draws."""
+    """Compare density and Jacobian where float64 suffices, and the means and variances of draws."""
     torch.manual_seed(0)
     for fn in (
         dist.Beta(torch.tensor([0.7, 3.0]).double(), 2.0),
@@ -346,7 +346,7 @@ def test_log_odds_are_those_of_pyros_distributions():
 
 
 def test_mass_close_to_one_is_not_lost():
-    """Of Beta(.1, .1) a tenth lies closer to 1 than single precision can tell, and in unconstrained coordinates not."""
+    """A tenth of Beta(.1, .1) rounds to 1 in float32, but is resolved in unconstrained coordinates."""
 
     def model():
         x = pyro.sample("x", DiffusionPrior(LINE))
@@ -444,7 +444,7 @@ def chained_prior():
 @pytest.mark.parametrize("likelihood", ["widened", "tempered"])
 @pytest.mark.parametrize("model", [scaled_prior, power_prior, either_prior, chained_prior])
 def test_a_prior_that_depends_on_other_sites_is_refused(model, likelihood):
-    """It was taken from one run of the model, and would be another density in the next."""
+    """The prior is taken from the first run of the model, and would be another density in other runs."""
     with pytest.raises(ValueError, match=r"the prior of x in .* depends on other latent sites"):
         anneal_model(model, **QUICK | {"kernel": HMC()}, likelihood=likelihood)
 
@@ -490,7 +490,7 @@ def test_random_numbers_that_are_no_sites_are_refused(chains):
 
 
 def test_a_masked_site_starts_where_it_is_drawn_and_not_where_it_counts():
-    """The integral of a flat b over its likelihood is 1, whatever y is."""
+    """With a flat density of b the evidence is 1 for every y."""
 
     def flat():
         b = pyro.sample("b", dist.Normal(0.0, 3.0).mask(False))
@@ -507,7 +507,7 @@ def test_a_masked_site_starts_where_it_is_drawn_and_not_where_it_counts():
 
 
 def test_images_are_seen_in_double_precision():
-    """In float32 the sum over a picture's pixels would move acceptances by more than a thousandth."""
+    """In float32 the sum over pixels would change acceptance probabilities by more than 1e-3."""
     shape, scale = (3, 32, 32), 0.02
     free = EnergyFunction(
         lambda x, level: 0.0 * x.double().sum((-1, -2, -3)), schedule=SCHEDULE, event_shape=shape, backend="torch"
@@ -589,7 +589,7 @@ def test_what_is_passed_by_mistake_is_said():
 
 
 def test_a_joint_density_with_other_latent_sites_is_walked_on_alone():
-    """A product would start and refresh them as if noise were added to them too."""
+    """A product would treat the other latent sites as if they were noised too."""
 
     def model(y):
         x = pyro.sample("x", DiffusionPrior(PRIOR))
@@ -617,7 +617,7 @@ def test_a_ladder_that_stops_early_is_no_posterior():
 
 
 def test_the_model_is_not_validated_where_no_chain_goes():
-    """It is run at ``x = 0``, and with a stand-in for ``x``, which need not be valid for the model."""
+    """The model runs at ``x = 0`` and at estimates of ``x``, which need not be valid for it."""
 
     def model():
         x = pyro.sample("x", DiffusionPrior(PRIOR))
@@ -683,7 +683,7 @@ def test_what_cannot_be_right_is_refused_in_one_line(model, words):
 
 
 def test_names_that_meet_nowhere_are_allowed():
-    """What is observed is in groups of its own, where no latent site is."""
+    """Observed sites are in groups of their own, so their names may equal those of latent sites' dimensions."""
     trace = anneal_model(named("net/y_dim_0", "lp", "rung", "..", plate="level"), **QUICK)
     posterior = to_inference_data(trace)["posterior"]
     assert posterior["b"].dims == ("chain", "draw", "level")
@@ -701,7 +701,7 @@ def test_missing_values_are_named_and_not_blamed_on_the_start():
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 def test_refreshed_sites_stay_where_the_density_is_finite(value):
-    """A density of plus infinity is no place to go, and a chain that has come from one that is no number tells so."""
+    """Proposals of non-finite energy are rejected; a chain that leaves such a point reports a change of -inf."""
 
     def model():
         pyro.sample("x", DiffusionPrior(PRIOR))
@@ -726,3 +726,42 @@ def test_a_model_that_fails_says_why_itself():
 
     with pytest.raises(RuntimeError, match=r"size mismatch|inconsistent tensor size"):
         anneal_model(model, **QUICK)
+
+
+@pytest.mark.parametrize(("power", "told"), [(0.01, True), (1.0, False)])
+def test_mass_that_single_precision_loses_is_told(power, told):
+    def model():
+        pyro.sample("x", DiffusionPrior(PRIOR))
+        pyro.sample("s", dist.Gamma(power, power))
+
+    notes = JointPotential(model, likelihood="widened").notes
+    assert any("draws of the latent site s of model are one number" in note for note in notes) == told
+    if told:
+        with pytest.warns(SamplingWarning, match="are one number"):
+            trace = anneal_model(model, **QUICK)
+        assert notes[0] in trace.attributes["warnings"]
+
+
+def test_sites_that_have_no_density_of_their_own_are_refused():
+    def angle():
+        pyro.sample("z", dist.VonMises(0.0, 0.5))
+
+    def constant():
+        pyro.sample("z", dist.Delta(torch.tensor(1.0)))
+
+    def sometimes():
+        if pyro.sample("z", dist.Normal(0.0, 1.0)) > 0:
+            pyro.sample("b", dist.Normal(0.0, 1.0))
+
+    for part, words in (
+        (angle, "z of model is an angle"),
+        (constant, "has one value only, a Delta: use pyro.deterministic"),
+        (sometimes, "model samples b in some of its runs only"),
+    ):
+
+        def model(part=part):
+            pyro.sample("x", DiffusionPrior(PRIOR))
+            part()
+
+        with pytest.raises(ValueError, match=words):
+            anneal_model(model, **QUICK)

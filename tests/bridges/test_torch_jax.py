@@ -1,4 +1,4 @@
-"""The crossing: same energies, same gradients, float64 kept, one call for all chains, no copy of the algebra."""
+"""Conversion between torch and JAX potentials: same energies and gradients, float64, one call for all chains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bridges.blackjax import HMC
-from bridges.torch_jax import host_for, plain_errors, to_jax, to_torch
+from bridges.torch_jax import cpu_device_for, reraise_torch_errors, to_jax, to_torch
 from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, Potential, anneal, tapestry
 
 SCHEDULE = NoiseSchedule.cosine(30)
@@ -26,7 +26,7 @@ def points(count=9):
 
 
 def test_energies_cross_in_float64_and_leave_the_default_alone():
-    """One ulp of float32 at 1e5 is .008: enough to decide an acceptance."""
+    """One ulp of float32 at 1e5 is 0.008, enough to change an accept decision."""
     offset = EnergyFunction(
         lambda x, level: 1e5 + 1e-6 * (x**2).sum(-1), schedule=SCHEDULE, event_shape=(2,), backend="torch", name="large"
     )
@@ -67,7 +67,7 @@ def test_there_and_back_is_the_same_object():
 
 
 def test_chains_walk_where_the_networks_are():
-    """JAX may prefer an accelerator that torch does not know; one that torch's networks are on is right."""
+    """With networks on the CPU chains stay there, even if JAX defaults to a GPU; otherwise JAX's default is used."""
     square = {
         device: EnergyFunction(
             lambda x, level: (x**2).sum((-1, -2)), schedule=SCHEDULE, event_shape=(2, 2), backend="torch", device=device
@@ -76,10 +76,10 @@ def test_chains_walk_where_the_networks_are():
     }
     canvas = tapestry([square["cpu"]] * 2, (2, 3), windows=[(0, 0), (0, 1)])
     for torchs in (square["cpu"], square["cpu"] ** 2 + square["cpu"], canvas):
-        assert host_for(to_jax(torchs), "gpu").platform == "cpu"
-        assert host_for(to_jax(torchs), "cpu") is None
-    assert host_for(to_jax(square["meta"] ** 2), "gpu") is None
-    assert host_for(pair("jax")[0], "gpu") is None
+        assert cpu_device_for(to_jax(torchs), "gpu").platform == "cpu"
+        assert cpu_device_for(to_jax(torchs), "cpu") is None
+    assert cpu_device_for(to_jax(square["meta"] ** 2), "gpu") is None
+    assert cpu_device_for(pair("jax")[0], "gpu") is None
 
 
 def test_jax_transformations_work_on_a_crossed_potential():
@@ -155,18 +155,18 @@ def test_errors_inside_a_callback_reach_the_caller(kind):
         raise kind("the network is out of order")
 
     broken = EnergyFunction(fails, schedule=SCHEDULE, event_shape=(2,), backend="torch", name="broken")
-    with pytest.raises(kind, match=r"^the network is out of order$"):  # as it was raised
+    with pytest.raises(kind, match=r"^the network is out of order$"):  # the original error
         anneal(broken, HMC(), ladder=Ladder(levels=(29, 0), steps=1), chains=3, seed=0)
     crossed = to_jax(broken)
-    with pytest.raises(kind, match=r"^the network is out of order$"), plain_errors(crossed):
-        try:  # XLA may call on the caller's own thread, and JAX then raises what it likes
+    with pytest.raises(kind, match=r"^the network is out of order$"), reraise_torch_errors(crossed):
+        try:  # on the caller's own thread, JAX may raise an error of another type
             broken.energy(torch.zeros(1, 2), level=0)
         except BaseException as error:
             crossed.failure = error
             raise ValueError("INTERNAL: CpuCallback error") from error
-    with pytest.raises(KeyboardInterrupt), plain_errors(crossed):
+    with pytest.raises(KeyboardInterrupt), reraise_torch_errors(crossed):
         raise ValueError("INTERNAL: CpuCallback error: ... in wrapped_callback KeyboardInterrupt:")
-    with pytest.raises(ValueError, match="ours"), plain_errors(crossed):
+    with pytest.raises(ValueError, match="ours"), reraise_torch_errors(crossed):
         raise ValueError("ours")
     assert crossed.failure is None, "the walk of another potential, or a later one, knows nothing of it"
 
@@ -180,7 +180,7 @@ def test_one_level_for_all_chains():
 
 
 class Summed(Potential):
-    """A potential that breaks the law of shape: one energy for all chains."""
+    """A potential of the wrong shape: one energy for all chains."""
 
     backend, schedule, event_shape, name = "torch", NoiseSchedule.cosine(10), (2,), "summed"
 
@@ -197,7 +197,7 @@ def test_one_energy_for_all_chains_is_refused():
 
 
 def test_a_potential_may_keep_its_points():
-    """XLA uses its buffers again when a call has returned."""
+    """XLA reuses its buffers when a callback has returned, so points must be copies."""
     kept, told = [], []
 
     def energy(x, level):
