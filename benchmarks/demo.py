@@ -71,8 +71,8 @@ def hidden_digit(mnist: Path, *, index: int = 0) -> tuple[np.ndarray, str]:
         raise SystemExit(f"no {mnist}, and scikit-learn is not installed: pip install 'ppl-diffusion[demo]'") from error
     from scipy.ndimage import zoom
 
-    small = load_digits().images[index + 7] / 16
-    return np.pad(zoom(small, 2.5, order=3).clip(0, 1), 4) * 2 - 1, f"scikit-learn digit {index + 7}"
+    small = load_digits().images[index + 3] / 16
+    return np.pad(zoom(small, 2.5, order=3).clip(0, 1), 4) * 2 - 1, f"scikit-learn digit {index + 3}, enlarged"
 
 
 def completion(digit: np.ndarray, *, chains: int = 64, rungs: int = 40, draws: int = 40) -> Trace:
@@ -103,7 +103,7 @@ def picture(digit: np.ndarray, trace: Trace, title: str) -> Figure:
         "seen": seen,
         "posterior mean": trace.positions.mean((0, 1)),
         "posterior std": trace.positions.std((0, 1)),
-        "last draw of 64 chains": image_grid(trace.positions[:64, -1]),
+        "last draw of 25 chains": image_grid(trace.positions[:25, -1]),
     }
     figure = Figure(figsize=(14, 3.2), layout="constrained")
     for axes, (name, image) in zip(figure.subplots(1, 5), panels.items(), strict=True):

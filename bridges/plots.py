@@ -85,7 +85,7 @@ def plot_planar(
     figure = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
     grid: Any = figure.subplots(rows, columns, squeeze=False)
     for axes, (title, x) in zip(grid.flat, panels.items(), strict=False):
-        axes.scatter(*x.T, s=2, color=INK, alpha=0.35, lw=0)
+        axes.scatter(*x.T, s=float(np.clip(1000 / max(len(x), 1), 2, 10)), color=INK, alpha=0.35, lw=0)
         axes.set(title=title, aspect="equal")
         known = extent or (EXTENT if np.mean(np.abs(x).max(1) <= EXTENT) > 0.98 else None)
         if known is not None:

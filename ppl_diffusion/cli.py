@@ -207,6 +207,8 @@ def train(
 def _parse_models(models: list[str]) -> dict[str, str]:
     """Parse ``NAME=FILE`` values of ``--model``."""
     named = dict(text.partition("=")[::2] for text in models)
+    if len(named) < len(models):
+        raise ValueError(f"--model names a model twice ({', '.join(models)}): give each a name of its own")
     for name, file in named.items():
         if not name.isidentifier() or not file.endswith(".safetensors"):
             raise ValueError(f"--model {name}={file} names no weight file: write --model mine=mine.safetensors")

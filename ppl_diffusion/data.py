@@ -98,8 +98,6 @@ def image_data(
     reference: Reference = (float(sample.mean()), float(sample.var()))
     if points.ndim == 2:  # vectors, whose coordinates may have different scales
         reference = (sample.mean(0).tolist(), sample.var(0).tolist())
-    if not np.all(np.asarray(reference[1]) > 0):
-        raise ValueError(f"{images!r} in {source} does not vary, or a coordinate of it does not: leave that out")
     if len(keys) == 1:
 
         def draw_unconditional(generator: torch.Generator) -> tuple[Tensor, None]:

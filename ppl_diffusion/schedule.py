@@ -163,7 +163,7 @@ class Ladder:
         steps = _as_integers("steps", np.atleast_1d(np.asarray(self.steps)))
         object.__setattr__(self, "steps", steps[0] if np.ndim(self.steps) == 0 else steps)
         if len(self.steps_per_rung) != len(levels) or min(self.steps_per_rung) < 0:
-            raise ValueError(f"steps must be one number >= 0, or one for each of the {len(levels)} rungs")
+            raise ValueError(f"steps must be a number >= 0, or one for each of {len(levels)} rungs, got {self.steps}")
 
     @classmethod
     def full(cls, schedule: NoiseSchedule, *, steps: int | tuple[int, ...] = 10) -> Ladder:

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -186,6 +187,8 @@ def _new_run(config: Config, source: Data, schedule: NoiseSchedule, device: torc
 
 def _initialise(run: Run, config: Config, source: Data) -> None:
     """Initialise a new run: load the weights of ``config.init``, and estimate the constants of the levels."""
+    if not np.all(np.asarray(source.reference[1]) > 0):
+        raise ValueError("the data do not vary, or one of their coordinates does not: leave it out")
     if config.init:
         try:
             run.network.load_state_dict(load(config.init).network.state_dict())

@@ -142,6 +142,10 @@ REFUSED = {
     "ula of pyro": (["sample", "ring", "--out", "{tmp}/x", "--kernel", "ula", "--engine", "pyro"], "Pyro has no ula"),
     "not a weight file to be": (["train", "ring", "--out", "{tmp}/w.txt"], "give --out {tmp}/w.safetensors"),
     "not a model": (["sample", "mine", "--model", "mine=3", "--out", "{tmp}/x"], "write --model mine=mine.safetensors"),
+    "a name twice": (
+        ["sample", "m", "--model", "m=a.safetensors", "--model", "m=b.safetensors", "--out", "{tmp}/x"],
+        "names a model twice",
+    ),
     "nowhere to write": (["sample", "ring", "--out", "{tmp}/rubbish.nc/x"], "cannot be written"),
     "no device to sample on": (["sample", "ring", "--out", "{tmp}/a", "--device", "cuda:99"], "use --device cpu"),
     "no device": (["train", "ring", "--device", "cuda:99", "--checkpoint", "{tmp}/c"], "use --device cpu"),
@@ -150,6 +154,20 @@ REFUSED = {
         "mkdir -p",
     ),
 }
+
+
+def test_a_model_of_any_shape_leaves_a_whole_run(run, tmp_path):
+    """Also one that is neither planar nor of pictures."""
+    np.savez(tmp_path / "points.npz", x=np.random.default_rng(0).normal(size=(200, 5)))
+    network = "kind = 'mlp', size = 5, width = 16, hidden = 16, blocks = 1"
+    text = f"name='five'\ndata='npz'\nimages='x'\nlabels=''\nform='squared_norm'\nsteps=5\nnetwork={{{network}}}\n"
+    (tmp_path / "five.toml").write_text(text)
+    weights, out = tmp_path / "five.safetensors", tmp_path / "out"
+    kept = ["--out", str(weights), "--checkpoint", str(tmp_path / "c.safetensors"), "--quiet"]
+    assert run("train", str(tmp_path / "five.toml"), "--data", str(tmp_path / "points.npz"), *kept)[0] == 0
+    short = ["--rungs", "4", "--steps", "1", "--chains", "8", "--quiet"]
+    assert run("sample", "five", "--model", f"five={weights}", *short, "--out", str(out))[0] == 0
+    assert {path.name for path in out.iterdir()} >= {"trace.nc", "diagnosis.txt", "samples.png"}
 
 
 @pytest.mark.parametrize("case", REFUSED)

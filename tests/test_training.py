@@ -372,3 +372,57 @@ def test_shipped_configurations_are_those_of_the_shipped_weights(name):
     import json
 
     assert Config(**json.loads(load(name).info["config"])) == load_config(name)
+
+
+def test_a_checkpoint_belongs_to_its_data_labels_included(tmp_path):
+    points, labels = np.random.default_rng(0).normal(size=(400, 2)), np.arange(400) % 2
+    np.savez(tmp_path / "points.npz", x=points, y=labels)
+    np.savez(tmp_path / "others.npz", x=points, y=1 - labels)
+    own = dataclasses.replace(SMALL, data="npz", images="x", labels="y", steps=4)
+    kept = tmp_path / "c.safetensors"
+    train(own, checkpoint=kept, data=tmp_path / "points.npz")
+    train(own, checkpoint=kept, data=tmp_path / "points.npz")
+    with pytest.raises(ValueError, match="was trained on other data"):
+        train(own, checkpoint=kept, data=tmp_path / "others.npz")
+    with pytest.raises(ValueError, match="is a checkpoint of a training that has not ended"):
+        load(kept)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"y": np.arange(40) % 2 + 1}, "2 different labels in .*, from 1 to 2: number them from 0 on"),
+        ({"y": np.where(np.arange(40) < 5, 10**12, 0)}, "number them from 0 on without gaps"),
+        ({"x": np.ones((40, 2))}, "do not vary"),
+    ],
+)
+def test_data_that_cannot_be_learned_are_refused(tmp_path, arrays, words):
+    data = {"x": np.random.default_rng(0).normal(size=(40, 2)), "y": np.arange(40) % 2} | arrays
+    np.savez(tmp_path / "points.npz", **data)
+    own = dataclasses.replace(SMALL, data="npz", images="x", labels="y", steps=4)
+    with pytest.raises(ValueError, match=words):
+        train(own, checkpoint=tmp_path / "c.safetensors", data=tmp_path / "points.npz")
+
+
+@pytest.mark.parametrize("wrong", [{"blocks": -1}, {"width": 0}, {"hidden": 2.5}])
+def test_numbers_that_make_no_network_are_refused(wrong):
+    with pytest.raises(ValueError, match="of the network must be whole numbers >= 1"):
+        dataclasses.replace(SMALL, network={**SMALL.network, **wrong})
+
+
+def test_checkpoints_of_slow_training_are_a_minute_apart_at_most(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "LONGEST", 0.0)
+    kept, seen = tmp_path / "c.safetensors", []
+
+    def look(progress):
+        seen.append((progress.step, kept.exists()))
+
+    train(dataclasses.replace(SMALL, steps=20), checkpoint=kept, progress=look)
+    assert seen == [(10, True), (20, True)]
+
+
+def test_weights_that_cannot_be_written_are_told_of(tmp_path):
+    with pytest.raises(ValueError, match=r"save_weights\(model, 'm2.safetensors'\)"):
+        save_weights(load("ring"), tmp_path / "m2")
+    with pytest.raises(OSError, match=r"w\.safetensors cannot be written|No such file"):
+        save_weights(load("ring"), tmp_path / "nowhere" / "w.safetensors")
