@@ -7,6 +7,7 @@ appears under its final name only when it is complete.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import warnings
@@ -194,6 +195,8 @@ def train(
             raise ValueError(f"{weights} exists and is kept: give another --out, or remove it first")
         if not weights.parent.is_dir():
             raise ValueError(f"there is no folder {weights.parent} for {weights.name}: make it, or give another --out")
+        if not os.access(weights.parent, os.W_OK):
+            raise ValueError(f"the folder {weights.parent} cannot be written: give another --out")
         kept = checkpoint or Path(f"{settings.name}.checkpoint.safetensors")
         if kept.exists() and not quiet:
             typer.echo(f"going on from {kept}", err=True)

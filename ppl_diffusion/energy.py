@@ -50,7 +50,8 @@ class EnergyModel(Potential):
             *event)``, images with a channel axis; ``log_snr (batch,)``, or ``(1,)`` where all points have one level, so
             it must broadcast; and ``condition``, tokens of length ``batch`` or 1, which a network without conditions
             ignores. It is put into evaluation mode and its parameters are frozen. On CUDA, calls of this library's
-            networks are recorded; for others see ``ppl_diffusion.recording``. ``objective.denoising_loss`` trains it.
+            networks are recorded; for others see ``ppl_diffusion.recording``. ``objective.denoising_loss`` trains it:
+            a network that predicts the noise is not one, since its output need not be the gradient of an energy.
         form: "squared_distance", "squared_norm" or "inner_product", see the top of this module.
         schedule: the noise levels.
         event_shape: shape of one point; images of one channel may leave the channel out.
