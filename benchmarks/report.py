@@ -63,10 +63,10 @@ def overhead(content: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"Memory of 256 chains of 3x64x64 along a hundred rungs stays at {held['after all rungs']:.0f} MiB (after a "
-        f"tenth of them {held['after a tenth of the rungs']:.0f}) where the C library gives freed blocks back at once, "
-        f"`MALLOC_MMAP_THRESHOLD_=1048576`; by default they lie about in its heap, "
-        f"{heap['after a tenth of the rungs']:.0f} MiB and then {heap['after all rungs']:.0f}. On the way "
-        f"{held['recorded on the way']:.0f} MiB of statistics are kept, and no pictures.",
+        f"tenth of them {held['after a tenth of the rungs']:.0f}) if the C library returns freed blocks at once "
+        f"(`MALLOC_MMAP_THRESHOLD_=1048576`). By default it keeps them: "
+        f"{heap['after a tenth of the rungs']:.0f} MiB and then {heap['after all rungs']:.0f}. Of this "
+        f"{held['recorded on the way']:.0f} MiB are recorded statistics; no pictures are kept.",
     ]
     return "\n".join(lines)
 

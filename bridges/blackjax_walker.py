@@ -198,7 +198,7 @@ class BlackJAXWalker:
 
         chains, after, totals = jax.lax.fori_loop(0, steps, body, (chains, StepState(*step), totals))
         totals["acceptance_rate"] = totals["acceptance_rate"] / steps  # NaN for no steps
-        totals["jump_distance"] = totals["jump_distance"] / jnp.maximum(steps, 1)
+        totals["jump_distance"] = totals["jump_distance"] / steps
         totals["step_size"] = jnp.full(count, jnp.exp(after.log_step))
         return chains, jnp.stack(after), jnp.stack([totals[name] for name in MOVE_STATS]), totals["gradient_calls"]
 

@@ -20,7 +20,7 @@ import jax.scipy.special as jax_special
 import numpy as np
 import torch
 
-from .arrays import Array, Backend, check_backend, double, logsumexp
+from .arrays import Array, Backend, check_backend, double, logsumexp, read_only
 from .potential import Potential
 from .schedule import NoiseSchedule
 
@@ -65,6 +65,7 @@ class GaussianMixture(Potential):
         mean = self.weights @ self.means
         spread = np.diagonal(self.covariances, axis1=1, axis2=2) + (self.means - mean) ** 2
         self._reference = mean, self.weights @ spread
+        read_only(self.means, self.variances, self.weights, *([] if self.axes is None else [self.axes]))
         self.schedule, self.backend, self.name = schedule, check_backend(backend), name
         self.event_shape = (dimensions,)
 
@@ -152,6 +153,7 @@ class UniformBox(Potential):
         self.schedule, self.backend, self.name = schedule, check_backend(backend), name
         self.event_shape = self.low.shape
         self._reference = (self.low + self.high) / 2, (self.high - self.low) ** 2 / 12
+        read_only(self.low, self.high)
 
     @property
     def reference(self) -> tuple[np.ndarray, np.ndarray]:
@@ -228,7 +230,7 @@ def _namespace(x: Array) -> Any:
 
 def _constant(values: np.ndarray, x: Array) -> Array:
     if isinstance(x, torch.Tensor):
-        return torch.as_tensor(values, device=x.device)
+        return torch.tensor(values, device=x.device)
     return jnp.asarray(values, dtype=jax.dtypes.canonicalize_dtype(jnp.float64))
 
 

@@ -110,6 +110,12 @@ def _in_native_byte_order(x: Any) -> np.ndarray:
     return x.astype(x.dtype.newbyteorder("="), copy=False)
 
 
+def read_only(*arrays: np.ndarray) -> None:
+    """Forbid changes of arrays: what has been compiled with their values would not see them."""
+    for array in arrays:
+        array.setflags(write=False)
+
+
 def check_backend(backend: str) -> Backend:
     """Return ``backend`` if it is "torch" or "jax", and raise ``ValueError`` otherwise."""
     if backend not in ("torch", "jax"):

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .arrays import Array, Backend, as_backend, as_numpy, check_backend, double
+from .arrays import Array, Backend, as_backend, as_numpy, check_backend, double, read_only
 from .density import Density
 from .potential import Composite, Potential, Product
 from .schedule import NoiseSchedule
@@ -70,6 +70,7 @@ class Observation(Potential):
         self, values: np.ndarray, seen: np.ndarray, scale: float, schedule: NoiseSchedule, backend: Backend, name: str
     ) -> None:
         self.values, self.seen, self.scale = np.where(seen, values, 0.0), seen, scale
+        read_only(self.values, self.seen)
         self.schedule, self.backend, self.name = schedule, check_backend(backend), name
         self.event_shape = values.shape
 
@@ -158,6 +159,8 @@ def check_quotient(
     Returns:
         One sentence per problem found, empty if there is none.
     """
+    if positions is not None and level is None:
+        raise ValueError("positions are of one level: give level= too")
     if not isinstance(potential, Product) or (len(potential.factors) == 1 and potential.exponents[0] > 0):
         return _check_parts(potential, levels=levels, positions=positions, level=level)
     if not _contains_quotient(potential):

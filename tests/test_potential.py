@@ -332,3 +332,12 @@ def test_what_does_not_fit_is_refused_in_one_line(case):
     with pytest.raises(kind, match=words) as caught:
         act()
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_density_is_made_of_cannot_be_changed_behind_compiled_code(backend):
+    density = GaussianMixture([[0.0, 0.0]], [1.0], schedule=SCHEDULE, backend=backend)
+    box = UniformBox([-1.0, -1.0], [1.0, 1.0], schedule=SCHEDULE, backend=backend)
+    likelihood = observation(np.zeros(2), scale=1.0, schedule=SCHEDULE, backend=backend)
+    for table in (density.means, density.variances, density.weights, box.low, box.high, likelihood.values):
+        with pytest.raises(ValueError, match="read-only"):
+            table += 1.0
