@@ -64,6 +64,7 @@ def test_a_rung_costs_one_call_and_one_for_each_leapfrog(kernel, leapfrogs, step
     assert len(set(seen)) == len(seen), "no point is evaluated twice"
 
 
+@pytest.mark.filterwarnings("ignore:the variance of the noise falls")
 @pytest.mark.parametrize("resample", [None, 0.5])
 @pytest.mark.parametrize("reverse_step", [False, True])
 def test_weights_and_reverse_steps_cost_nothing(resample, reverse_step):
