@@ -30,6 +30,9 @@ INITIAL_SCALE = 0.1
 BUMP_WIDTH = 0.05
 """Standard deviation of the Gaussian bump that marks a position, as a fraction of the picture's side."""
 
+GROUPS = 8
+"""Groups of features that are normalised together."""
+
 
 class LevelEmbedding(nn.Module):
     """Features ``(batch, width)`` of the log-SNR ``(batch,)`` and, with classes, of labels ``(batch,)``.
@@ -95,13 +98,13 @@ class EnergyUNet(nn.Module):
 
     Args:
         shape: (channels, height, width) of an image; both sides divisible by ``2 ** len(widths)``.
-        widths: features at half resolution, at a quarter, and so on.
+        widths: features at half resolution, at a quarter, and so on; multiples of 8.
         blocks: residual blocks at each resolution, on the way down and on the way up.
         classes: number of class labels, 0 for none.
         positions: whether conditions are positions ``(x, y, 1)`` in the picture; ``(0, 0, 0)`` is no condition.
 
     Raises:
-        ValueError: a side is not divisible by ``2 ** len(widths)``.
+        ValueError: a side is not divisible by ``2 ** len(widths)``, or a width not by 8.
     """
 
     def __init__(
@@ -118,6 +121,8 @@ class EnergyUNet(nn.Module):
         self.positions = positions
         if height % 2 ** len(widths) or width % 2 ** len(widths):
             raise ValueError(f"sides {height}x{width} must be divisible by {2 ** len(widths)} for {len(widths)} widths")
+        if not widths or any(width % GROUPS for width in widths):
+            raise ValueError(f"widths must be multiples of {GROUPS}, which are normalised together, got {list(widths)}")
         features = 2 * widths[0]
         self.embedding = LevelEmbedding(features, classes=classes)
         self.enter = Convolution(4 * channels + 2 * positions, widths[0], 3, padding=1)
@@ -172,7 +177,7 @@ class _Block(nn.Module):
 
     def __init__(self, width: int, features: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(8, width)
+        self.norm = nn.GroupNorm(GROUPS, width)
         self.first = Convolution(width, width, 3, padding=1)
         self.modulate = nn.Linear(features, 2 * width)
         self.second = _scaled_down(Convolution(width, width, 3, padding=1))

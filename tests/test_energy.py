@@ -353,6 +353,7 @@ REFUSED = {
     "half a position": (lambda: pictures().given(x=0.3), TypeError, r"given\(x=0.3, y=0.6\)"),
     "a position in pixels": (lambda: pictures().given(x=0.3, y=19), ValueError, "share of the picture"),
     "odd sides": (lambda: EnergyUNet((1, 9, 9)), ValueError, "divisible"),
+    "a width of ten": (lambda: EnergyUNet((1, 8, 8), widths=(8, 10)), ValueError, "multiples of 8"),
     "unknown network": (lambda: build_network("transformer"), ValueError, "mlp, unet"),
     "unknown option": (lambda: build_network("mlp", size=2, depth=3), ValueError, "depth"),
     "another device": (lambda: mlp().energy(points().to("meta"), level=0), ValueError, r"x\.to\('cpu'\)"),
