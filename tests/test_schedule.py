@@ -72,7 +72,7 @@ def test_schedules_are_equal_by_their_tables():
         (lambda: NoiseSchedule.cosine(10).forward(5, 5), "clean < noisy"),
         (lambda: Ladder(levels=(1, 2)), "must decrease"),
         (lambda: Ladder(levels=()), "must decrease"),
-        (lambda: Ladder(levels=(3, 1), steps=(1,)), "one for each of the 2 rungs"),
+        (lambda: Ladder(levels=(3, 1), steps=(1,)), "one for each of 2 rungs"),
         (lambda: Ladder(levels=(3, 1), steps=-1), "steps must be"),
         (lambda: Ladder.spaced(NoiseSchedule.cosine(10), rungs=11), "rungs must be 2 to 10"),
     ],

@@ -253,7 +253,7 @@ def test_the_path_is_exact_for_gaussian_data_and_a_linear_model(blur, level, pri
     flat = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     noise = flat[:, 3].exp()
     alpha, sigma = SCHEDULE.alpha(level), SCHEDULE.sigma(level)
-    m, v = torch.as_tensor(prior.means[0]), torch.as_tensor(prior.covariances[0]).double()
+    m, v = torch.tensor(prior.means[0]), torch.tensor(prior.covariances[0])
     # Given the scale, x_k and y are jointly Gaussian.
     means = torch.cat([alpha * m, blur @ m])
     cross = alpha * blur @ v
