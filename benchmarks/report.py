@@ -6,6 +6,7 @@ python -m benchmarks.report
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -77,8 +78,9 @@ def digits(content: Mapping[str, Any]) -> str:
         f"The posterior mean misses the hidden half by a root mean square of {content['rmse']:.2f} (pixels run from -1 "
         f"to 1; the posterior standard deviation is {content['std']:.2f}), {content['covered']:.0%} of the hidden "
         "pixels lie in their pointwise 90 % interval (most of them are plain background), and acceptance was at "
-        f"least {content['least acceptance']:.2f} on every rung. R-hat of the recorded draws is up to "
-        f"{content['r_hat']:.1f}: the energy of level 0 is so stiff that each chain stays where the ladder put it. "
+        f"least {math.floor(100 * content['least acceptance']) / 100:.2f} on every rung. R-hat of the energy, the mean "
+        f"and projections is up to {content['r_hat']:.1f}: at level 0 the energy is so stiff that chains stay where "
+        "the ladder put them. "
         "These are 64 draws, not 2,560."
     )
 
@@ -87,7 +89,7 @@ def models(content: Mapping[str, Any]) -> str:
     """Return the tables of closed-form posteriors, of the photographs, and of speed."""
     lines = [
         "| linear-Gaussian posterior, 3 seeds (`python -m benchmarks.models`) | largest error | root mean square error "
-        "| of mode masses | moments |",
+        "| error of mode masses | moments |",
         "|---|---|---|---|---|",
     ]
     for name, row in content["linear"].items():
@@ -120,8 +122,8 @@ def models(content: Mapping[str, Any]) -> str:
 def inverse(content: Mapping[str, Any]) -> str:
     """Return the tables of the inverse problems: our posterior and DPS, and R-hat."""
     lines = [
-        "| problem | sampler | digits | PSNR of the mean, dB | covered by the 90 % interval | of them, ink | width "
-        "| chains with noise off by half |",
+        "| problem | sampler | digits | PSNR of the mean, dB | covered by the 90 % interval | ink only "
+        "| width of the interval | chains with noise off by half |",
         "|---" * 8 + "|",
     ]
     names = {

@@ -13,6 +13,9 @@ from ppl_diffusion.weights import effective_sample_size
 LOW_ESS = 0.1
 """ESS of one rung's log-weight increments, as a share of the chains, below which resampling is not recommended."""
 
+NOTABLE_R_HAT = 1.1
+"""R-hat above which it is spoken of in any case."""
+
 FEWEST_DRAWS = 20
 """Fewest recorded draws for which R-hat and ESS are reported: short stationary chains give false alarms."""
 
@@ -27,7 +30,8 @@ class Diagnosis:
             ``spread`` (standard deviation of the log-weight increments, nats), ``ancestors``
             (starting chains that have descendants), ``drift`` (change of the mean energy over the second half of the
             rung, in standard errors), ``stuck`` (chains that never moved). A value that is not available is NaN.
-        draws: per scalar (dimension ``variable``): ``r_hat``, ``ess_bulk``, ``ess_tail``; empty with too few draws.
+        draws: per scalar (dimension ``variable``): ``r_hat``, ``r_hat_limit`` (the largest that chance and
+            autocorrelation explain), ``ess_bulk``, ``ess_tail``; empty with too few draws.
         warnings: one sentence per problem; empty when nothing suspicious was found.
     """
 
@@ -63,7 +67,8 @@ class Diagnosis:
             for name in self.draws["variable"].to_numpy():
                 row = self.draws.sel(variable=name)
                 sizes = [f"{float(row[kind]):.0f}" for kind in ("ess_bulk", "ess_tail")]
-                rows.append([str(name), f"{float(row.r_hat):.3f}", *sizes])
+                r_hat = float(row.r_hat)
+                rows.append([str(name), f"{r_hat:.3f}" if r_hat < 1e4 else f"{r_hat:.0e}", *sizes])
             text += "\n\n" + _table(rows)
         quiet = "nothing suspicious was found"
         if not self.draws.sizes.get("variable", 0):
@@ -87,7 +92,8 @@ def warning_sentences(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> lis
         found.append(
             f"acceptance is under .2 on {rows} (first at level {int(rungs.level[low[0]])}): take smaller steps"
         )
-    if "acceptance_rate" in recorded and float(recorded.acceptance_rate.mean()) < 0.2:
+    rates = recorded.acceptance_rate.to_numpy() if "acceptance_rate" in recorded else np.array([])
+    if rates.size >= FEWEST_DRAWS and float(rates.mean()) < 0.2:
         found.append("acceptance is under .2 in the recorded draws: take smaller steps")
     for name, words in (
         ("nonfinite", "energies or gradients were not finite and were refused{where}: look at the potential"),
@@ -102,11 +108,12 @@ def warning_sentences(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> lis
             found.append(f"{counts.sum() + drawn:.0f} {words.format(where=where)}")
     stuck = _count_stuck(trace)
     if stuck and steps[-1] + count > 3:
-        found.append(f"{stuck:.0f} of {chains} chains did not move at the last rung: ESS and R-hat do not show that")
+        found.append(f"{stuck:.0f} of {chains} chains did not move at the end: ESS and R-hat do not show that")
     drift = float(np.nan_to_num(rungs.drift[-1]))
     if abs(drift) > 5 and steps[-1] > 1:
         found.append(f"the energy still drifted at the last rung ({drift:+.1f} standard errors): take more steps")
-    found += _weight_warnings(trace, rungs)
+    if not trace.attributes["kernel"].startswith("Still"):
+        found += _weight_warnings(trace, rungs)
     if draws.sizes.get("variable", 0):
         apart = draws.r_hat.where(draws.r_hat > draws.r_hat_limit)
         if apart.notnull().any():
@@ -115,6 +122,11 @@ def warning_sentences(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> lis
             found.append(
                 f"R-hat of the recorded draws is up to {worst:.2f}: each chain stays in its mode, or takes too few "
                 f"steps, and the shares of the modes are those that {shares} gave them"
+            )
+        elif float(draws.r_hat.max()) > NOTABLE_R_HAT:
+            found.append(
+                f"R-hat of the recorded draws is up to {float(draws.r_hat.max()):.2f}, as chains of so few and so "
+                "correlated draws may have by chance: record more draws to tell"
             )
         least = float(draws.ess_bulk.min())
         if least < 100:
@@ -127,7 +139,7 @@ def _weight_warnings(trace: Trace, rungs: xr.Dataset) -> list[str]:
     chains = trace.positions.shape[0]
     spreads, ancestors = rungs.spread.to_numpy()[1:], float(rungs.ancestors[-1])
     few = f"only {ancestors:.0f} of {chains} ancestors are left: the population has collapsed, draws are copies"
-    collapsed = [few] if ancestors < max(2.0, 0.1 * chains) else []
+    collapsed = [few] if chains > 1 and ancestors < max(2.0, 0.1 * chains) else []
     if chains < 2 or not len(spreads) or not np.any(np.isfinite(spreads)):
         return collapsed
     typical, worst = float(np.nanmedian(spreads)), float(np.nanmax(spreads))

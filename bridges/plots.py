@@ -90,7 +90,7 @@ def plot_planar(
         known = extent or (EXTENT if np.mean(np.abs(x).max(1) <= EXTENT) > 0.98 else None)
         if known is not None:
             axes.set(xlim=(-known, known), ylim=(-known, known), xticks=[], yticks=[])
-        elif np.isfinite(x).any():
+        elif np.isfinite(x).all(1).any():
             _frame(axes, x[np.isfinite(x).all(1)])
     return figure
 

@@ -44,6 +44,9 @@ class WrappedPotential(Potential):
     def parts(self) -> tuple[Potential, ...]:
         return (self.potential,)
 
+    def parts_at(self, positions: Any) -> list[tuple[Any, Any]]:
+        return [(self.potential, positions)]
+
     @property
     def identity(self) -> Any:
         return type(self), self.potential.identity

@@ -148,8 +148,10 @@ class _PreciseConvolutions:
     def __enter__(self) -> None:
         with self.lock:
             if not self.inside:
-                self.undo.enter_context(_deterministic(torch.backends.cudnn))
-                self.undo.enter_context(_without_tf32(torch.backends.cudnn))
+                with ExitStack() as undo:
+                    undo.enter_context(_deterministic(torch.backends.cudnn))
+                    undo.enter_context(_without_tf32(torch.backends.cudnn))
+                    self.undo = undo.pop_all()
             self.inside += 1
 
     def __exit__(self, *error: object) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from .arrays import Array, Backend, as_backend, as_numpy, check_backend, double, read_only
 from .density import Density
-from .potential import Composite, Potential, Product
+from .potential import Potential, Product
 from .schedule import NoiseSchedule
 
 TAIL_DISTANCES = (1.0, 2.0, 4.0, 8.0)
@@ -162,7 +162,10 @@ def check_quotient(
     if positions is not None and level is None:
         raise ValueError("positions are of one level: give level= too")
     if not isinstance(potential, Product) or (len(potential.factors) == 1 and potential.exponents[0] > 0):
-        return _check_parts(potential, levels=levels, positions=positions, level=level)
+        each = (
+            check_quotient(part, levels=levels, positions=x, level=level) for part, x in potential.parts_at(positions)
+        )
+        return list(dict.fromkeys(note for notes in each for note in notes))
     if not _contains_quotient(potential):
         return []
     rng = np.random.default_rng(0)
@@ -188,21 +191,6 @@ def check_quotient(
     if positions is not None and any(a < 0 for a in potential.exponents):
         notes += _check_support(potential, np.asarray(positions), level)
     return notes
-
-
-def _check_parts(potential: Density, *, levels: Sequence[int], positions: Any, level: Any) -> list[str]:
-    """Check the parts of a potential that is not a quotient itself, such as a mixture, a tapestry or a wrapper.
-
-    A mixture is normalisable if every component is. Its chains are not checked for support, since each belongs to one
-    component only, nor are those of a tapestry; a wrapper of a single potential passes its chains on to it.
-    """
-    parts, notes = potential.parts(), []
-    for part in parts:
-        wraps = positions is not None and len(parts) == 1 and not isinstance(potential, Composite)
-        wraps = wraps and np.prod(part.event_shape) == np.prod(potential.event_shape)
-        chains = np.reshape(positions, (-1, *part.event_shape)) if wraps else None
-        notes += check_quotient(part, levels=levels, positions=chains, level=level)
-    return list(dict.fromkeys(notes))
 
 
 def _contains_quotient(potential: Density) -> bool:

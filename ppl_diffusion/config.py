@@ -91,10 +91,13 @@ class Config:
                 f"network in the configuration must be a table with a kind, got {self.network!r}: write [network] and "
                 'kind = "unet" under it'
             )
+        if not isinstance(self.network["kind"], str):
+            raise ValueError(f"kind of the network must be text, got {self.network['kind']!r}: mlp or unet")
         for name, value in self.network.items():
             least = 0 if name in ("classes", "octaves") else 1
             for number in value if isinstance(value, list) else [value]:
-                if isinstance(number, (int, float)) and (number != int(number) or number < least):
+                counts = isinstance(number, (int, float)) and name != "positions"
+                if counts and (isinstance(number, bool) or not float(number).is_integer() or number < least):
                     raise ValueError(f"{name} of the network must be whole numbers >= {least}, got {value!r}")
         for name in ("name", "data", "description", "images", "labels", "init"):
             if not isinstance(getattr(self, name), str):

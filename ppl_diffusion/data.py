@@ -68,7 +68,8 @@ def image_data(
         ValueError: arrays are missing, or have a shape, type or values other than these.
     """
     if source is None or not Path(source).is_file():
-        raise FileNotFoundError(f"training data are an .npz file with {images!r}, not {source}: give --data FILE.npz")
+        told = "" if source is None else f", and {source} is none"
+        raise FileNotFoundError(f"training data are an .npz file with {images!r}{told}: give --data FILE.npz")
     keys = [key for key in (images, positions or labels) if key]
     try:
         with Path(source).open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
@@ -133,7 +134,7 @@ def _by_class(source: str | Path, labels: np.ndarray) -> tuple[Conditions, PickT
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         raise ValueError(f"labels in {source} must be integers (n,) from 0 on, got {labels.dtype} {labels.shape}")
     known = np.unique(labels)
-    if len(known) != known[-1] + 1:
+    if len(known) != int(known[-1]) + 1:
         raise ValueError(
             f"there are {len(known)} different labels in {source}, from {known[0]} to {known[-1]}: number them from 0 "
             "on without gaps, np.unique(labels, return_inverse=True)[1]"

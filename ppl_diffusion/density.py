@@ -171,6 +171,13 @@ class Density(ABC):
         """Return the distinct densities that it is directly composed of, or that it wraps for another library."""
         return ()
 
+    def parts_at(self, positions: Any) -> list[tuple[Any, Any]]:
+        """Return each part with those of its own points that chains at ``positions`` stand for; None if there are none.
+
+        A chain of a mixture belongs to one component, and one of a tapestry is many windows: they stand for no points.
+        """
+        return [(part, None) for part in self.parts()]
+
     def leaves(self) -> tuple[Any, ...]:
         """Return the distinct leaves, from whose energies :meth:`_combine` computes its own."""
         return (self,)

@@ -187,8 +187,8 @@ def _new_run(config: Config, source: Data, schedule: NoiseSchedule, device: torc
 
 def _initialise(run: Run, config: Config, source: Data) -> None:
     """Initialise a new run: load the weights of ``config.init``, and estimate the constants of the levels."""
-    if not np.all(np.asarray(source.reference[1]) > 0):
-        raise ValueError("the data do not vary, or one of their coordinates does not: leave it out")
+    if not np.any(np.asarray(source.reference[1]) > 0):
+        raise ValueError("the data do not vary: give points that differ")
     if config.init:
         try:
             run.network.load_state_dict(load(config.init).network.state_dict())

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
@@ -438,6 +439,15 @@ def test_a_quotient_is_looked_at_through_every_door():
     assert ["not normalisable" in expected[0], "left the support of ring" in expected[1]] == [True, True]
     for door in (to_jax(steep), to_jax(to_jax(steep) ** 1.0), JointPotential(model, likelihood="widened")):
         assert check_quotient(door, levels=(50, 1, 0), positions=far, level=50) == expected
+
+    def rows():
+        pyro.sample("noise", dist.HalfNormal(1.0))
+        with pyro.plate("n", 2):
+            pyro.sample("x", DiffusionPrior(steep).expand([2]))
+
+    flat = np.concatenate([np.zeros((20, 1)), np.full((20, 4), 30.0)], axis=1)
+    joint = JointPotential(rows, likelihood="widened")
+    assert check_quotient(joint, levels=(50, 1, 0), positions=flat, level=50) == expected
     with pytest.warns(SamplingWarning, match="not normalisable"):
         anneal(to_jax(steep), HMC(), ladder=Ladder((99, 50, 1), steps=1), chains=4, seed=0)
 

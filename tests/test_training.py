@@ -404,7 +404,24 @@ def test_data_that_cannot_be_learned_are_refused(tmp_path, arrays, words):
         train(own, checkpoint=tmp_path / "c.safetensors", data=tmp_path / "points.npz")
 
 
-@pytest.mark.parametrize("wrong", [{"blocks": -1}, {"width": 0}, {"hidden": 2.5}])
+def test_labels_may_use_all_of_their_type(tmp_path):
+    labels = np.arange(512, dtype=np.int64).astype(np.uint8)
+    np.savez(tmp_path / "points.npz", x=np.random.default_rng(0).normal(size=(512, 2)), y=labels)
+    options = {"images": "x", "labels": "y", "positions": None, "batch": 4, "label_dropout": 0.1}
+    assert image_data(tmp_path / "points.npz", **options).conditions.anything == 256
+
+
+def test_a_coordinate_may_stand_still(tmp_path):
+    points = np.random.default_rng(0).normal(size=(40, 2)) * [1.0, 0.0]
+    np.savez(tmp_path / "points.npz", x=points)
+    own = dataclasses.replace(SMALL, data="npz", images="x", labels="", steps=4)
+    model = train(own, checkpoint=tmp_path / "c.safetensors", data=tmp_path / "points.npz")
+    assert torch.isfinite(model.energy(torch.zeros(3, 2), level=0)).all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"blocks": -1}, {"width": 0}, {"hidden": 2.5}, {"width": float("inf")}, {"blocks": True}]
+)
 def test_numbers_that_make_no_network_are_refused(wrong):
     with pytest.raises(ValueError, match="of the network must be whole numbers >= 1"):
         dataclasses.replace(SMALL, network={**SMALL.network, **wrong})

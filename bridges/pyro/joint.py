@@ -26,7 +26,7 @@ from ..torch_jax import contains_jax
 from .coordinates import log_prior, unconstrain
 from .flat import FlatModel
 from .likelihood import Likelihood, Linearisation, ObservedSites, Widening, clean_estimate, linearise
-from .sites import Site, check_priors, check_randomness, check_same_sites, sample_sites
+from .sites import Site, check_priors, check_randomness, check_same_sites, lost_mass, sample_sites
 
 REFRESHMENT_STEPS = 8
 """Number of Metropolis steps of the latent sites without a diffusion prior, on arrival at a level."""
@@ -87,30 +87,25 @@ class JointPotential(FlatModel, Potential):
                 "or give the prior backend='torch'"
             )
         drawn, _ = self.start(len(self.schedule) - 1, chains=PROBE_DRAWS, rng=np.random.default_rng(0))
-        self.notes = self._lost_mass(drawn)
+        self.notes = lost_mass(self.sites, drawn, self.name)
         point = torch.from_numpy(drawn[0])
-        check_randomness(lambda: self._trace_at(point, {s.name: s.of(point) for s in self._prior_sites()}), self.name)
+        values = {site.name: site.of(point) for site in self._prior_sites()}
+        check_same_sites(self.sites, sample_sites(self._trace_at(point, values), self.name), self.name)
+        check_randomness(lambda: self._trace_at(point, values), self.name)
         sources = [(site.prior.potential, site.shape) for site in self._prior_sites()]  # type: ignore[union-attr]
         self.observations = ObservedSites(
             sources, likelihood, self._linearised(drawn) if likelihood == "widened" else {}
         )
 
-    def _lost_mass(self, drawn: np.ndarray) -> list[str]:
-        """Sentences about latent sites of which several draws ``(draws, size)`` are rounded to the same number."""
-        notes = []
-        for site in self.sites:
-            columns: Any = [] if site.prior is not None else drawn[:, site.start : site.stop].T
-            most = max((int(np.unique(column, return_counts=True)[1].max()) for column in columns), default=1)
-            if most > 2:
-                notes.append(
-                    f"{most} of {len(drawn)} draws of the latent site {site.name} of {self.name} are one number: its "
-                    f"prior has mass closer to the edge of its support than {torch.get_default_dtype()} can tell, and "
-                    "it is lost: torch.set_default_dtype(torch.float64), or take other parameters"
-                )
-        return notes
-
     def parts(self) -> tuple[Potential, ...]:
         return tuple(dict.fromkeys(self.priors))
+
+    def parts_at(self, positions: Any) -> list[tuple[Any, Any]]:
+        """Return the potential of each diffusion prior with its part of flat ``positions (chains, size)``."""
+        if positions is None:
+            return super().parts_at(positions)
+        sites = [(site.prior.potential, site.of(np.asarray(positions))) for site in self._prior_sites()]  # type: ignore
+        return [(prior, x.reshape(-1, *prior.event_shape)) for prior, x in sites]
 
     @property
     def diffused(self) -> np.ndarray:
@@ -141,10 +136,15 @@ class JointPotential(FlatModel, Potential):
                 for chain in range(chains):
                     handler = self._substitute({name: value[chain] for name, value in drawn.items()})
                     nodes = self._trace(handler)
-                    check_same_sites(self.sites, nodes, self.name)
+                    check_same_sites(self.sites, sample_sites(nodes, self.name), self.name)
                     check_priors(self._prior_sites(), nodes, self.name)
                     for site in others:
                         u, log_p = unconstrain(nodes[site.name], handler)
+                        if tuple(u.shape) != site.shape:
+                            raise ValueError(
+                                f"the latent site {site.name} of {self.name} has another shape in some runs: let its "
+                                "shape depend on nothing that is drawn"
+                            )
                         values[chain, site.start : site.stop] = u.numpy().ravel()
                         log_density[chain] += float(log_p)
         return values, log_density
@@ -277,7 +277,9 @@ class JointPotential(FlatModel, Potential):
         """Scalar log-density of everything but the diffusion priors at ``point (size,)``."""
         handler = self._substitute(seen, self._free_values(point))
         total = point.new_zeros((), dtype=torch.float64)
-        for name, node in sample_sites(self._trace(handler), self.name).items():
+        found = sample_sites(self._trace(handler), self.name)
+        check_same_sites(self.sites, found, self.name)
+        for name, node in found.items():
             if name in seen:
                 continue
             if not node["is_observed"]:

@@ -235,11 +235,13 @@ class ObservedSites:
 
     def widenings(self, level: int) -> dict[str, Widening]:
         """Return the widening of each site at a level; only the last level's are cached, as they can be large."""
-        if self._last is None or self._last[0] != level:
+        last = self._last
+        if last is None or last[0] != level:
             left = [np.broadcast_to(conditional_variance(prior, level), shape).ravel() for prior, shape in self.sources]
             variances = torch.from_numpy(np.concatenate(left))
-            self._last = level, {name: site.widening(variances) for name, site in self.linearisations.items()}
-        return self._last[1]
+            last = level, {name: site.widening(variances) for name, site in self.linearisations.items()}
+            self._last = last
+        return last[1]
 
     def log_density(self, name: str, node: Any, level: int, widenings: Mapping[str, Widening]) -> Tensor:
         """Return the scalar log-density of one node of a trace of the model at a level, with Pyro's scale and mask."""

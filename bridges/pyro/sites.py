@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,6 +17,9 @@ from torch.distributions import biject_to
 from .coordinates import SubstituteLatents, find_fillers
 from .names import check_names, dims_of
 from .prior import DiffusionPrior, apply_wrappers, prior_of, unwrapped
+
+MOST_COLUMNS = 1000
+"""Coordinates of a latent site whose draws are compared with each other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,19 +197,35 @@ def _site(name: str, node: Any, start: int, model: str) -> Site:
     return Site(name, start, start + int(np.prod(shape)), shape, prior, **extra)
 
 
-def check_same_sites(sites: Sequence[Site], nodes: Any, model: str) -> None:
-    """Refuse a model whose latent sites, ``sites`` in a first run, are others in another run.
+def check_same_sites(sites: Sequence[Site], found: Mapping[str, Any], model: str) -> None:
+    """Refuse a model whose latent sites are ``sites`` in a first run, and others in a run that has the sites ``found``.
 
     Raises:
         ValueError: a latent site that one of the two runs lacks.
     """
-    latent = {name for name, node in sample_sites(nodes, model).items() if not node["is_observed"]}
-    some = sorted(latent ^ {site.name for site in sites})
+    some = {site.name for site in sites} ^ {name for name, node in found.items() if not node["is_observed"]}
     if some:
         raise ValueError(
-            f"{model} samples {', '.join(some)} in some of its runs only, and a density needs all of its coordinates: "
-            "sample it in every run, and use it where it is wanted"
+            f"{model} samples {', '.join(sorted(some))} in some of its runs only, and a density needs all of its "
+            "coordinates: sample it in every run, and use it where it is wanted"
         )
+
+
+def lost_mass(sites: Sequence[Site], drawn: np.ndarray, model: str) -> list[str]:
+    """Return sentences about latent sites of which several draws ``(draws, size)`` have been rounded to one number."""
+    notes = []
+    for site in sites:
+        stop = min(site.stop, site.start + MOST_COLUMNS)
+        columns: Any = [] if site.prior is not None else drawn[:, site.start : stop].T
+        finite = (column for column in columns if np.isfinite(column).all())
+        most = max((int(np.unique(column, return_counts=True)[1].max()) for column in finite), default=1)
+        if most > 2:
+            notes.append(
+                f"{most} of {len(drawn)} draws of the latent site {site.name} of {model} are one number: its prior has "
+                f"mass closer to the edge of its support than {torch.get_default_dtype()} can tell, and it is lost: "
+                "torch.set_default_dtype(torch.float64), or take other parameters"
+            )
+    return notes
 
 
 def check_priors(sites: Sequence[Site], nodes: Any, model: str) -> None:

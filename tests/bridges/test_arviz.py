@@ -193,6 +193,25 @@ def test_a_population_of_one_rung_that_collapsed_is_named():
     lost = dataclasses.replace(trace, stats=trace.stats.assign(ancestor=(("rung", "chain"), ancestors)))
     assert says(lost, "only 5 of 200 ancestors")
     assert not says(trace, "ancestors")
+    alone = anneal(TARGET, HMC(), ladder=Ladder((20, 0), steps=5), chains=1, seed=0)
+    assert not says(alone, "ancestors"), "a chain is its own"
+
+
+def test_a_single_refused_draw_is_no_low_acceptance(good):
+    one = good.sample_stats.isel(chain=[0], draw=[0]).assign(acceptance_rate=(("chain", "draw"), [[0.0]]))
+    words = "under .2 in the recorded draws"
+    assert not says(dataclasses.replace(good, positions=good.positions[:1, :1], sample_stats=one), words)
+
+
+def test_an_r_hat_that_slow_chains_may_have_is_told_as_that(good):
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((100, 40, 2))
+    for i in range(1, 40):
+        noise[:, i] = 0.9 * noise[:, i - 1] + 0.19**0.5 * noise[:, i]
+    slow = dataclasses.replace(good, positions=noise)
+    assert 1.1 < float(diagnose(slow).draws.r_hat.max()) < float(diagnose(slow).draws.r_hat_limit.max())
+    assert says(slow, "may have by chance: record more draws")
+    assert not says(slow, "each chain stays")
 
 
 def test_what_was_not_computed_is_not_called_sound():

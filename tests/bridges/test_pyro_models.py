@@ -742,6 +742,32 @@ def test_mass_that_single_precision_loses_is_told(power, told):
         assert notes[0] in trace.attributes["warnings"]
 
 
+def test_sites_that_come_and_go_with_x_are_refused_on_the_way():
+    apart = GaussianMixture([[-1.0, 0.0], [1.0, 0.0]], [0.2, 0.2], schedule=SCHEDULE, backend="torch")
+
+    def vanishing():
+        x = pyro.sample("x", DiffusionPrior(apart))
+        if x[0] < 0.5:
+            pyro.sample("z", dist.Normal(0.0, 0.1))
+
+    def appearing():
+        x = pyro.sample("x", DiffusionPrior(apart))
+        if x[0] > 0.5:
+            pyro.sample("z", dist.Normal(0.0, 0.1))
+
+    for model in (vanishing, appearing):
+        with pytest.raises(ValueError, match=f"{model.__name__} samples z in some of its runs only"):
+            anneal_model(model, **QUICK | {"kernel": HMC(), "chains": 8})
+
+    def ragged():
+        x = pyro.sample("x", DiffusionPrior(apart))
+        count = int(pyro.sample("n", dist.Normal(0.0, 1.0)) > 0) + 1
+        pyro.sample("z", dist.Normal(x[:1].expand(count), 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match="z of ragged has another shape in some runs"):
+        anneal_model(ragged, **QUICK)
+
+
 def test_sites_that_have_no_density_of_their_own_are_refused():
     def angle():
         pyro.sample("z", dist.VonMises(0.0, 0.5))
