@@ -26,7 +26,7 @@ from ..torch_jax import contains_jax
 from .coordinates import log_prior, unconstrain
 from .flat import FlatModel
 from .likelihood import Likelihood, Linearisation, ObservedSites, Widening, clean_estimate, linearise
-from .sites import Site, check_priors, check_randomness, check_same_sites, lost_mass, sample_sites
+from .sites import Site, check_priors, check_runs, check_same_sites, lost_mass, sample_sites
 
 REFRESHMENT_STEPS = 8
 """Number of Metropolis steps of the latent sites without a diffusion prior, on arrival at a level."""
@@ -90,8 +90,7 @@ class JointPotential(FlatModel, Potential):
         self.notes = lost_mass(self.sites, drawn, self.name)
         point = torch.from_numpy(drawn[0])
         values = {site.name: site.of(point) for site in self._prior_sites()}
-        check_same_sites(self.sites, sample_sites(self._trace_at(point, values), self.name), self.name)
-        check_randomness(lambda: self._trace_at(point, values), self.name)
+        check_runs(self.sites, lambda: self._trace_at(point, values), self.name)
         sources = [(site.prior.potential, site.shape) for site in self._prior_sites()]  # type: ignore[union-attr]
         self.observations = ObservedSites(
             sources, likelihood, self._linearised(drawn) if likelihood == "widened" else {}

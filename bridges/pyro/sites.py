@@ -238,11 +238,17 @@ def check_priors(sites: Sequence[Site], nodes: Any, model: str) -> None:
             )
 
 
-def check_randomness(run: Callable[[], Any], model: str) -> None:
-    """Raise ValueError if a model draws random numbers with all of its sites given: its energies would be random."""
+def check_runs(sites: Sequence[Site], run: Callable[[], Any], model: str) -> None:
+    """Refuse a model that has other sites, or draws random numbers, when all of its ``sites`` are given.
+
+    Args:
+        sites: the latent sites of a first run.
+        run: runs the model with all of them given, and returns the nodes of its trace.
+        model: name of the model, for error messages.
+    """
     with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
         before = torch.random.get_rng_state()
-        run()
+        check_same_sites(sites, sample_sites(run(), model), model)
         if not torch.equal(before, torch.random.get_rng_state()):
             raise ValueError(
                 f"{model} draws random numbers that are no sites of it, such as torch.randn, dropout, or sites hidden "

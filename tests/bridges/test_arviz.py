@@ -166,7 +166,7 @@ def test_correlated_draws_are_not_called_modes(chains, draws):
         start = gauss.sample(chains, level=0, seed=50 + seed)
         trace = anneal(gauss, HMC(), ladder=Ladder((0,), steps=50), chains=chains, draws=draws, seed=seed, init=start)
         found.append(diagnose(trace))
-        assert not says(trace, "R-hat")
+        assert not says(trace, "each chain stays in its mode")
     assert max(float(each.draws.r_hat.max()) for each in found) > 1.04
 
 
@@ -200,14 +200,15 @@ def test_a_population_of_one_rung_that_collapsed_is_named():
 def test_a_single_refused_draw_is_no_low_acceptance(good):
     one = good.sample_stats.isel(chain=[0], draw=[0]).assign(acceptance_rate=(("chain", "draw"), [[0.0]]))
     words = "under .2 in the recorded draws"
-    assert not says(dataclasses.replace(good, positions=good.positions[:1, :1], sample_stats=one), words)
+    alone = dataclasses.replace(good, positions=good.positions[:1, :1], stats=good.stats.isel(chain=[0]))
+    assert not says(dataclasses.replace(alone, sample_stats=one), words)
 
 
 def test_an_r_hat_that_slow_chains_may_have_is_told_as_that(good):
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((100, 40, 2))
     for i in range(1, 40):
-        noise[:, i] = 0.9 * noise[:, i - 1] + 0.19**0.5 * noise[:, i]
+        noise[:, i] = 0.7 * noise[:, i - 1] + 0.51**0.5 * noise[:, i]
     slow = dataclasses.replace(good, positions=noise)
     assert 1.1 < float(diagnose(slow).draws.r_hat.max()) < float(diagnose(slow).draws.r_hat_limit.max())
     assert says(slow, "may have by chance: record more draws")
