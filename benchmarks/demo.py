@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.cubes import draw_grid, target
 from benchmarks.problems import PROBLEMS, RESULTS, Truth, last, write
-from bridges.arviz import WORST, Diagnosis, arviz, diagnose, to_inference_data
+from bridges.arviz import WORST_COORDINATE, Diagnosis, arviz, diagnose, to_inference_data
 from bridges.blackjax import HMC
 from bridges.plots import image_grid, plot_ladder, plot_planar
 from ppl_diffusion import Ladder, Progress, Trace, anneal, load, observation, reverse_diffusion
@@ -123,7 +123,7 @@ def figures(digit: np.ndarray, trace: Trace, found: Diagnosis) -> dict[str, floa
         "std": float(drawn.std((0, 1)).mean()),
         "covered": float(np.mean((truth >= low) & (truth <= high))),
         "least acceptance": float(found.rungs.acceptance.min()),
-        "r_hat": float(found.draws.r_hat.drop_sel(variable=WORST).max()),
+        "r_hat": float(found.draws.r_hat.drop_sel(variable=WORST_COORDINATE).max()),
         "weight spread": float(found.rungs.spread[1:].median()),
     }
 

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.problems import RESULTS, summarise, write
-from bridges.arviz import WORST, arviz, diagnose
+from bridges.arviz import WORST_COORDINATE, arviz, diagnose
 from bridges.blackjax import HMC
 from bridges.pyro import DiffusionPrior, JointPotential
 from ppl_diffusion import Ladder, SamplingWarning, Trace, anneal, load
@@ -207,7 +207,7 @@ def mixed(problem: str, pictures: np.ndarray, *, likelihood: Any, draws: int = 2
     for index, truth in enumerate(pictures):
         trace = walk(joint, measure(problem, truth, index), LADDERS[problem], index, draws=draws)
         sites, _ = joint.report(trace.positions)
-        worst = float(diagnose(trace).draws.r_hat.drop_sel(variable=WORST).max())
+        worst = float(diagnose(trace).draws.r_hat.drop_sel(variable=WORST_COORDINATE).max())
         rows.append({"noise": float(arviz().rhat(sites["noise"])), "worst": worst})
     print(f"{problem}: R-hat {rows}", flush=True)
     return {"draws": draws, "digits": len(rows)} | {key: [row[key] for row in rows] for key in ("noise", "worst")}

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.problems import RESULTS, write
-from bridges.arviz import WORST, diagnose
+from bridges.arviz import WORST_COORDINATE, diagnose
 from bridges.blackjax import HMC, MALA, NUTS, UHMC, ULA
 from ppl_diffusion import Ladder, Potential, SamplingWarning, Trace, anneal, load
 
@@ -50,7 +50,7 @@ def figures(trace: Trace) -> dict[str, Any]:
     """Return the figures of one kernel at one level."""
     found = diagnose(trace)
     calls = int(trace.sample_stats.attrs["gradient_calls"])
-    worst = float(found.draws.r_hat.drop_sel(variable=WORST).max())
+    worst = float(found.draws.r_hat.drop_sel(variable=WORST_COORDINATE).max())
     least = float(found.draws.ess_bulk.min())
     rates = trace.sample_stats.acceptance_rate.to_numpy()
     return {

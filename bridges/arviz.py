@@ -31,10 +31,10 @@ __all__ = ["Diagnosis", "diagnose", "summaries", "to_inference_data"]
 SCALARS = 16
 """Largest number of event coordinates for which R-hat and ESS are computed coordinate by coordinate."""
 
-WORST = "worst coordinate"
+WORST_COORDINATE = "worst coordinate"
 """The coordinate of a large event whose split R-hat is largest."""
 
-HIGHEST_LIMIT = 1.3
+MAX_R_HAT_LIMIT = 1.3
 """R-hat above which chains disagree, however few independent draws each of them has."""
 
 PROJECTIONS = 4
@@ -193,7 +193,7 @@ def _draw_diagnostics(trace: Trace) -> xr.Dataset:
             scalars[name if value.ndim == 2 else f"{name}[{i}]"] = flat[..., i]
     tried = dict.fromkeys(scalars, len(scalars))
     if large:
-        scalars[WORST], tried[WORST] = _worst_coordinate(trace.positions), _event_size(trace)
+        scalars[WORST_COORDINATE], tried[WORST_COORDINATE] = _worst_coordinate(trace.positions), _event_size(trace)
     rows: dict[str, list[float]] = {"r_hat": [], "r_hat_limit": [], "ess_bulk": [], "ess_tail": []}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
@@ -244,7 +244,7 @@ def _r_hat_limit(draws: np.ndarray, tried: int) -> float:
         v = ((1 + r) / (1 - r) - 2 * r * (1 - r**n) / (n * (1 - r) ** 2)) / n
         quantile = f_distribution.ppf(1 - 0.01 / tried, 2 * chains - 1, 2 * chains * (1 / v - 1))
         explained = max(explained, float(np.sqrt((n - 1) / n * (1 + v / (1 - v) * quantile))))
-    return min(explained, HIGHEST_LIMIT)
+    return min(explained, MAX_R_HAT_LIMIT)
 
 
 def _distinct_ancestors(ancestors: np.ndarray) -> list[int]:

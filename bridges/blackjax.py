@@ -214,9 +214,9 @@ def from_blackjax(
     Args:
         build_kernel: returns ``kernel(rng_key, state, logdensity_fn, **parameters)``.
         init: returns a state from ``(position, logdensity_fn)``, or from these and a random key of the chain's own, as
-            those of ``ghmc``, ``dynamic_hmc`` and ``mclmc`` do; called on arrival at every rung. The state must have
-            the fields ``position``, ``logdensity`` and, for ``reverse_step=True``, ``logdensity_grad``. Positions are
-            flat, shape ``(size,)``.
+            those of ``ghmc``, ``dynamic_hmc`` and the unadjusted ``mclmc`` do; called on arrival at every rung. The
+            state must have the fields ``position``, ``logdensity`` and, for ``reverse_step=True``,
+            ``logdensity_grad``. Positions are flat, shape ``(size,)``.
         adjusted: whether the kernel leaves the density invariant; if not, ``diagnose`` warns.
         parameters: passed to the kernel by name. ``step_size`` has BlackJAX's meaning for this kernel, and may also be
             ``SigmaScaled`` or ``Adaptive``; arrays are passed unchanged.

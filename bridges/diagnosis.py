@@ -79,12 +79,29 @@ class Diagnosis:
 def warning_sentences(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> list[str]:
     """Return the warnings about a trace; ``rungs`` and ``draws`` are the datasets of a :class:`Diagnosis`."""
     chains, count = trace.positions.shape[:2]
-    steps = np.array(trace.attributes["steps"])
+    steps = trace.attributes["steps"]
     found = [str(sentence) for sentence in trace.attributes.get("warnings", [])]
     if trace.attributes["kernel"].startswith("Still"):
         found.append("no MCMC step was taken: reverse diffusion is right for mixtures, not for products or quotients")
     elif not trace.attributes["adjusted"]:
         found.append("the kernel is unadjusted: its draws, and any weights, are biased by the step size")
+    found += _failure_warnings(trace, rungs)
+    stuck = _count_stuck(trace)
+    if stuck and steps[-1] + count > 3:
+        found.append(f"{stuck:.0f} of {chains} chains did not move at the end: ESS and R-hat do not show that")
+    drift = float(np.nan_to_num(rungs.drift[-1]))
+    if abs(drift) > 5 and steps[-1] > 1:
+        found.append(f"the energy still drifted at the last rung ({drift:+.1f} standard errors): take more steps")
+    if not trace.attributes["kernel"].startswith("Still"):
+        found += _weight_warnings(trace, rungs)
+    if draws.sizes.get("variable", 0):
+        found += _mixing_warnings(trace, draws)
+    return found
+
+
+def _failure_warnings(trace: Trace, rungs: xr.Dataset) -> list[str]:
+    """Sentences on low acceptance, failed energies and divergences, along the ladder and in the recorded draws."""
+    found, steps = [], np.array(trace.attributes["steps"])
     acceptance, recorded = rungs.acceptance.to_numpy(), trace.sample_stats
     low = np.flatnonzero((steps > 0) & (acceptance < 0.2))
     if len(low):
@@ -106,31 +123,28 @@ def warning_sentences(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> lis
             places = filter(None, [first, f"{drawn:.0f} of them in the recorded draws" if drawn else ""])
             where = f" ({', '.join(places)})"
             found.append(f"{counts.sum() + drawn:.0f} {words.format(where=where)}")
-    stuck = _count_stuck(trace)
-    if stuck and steps[-1] + count > 3:
-        found.append(f"{stuck:.0f} of {chains} chains did not move at the end: ESS and R-hat do not show that")
-    drift = float(np.nan_to_num(rungs.drift[-1]))
-    if abs(drift) > 5 and steps[-1] > 1:
-        found.append(f"the energy still drifted at the last rung ({drift:+.1f} standard errors): take more steps")
-    if not trace.attributes["kernel"].startswith("Still"):
-        found += _weight_warnings(trace, rungs)
-    if draws.sizes.get("variable", 0):
-        apart = draws.r_hat.where(draws.r_hat > draws.r_hat_limit)
-        if apart.notnull().any():
-            worst = float(apart.max())
-            shares = "the path down the ladder" if trace.attributes.get("resample") is None else "the weights"
-            found.append(
-                f"R-hat of the recorded draws is up to {worst:.2f}: each chain stays in its mode, or takes too few "
-                f"steps, and the shares of the modes are those that {shares} gave them"
-            )
-        elif float(draws.r_hat.max()) > NOTABLE_R_HAT:
-            found.append(
-                f"R-hat of the recorded draws is up to {float(draws.r_hat.max()):.2f}, as chains of so few and so "
-                "correlated draws may have by chance: record more draws to tell"
-            )
-        least = float(draws.ess_bulk.min())
-        if least < 100:
-            found.append(f"the recorded draws are worth {least:.0f} independent ones: record more draws or chains")
+    return found
+
+
+def _mixing_warnings(trace: Trace, draws: xr.Dataset) -> list[str]:
+    """Sentences on R-hat and the effective sample size of the recorded draws."""
+    found = []
+    apart = draws.r_hat.where(draws.r_hat > draws.r_hat_limit)
+    if apart.notnull().any():
+        worst = float(apart.max())
+        shares = "the path down the ladder" if trace.attributes.get("resample") is None else "the weights"
+        found.append(
+            f"R-hat of the recorded draws is up to {worst:.2f}: each chain stays in its mode, or takes too few "
+            f"steps, and the shares of the modes are those that {shares} gave them"
+        )
+    elif float(draws.r_hat.max()) > NOTABLE_R_HAT:
+        found.append(
+            f"R-hat of the recorded draws is up to {float(draws.r_hat.max()):.2f}, as chains of so few and so "
+            "correlated draws may have by chance: record more draws to tell"
+        )
+    least = float(draws.ess_bulk.min())
+    if least < 100:
+        found.append(f"the recorded draws are worth {least:.0f} independent ones: record more draws or chains")
     return found
 
 

@@ -92,7 +92,9 @@ class Config:
                 'kind = "unet" under it'
             )
         if not isinstance(self.network["kind"], str):
-            raise ValueError(f"kind of the network must be text, got {self.network['kind']!r}: mlp or unet")
+            raise ValueError(
+                f"kind of the network must be text, got {self.network['kind']!r}: write kind = 'mlp' or 'unet'"
+            )
         for name, value in self.network.items():
             least = 0 if name in ("classes", "octaves") else 1
             for number in value if isinstance(value, list) else [value]:

@@ -39,7 +39,7 @@ __all__ = ["Config", "TrainingProgress", "load_config", "train"]
 CONSTANTS_RATE = 0.05
 """Peak learning rate of AdamW for the constants of the levels, in nats per step."""
 
-LONGEST = 60.0
+CHECKPOINT_SECONDS = 60.0
 """Longest time between checkpoints, in seconds."""
 
 
@@ -105,7 +105,7 @@ def train(
             _step(run, config, source, schedule)
             if progress is not None and run.step % 10 == 0:
                 progress(TrainingProgress(run.step, config.steps, float(run.loss)))
-            if run.step % every == 0 or run.step == config.steps or time.monotonic() - saved > LONGEST:
+            if run.step % every == 0 or run.step == config.steps or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 save(run, path, config, source)
                 saved = time.monotonic()
     finally:

@@ -119,7 +119,7 @@ def write(tensors: Mapping[str, Tensor], header: Mapping[str, str], path: Path) 
         with replacing(path) as partial:
             save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata=dict(header))
     except SafetensorError as error:
-        raise OSError(f"{path} cannot be written ({_first_line(error)})") from error
+        raise OSError(f"{path} cannot be written ({_first_line(error)}): give another path") from error
     return path
 
 

@@ -8,6 +8,7 @@ from checks import LogQuadratics, moment_errors
 
 from bridges.blackjax import HMC, MALA, NUTS
 from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, anneal, mixture, proposals
+from ppl_diffusion.kernel import Still
 
 SCHEDULE = NoiseSchedule.cosine(100)
 LADDER = Ladder.spaced(SCHEDULE, rungs=25)
@@ -119,6 +120,24 @@ def test_a_reverse_step_whose_density_is_left_out_is_noticed(monkeypatch):
     monkeypatch.setattr(proposals, "reverse_step", lambda *args, **named: (own(*args, **named)[0], 0.0))
     trace = anneal(potential, HMC(), ladder=PARTING, chains=CHAINS, seed=0, resample=0.5, reverse_step=True)
     assert abs(trace.log_normaliser - exact.moments()[2]) > 10
+
+
+@pytest.mark.parametrize(("above", "below", "low"), [(60, 50, False), (20, 15, False), (3, 0, True)])
+def test_weights_of_a_reverse_step_average_to_one_unless_the_variance_falls_too_far(above, below, low):
+    """Populations of 400 exact draws: below, rare chains with the largest weights are missing from nearly all."""
+    target = gaussian([0.2, 0.3], [[0.16, 0.0], [0.0, 0.16]], "jax")
+    walker, logs = Still().bind(target), []
+    for seed in range(100):
+        state = walker.arrive(target.sample(400, level=above, seed=seed), above, None, seed=0)
+        moved, ratio = proposals.reverse_step(target, state, below, rng=np.random.default_rng(seed))
+        increments = state.energy - walker.arrive(moved, below, None, seed=0).energy + ratio
+        logs.append(np.logaddexp.reduce(increments) - np.log(400))
+    error = np.std(logs, ddof=1) / 10
+    assert (np.mean(logs) < -0.2) == low
+    assert low or abs(np.mean(logs) + np.var(logs) / 2) < 4 * error, (
+        "the logarithm of a mean is low by half its variance"
+    )
+    assert bool(proposals.check_reverse_weights(target, (above, below))) == low
 
 
 @pytest.mark.parametrize("target", ["product_2d", "mixture_3d", "quotient_2d", "product_16d"])

@@ -47,6 +47,7 @@ STEPS = {
     "blackjax_barker": {"modes": 0.82, "tilted": 0.86, "walls": 0.83},
     "blackjax_rmh": {"modes": 0.3, "tilted": 0.3, "walls": 0.15},
     "blackjax_ghmc": {"modes": 0.76, "tilted": 0.93, "walls": 0.81},
+    "blackjax_dynamic_hmc": {"modes": 0.8, "tilted": 1.0, "walls": 0.8},
 }
 
 
@@ -65,7 +66,7 @@ def generalised(init, step: float):
     return from_blackjax(blackjax.ghmc.build_kernel, init, **parameters)
 
 
-def kernel_of(name: str, step: float):
+def kernel_of(name: str, step: float, size: int = 2):
     return {
         "HMC": lambda: HMC(step=step),
         "refreshed": lambda: HMC(step=step, refreshment=0.1),
@@ -78,6 +79,12 @@ def kernel_of(name: str, step: float):
         ),
         "blackjax_rmh": lambda: random_walk(step),
         "blackjax_ghmc": lambda: generalised(blackjax.ghmc.init, step),
+        "blackjax_dynamic_hmc": lambda: from_blackjax(
+            blackjax.dynamic_hmc.build_kernel,
+            blackjax.dynamic_hmc.init,
+            step_size=step,
+            inverse_mass_matrix=np.ones(size),
+        ),
     }[name]()
 
 
@@ -88,7 +95,7 @@ def check(kernel, potential, *, level=LEVEL):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", STEPS)
 def test_every_adjusted_kernel_leaves_its_density_invariant(name, target):
-    found = check(kernel_of(name, STEPS[name][target]), TARGETS[target])
+    found = check(kernel_of(name, STEPS[name][target], *TARGETS[target].event_shape), TARGETS[target])
     assert ACCEPTANCE_WINDOW[0] <= found.acceptance_rate <= ACCEPTANCE_WINDOW[1]
     assert found.moved > 0.99
     assert found.smallest > ALPHA, found

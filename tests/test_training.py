@@ -428,7 +428,7 @@ def test_numbers_that_make_no_network_are_refused(wrong):
 
 
 def test_checkpoints_of_slow_training_are_a_minute_apart_at_most(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "LONGEST", 0.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     kept, seen = tmp_path / "c.safetensors", []
 
     def look(progress):

@@ -26,7 +26,7 @@ from ..torch_jax import contains_jax
 from .coordinates import log_prior, unconstrain
 from .flat import FlatModel
 from .likelihood import Likelihood, Linearisation, ObservedSites, Widening, clean_estimate, linearise
-from .sites import Site, check_priors, check_runs, check_same_sites, lost_mass, sample_sites
+from .sites import Site, check_priors, check_rerun, check_same_sites, precision_warnings, sample_sites
 
 REFRESHMENT_STEPS = 8
 """Number of Metropolis steps of the latent sites without a diffusion prior, on arrival at a level."""
@@ -87,10 +87,10 @@ class JointPotential(FlatModel, Potential):
                 "or give the prior backend='torch'"
             )
         drawn, _ = self.start(len(self.schedule) - 1, chains=PROBE_DRAWS, rng=np.random.default_rng(0))
-        self.notes = lost_mass(self.sites, drawn, self.name)
+        self.notes = precision_warnings(self.sites, drawn, self.name)
         point = torch.from_numpy(drawn[0])
         values = {site.name: site.of(point) for site in self._prior_sites()}
-        check_runs(self.sites, lambda: self._trace_at(point, values), self.name)
+        check_rerun(self.sites, lambda: self._trace_at(point, values), self.name)
         sources = [(site.prior.potential, site.shape) for site in self._prior_sites()]  # type: ignore[union-attr]
         self.observations = ObservedSites(
             sources, likelihood, self._linearised(drawn) if likelihood == "widened" else {}
@@ -100,11 +100,18 @@ class JointPotential(FlatModel, Potential):
         return tuple(dict.fromkeys(self.priors))
 
     def parts_at(self, positions: Any) -> list[tuple[Any, Any]]:
-        """Return the potential of each diffusion prior with its part of flat ``positions (chains, size)``."""
+        """Return the potential of each diffusion prior with its points ``(points, *event_shape)`` of flat ``positions
+        (chains, size)``: at most as many as there are chains, of a plate a random part."""
         if positions is None:
             return super().parts_at(positions)
-        sites = [(site.prior.potential, site.of(np.asarray(positions))) for site in self._prior_sites()]  # type: ignore
-        return [(prior, x.reshape(-1, *prior.event_shape)) for prior, x in sites]
+        found = []
+        for site in self._prior_sites():
+            prior = site.prior.potential  # type: ignore[union-attr]
+            points = np.asarray(positions)[:, site.start : site.stop].reshape(-1, *prior.event_shape)
+            if len(points) > len(positions):
+                points = points[np.random.default_rng(0).permutation(len(points))[: len(positions)]]
+            found.append((prior, points))
+        return found
 
     @property
     def diffused(self) -> np.ndarray:

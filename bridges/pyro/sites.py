@@ -18,7 +18,7 @@ from .coordinates import SubstituteLatents, find_fillers
 from .names import check_names, dims_of
 from .prior import DiffusionPrior, apply_wrappers, prior_of, unwrapped
 
-MOST_COLUMNS = 1000
+MOST_COMPARED = 1000
 """Coordinates of a latent site whose draws are compared with each other."""
 
 
@@ -211,11 +211,11 @@ def check_same_sites(sites: Sequence[Site], found: Mapping[str, Any], model: str
         )
 
 
-def lost_mass(sites: Sequence[Site], drawn: np.ndarray, model: str) -> list[str]:
+def precision_warnings(sites: Sequence[Site], drawn: np.ndarray, model: str) -> list[str]:
     """Return sentences about latent sites of which several draws ``(draws, size)`` have been rounded to one number."""
     notes = []
     for site in sites:
-        stop = min(site.stop, site.start + MOST_COLUMNS)
+        stop = min(site.stop, site.start + MOST_COMPARED)
         columns: Any = [] if site.prior is not None else drawn[:, site.start : stop].T
         finite = (column for column in columns if np.isfinite(column).all())
         most = max((int(np.unique(column, return_counts=True)[1].max()) for column in finite), default=1)
@@ -238,7 +238,7 @@ def check_priors(sites: Sequence[Site], nodes: Any, model: str) -> None:
             )
 
 
-def check_runs(sites: Sequence[Site], run: Callable[[], Any], model: str) -> None:
+def check_rerun(sites: Sequence[Site], run: Callable[[], Any], model: str) -> None:
     """Refuse a model that has other sites, or draws random numbers, when all of its ``sites`` are given.
 
     Args:
