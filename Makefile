@@ -10,7 +10,7 @@ demo: $(VENV)/.ready  ## compose and sample the shipped models, complete a digit
 	$(BIN)/python -m benchmarks.demo --mnist $(MNIST)
 
 test: lint  ## the whole test suite
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

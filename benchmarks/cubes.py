@@ -92,15 +92,6 @@ def target(
     return conjunction(parts, model) if kind == "conjunction" else product(parts)
 
 
-def move(potential: Potential, before: Sequence[tuple[float, float]], after: Sequence[tuple[float, float]]) -> None:
-    """Change the positions of cubes in an expression in place, so that nothing is compiled again."""
-    where = {CUBES.given(x=x, y=y).token: CUBES.given(x=p, y=q) for (x, y), (p, q) in zip(before, after, strict=True)}
-    for leaf in potential.leaves():
-        new = where.get(leaf.token)  # type: ignore[attr-defined]
-        if new is not None:
-            leaf.token, leaf.name = new.token, new.name  # type: ignore[attr-defined]
-
-
 def sample(potential: Potential, sampler: str, setting: str, *, chains: int, seed: int) -> list[Trace]:
     """Draw pictures with one of the samplers, in one walk or in two consecutive ones; the last one has the pictures."""
     top = LEVELS - 1 if np.isclose(potential.exponent, 1) else SOUND
@@ -162,7 +153,6 @@ def path(keep: Path, cell: Cell, layout: int) -> Path:
 
 def run(cells: Sequence[Cell], *, model: EnergyModel, keep: Path, layouts: int, chains: int) -> None:
     """Draw the missing pictures, layout by layout, so that at any time all cells have about as many layouts."""
-    made: dict[tuple[str, int], tuple[Potential, Any]] = {}
     for layout in range(layouts):
         for cell in cells:
             setting, kind, sampler, count = cell
@@ -173,10 +163,7 @@ def run(cells: Sequence[Cell], *, model: EnergyModel, keep: Path, layouts: int, 
                 if there != chains:
                     raise SystemExit(f"{file} has {there} pictures, not {chains}: delete it, or give another --keep")
                 continue
-            positions = LAYOUTS[layout][:count]
-            potential, before = made.get((kind, count)) or (target(positions, kind, model=model), positions)
-            move(potential, before, positions)
-            made[kind, count] = (potential, positions)
+            potential = target(LAYOUTS[layout][:count], kind, model=model)
             kept = record(sample(potential, sampler, setting, chains=chains, seed=100 * count + layout))
             with replacing(file) as partial, partial.open("wb") as stream:
                 np.savez_compressed(stream, **kept)  # type: ignore[arg-type]

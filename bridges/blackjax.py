@@ -63,8 +63,17 @@ class HMC(BlackJAXKernel):
         if not 0 < self.refreshment <= 1:
             raise ValueError(f"refreshment must be in (0, 1], 1 draws a new momentum each time, got {self.refreshment}")
 
+    @property
+    def keeps_momentum(self) -> bool:
+        """True if only a part of the momentum is redrawn before each trajectory."""
+        return self.refreshment < 1
+
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
-        return _integrator_state(key, position, momentum, log_density)
+        if not self.keeps_momentum:
+            momentum = jnp.zeros_like(position)  # redrawn before it is used
+        elif momentum is None:
+            momentum = jax.random.normal(key, position.shape, position.dtype)
+        return integrators.new_integrator_state(log_density, position, momentum)
 
     def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
         key_momentum, key_accept = jax.random.split(key)
@@ -262,12 +271,6 @@ class _Constant:
     """A kernel parameter compared by identity, so that kernels with array parameters can be compared and hashed."""
 
     value: Any
-
-
-def _integrator_state(key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
-    if momentum is None:
-        momentum = jax.random.normal(key, position.shape, position.dtype)
-    return integrators.new_integrator_state(log_density, position, momentum)
 
 
 def _refresh_momentum(key: Array, chain: Any, refreshment: float) -> Any:

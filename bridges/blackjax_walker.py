@@ -21,7 +21,7 @@ import numpy as np
 from ppl_diffusion.arrays import Array
 from ppl_diffusion.kernel import State, SteppedKernel
 from ppl_diffusion.potential import Potential
-from ppl_diffusion.step import StepState, as_policy, centred, scaled, unscaled
+from ppl_diffusion.step import StepState, as_policy, scaled
 
 from .torch_jax import cpu_device_for, reraise_torch_errors, to_jax
 
@@ -48,9 +48,17 @@ class Info(NamedTuple):
 class BlackJAXKernel(SteppedKernel):
     """Base class of kernels; subclasses define how a single chain is initialised and takes a step."""
 
+    @property
+    def keeps_momentum(self) -> bool:
+        """Whether a chain takes its momentum to the next level; False where every step draws a new one."""
+        return False
+
     @abstractmethod
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
-        """Return the BlackJAX state of a chain at ``position (size,)``; costs one evaluation."""
+        """Return the BlackJAX state of a chain at ``position (size,)``; costs one evaluation.
+
+        ``momentum`` is None at the first level, and for kernels that do not keep it.
+        """
 
     @abstractmethod
     def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
@@ -93,26 +101,26 @@ class BlackJAXWalker:
 
     @_in_jax_context
     def arrive(self, positions: Array, level: int, previous: State | None, *, seed: int) -> State:
-        scales = self.kernel.scales(previous, self.diffused)
-        flat = np.asarray(positions, dtype=np.float64).reshape(-1, scales.size)
-        momentum = getattr(previous.carried, "momentum", None) if previous is not None else None
-        chains = self._arrive_compiled(unscaled(flat, scales), momentum, level, seed, scales)
-        state = self._state(level, chains, centred(np.nan), scales)
-        sigma = self.potential.schedule.sigma(level)
-        return state._replace(step=self.kernel.enter(previous, state.gradient, scales, sigma=sigma))
+        scales, sigma = self.kernel.scales(previous, self.diffused), self.potential.schedule.sigma(level)
+        x = positions if isinstance(positions, jax.Array) else np.asarray(positions, dtype=np.float64)
+        momentum = previous.carried.momentum if previous is not None and self.kernel.keeps_momentum else None
+        chains, found = self._arrive_compiled(x, momentum, level, seed, scales)
+        norms = None if previous is None else (self._norms(previous.carried), self._norms(chains))
+        step = self.kernel.enter(previous, norms, size=scales.size, sigma=sigma)
+        return self._state(level, chains, found, step, scales)
 
     @_in_jax_context
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
-        chains, step, moved, calls = self._move_compiled(
+        chains, found, step, moved, calls = self._move_compiled(
             state.carried, np.array(state.step, dtype=np.float64), state.level, steps, seed, state.scales
         )
         stats = dict(zip(MOVE_STATS, np.asarray(moved), strict=True)) | {"gradient_calls": np.asarray(calls)}
-        return self._state(state.level, chains, StepState(*np.asarray(step).tolist()), state.scales), stats
+        return self._state(state.level, chains, found, StepState(*np.asarray(step).tolist()), state.scales), stats
 
     @_in_jax_context
     def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
         step = np.exp(np.float64(state.step.log_step))
-        chains, (flat, log_density, info) = self._record_compiled(
+        chains, found, (flat, log_density, info) = self._record_compiled(
             state.carried, step, state.level, seed, state.scales, draws=draws
         )
         positions = scaled(np.asarray(flat), state.scales).reshape(*flat.shape[:2], *self.potential.event_shape)
@@ -120,27 +128,36 @@ class BlackJAXWalker:
         calls = int(stats["n_steps"].max(axis=0).sum())
         stats |= {"lp": np.asarray(log_density), "step_size": np.full(log_density.shape, float(step))}
         return (
-            self._state(state.level, chains, state.step, state.scales),
+            self._state(state.level, chains, found, state.step, state.scales),
             positions,
             {**stats, "gradient_calls": np.array(calls)},
         )
 
     @_in_jax_context
     def select(self, state: State, ancestors: np.ndarray) -> State:
-        chains = jax.tree.map(lambda array: array[ancestors], state.carried)
-        return self._state(state.level, chains, state.step, state.scales)
+        arrays = (state.positions, state.energy, state.gradient, state.carried)
+        x, energy, gradient, chains = jax.tree.map(lambda array: array[ancestors], arrays)
+        return state._replace(positions=x, energy=energy, gradient=gradient, carried=chains)
 
     def freeze(self, state: State) -> State:
         return state._replace(step=self.policy.freeze(state.step))
 
-    def _state(self, level: int, chains: Any, step: StepState, scales: np.ndarray) -> State:
+    def _state(self, level: int, chains: Any, found: tuple[Array, ...], step: StepState, scales: np.ndarray) -> State:
+        """Assemble the state of all chains; positions and gradients stay on JAX's device until somebody reads them."""
+        positions, energy, gradient = found
+        return State(level, positions, np.asarray(energy), gradient, step, chains, scales)
+
+    def _describe(self, chains: Any, scales: Array) -> tuple[Array, Array, Array]:
+        """Positions ``(chains, *event_shape)``, energies and their gradients; NaN if the kernel keeps no gradient."""
         shape = (chains.position.shape[0], *self.potential.event_shape)
         gradient = getattr(chains, "logdensity_grad", None)
-        gradient = (
-            np.full(shape, np.nan) if gradient is None else unscaled(-np.asarray(gradient), scales).reshape(shape)
-        )
-        positions = scaled(np.asarray(chains.position), scales).reshape(shape)
-        return State(level, positions, -np.asarray(chains.logdensity), gradient, step, chains, scales)
+        gradient = jnp.full(shape, jnp.nan) if gradient is None else -(gradient / scales).reshape(shape)
+        return (chains.position * scales).reshape(shape), -chains.logdensity, gradient
+
+    def _norms(self, chains: Any) -> np.ndarray:
+        """Norms of the gradients of all chains, shape ``(chains,)``; NaN if the kernel keeps no gradient."""
+        gradient = getattr(chains, "logdensity_grad", None)
+        return np.full(len(chains.position), np.nan) if gradient is None else np.asarray(_row_norms(gradient))
 
     def _log_density(self, level: Array, scales: Any = 1.0) -> LogDensity:
         """Log-density at ``level`` of ``z (size,) = x / scales``; its value and gradient come from one evaluation."""
@@ -162,10 +179,12 @@ class BlackJAXWalker:
         log_density.defvjp(forward, backward)
         return lambda z: log_density(z, level, scales)
 
-    def _arrive(self, flat: Array, momentum: Array | None, level: Array, seed: Array, scales: Array) -> Any:
+    def _arrive(self, positions: Array, momentum: Array | None, level: Array, seed: Array, scales: Array) -> Any:
+        flat = positions.reshape(-1, scales.size) / scales
         keys = jax.random.split(jax.random.key(seed), flat.shape[0])
         init = partial(self.kernel.init_chain, log_density=self._log_density(level, scales))
-        return jax.vmap(init, in_axes=(0, 0, None if momentum is None else 0))(keys, flat, momentum)
+        chains = jax.vmap(init, in_axes=(0, 0, None if momentum is None else 0))(keys, flat, momentum)
+        return chains, self._describe(chains, scales)
 
     def _step(self, key: Array, chains: Any, level: Array, step: Array, scales: Any = 1.0) -> tuple[Any, Info]:
         key_chains, key_steps = jax.random.split(key)
@@ -200,7 +219,8 @@ class BlackJAXWalker:
         totals["acceptance_rate"] = totals["acceptance_rate"] / steps  # NaN for no steps
         totals["jump_distance"] = totals["jump_distance"] / steps
         totals["step_size"] = jnp.full(count, jnp.exp(after.log_step))
-        return chains, jnp.stack(after), jnp.stack([totals[name] for name in MOVE_STATS]), totals["gradient_calls"]
+        moved = jnp.stack([totals[name] for name in MOVE_STATS])
+        return chains, self._describe(chains, scales), jnp.stack(after), moved, totals["gradient_calls"]
 
     def _record(self, chains: Any, step: Array, level: Array, seed: Array, scales: Array, draws: int) -> Any:
         def body(chains: Any, key: Array) -> Any:
@@ -208,4 +228,9 @@ class BlackJAXWalker:
             return chains, (chains.position, chains.logdensity, info)
 
         chains, drawn = jax.lax.scan(body, chains, jax.random.split(jax.random.key(seed), draws))
-        return chains, jax.tree.map(lambda array: jnp.swapaxes(array, 0, 1), drawn)
+        return chains, self._describe(chains, scales), jax.tree.map(lambda array: jnp.swapaxes(array, 0, 1), drawn)
+
+
+@jax.jit
+def _row_norms(rows: Array) -> Array:
+    return jnp.linalg.norm(rows, axis=1)

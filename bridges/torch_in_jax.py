@@ -178,7 +178,7 @@ class TorchInJax(WrappedPotential):
         points = []
         for member, x in zip(members, given[:-1], strict=True):
             member.calls += 1
-            points.append(_copy_to_torch(x).to(member.potential.device))
+            points.append(_copy_to_torch(x, member.potential.device))
         level = _copy_to_torch(given[-1]).flatten()
         if level.device.type != "cpu" and len(level) == 1 and all(m.potential.level_arrays for m in members):
             return points, level  # reading its value would wait for a device-to-host copy
@@ -197,6 +197,7 @@ def _on_host(buffer: Any) -> bool:
     return int(buffer.__dlpack_device__()[0]) == 1
 
 
-def _copy_to_torch(buffer: Any) -> torch.Tensor:
-    """Copy a buffer into a torch tensor: XLA reuses its buffers after the callback has returned."""
-    return torch.from_numpy(np.asarray(buffer).copy()) if _on_host(buffer) else torch.from_dlpack(buffer).clone()
+def _copy_to_torch(buffer: Any, device: torch.device | None = None) -> torch.Tensor:
+    """Copy a buffer to a device, its own by default: XLA reuses its buffers after the callback has returned."""
+    view = torch.from_numpy(np.asarray(buffer)) if _on_host(buffer) else torch.from_dlpack(buffer)
+    return view.to(view.device if device is None else device, copy=True)

@@ -17,11 +17,13 @@ import numpy as np
 
 from .arrays import Array, as_numpy
 from .potential import Potential
-from .step import StepPolicy, StepState, as_policy, block_scales, centred, rescaling, scaled
+from .step import StepPolicy, StepState, as_policy, block_scales, centred, rescaling
 
 
 class State(NamedTuple):
     """The state of all chains at a level, built by a walker from an evaluation at that level.
+
+    Positions and gradients may be JAX arrays, which stay on their device until ``np.asarray`` reads them.
 
     Attributes:
         level: noise level.
@@ -117,19 +119,20 @@ class SteppedKernel(ABC):
         """
         if previous is None:
             return np.ones(diffused.size)
-        return block_scales(previous.scales, np.asarray(previous.gradient, float).reshape(-1, diffused.size), diffused)
+        return block_scales(previous.scales, previous.gradient, diffused)
 
-    def enter(self, previous: State | None, gradient: Any, scales: np.ndarray, *, sigma: float) -> StepState:
-        """Return the state of the step policy on arrival from ``previous``.
+    def enter(
+        self, previous: State | None, norms: tuple[np.ndarray, np.ndarray] | None, *, size: int, sigma: float
+    ) -> StepState:
+        """Return the state of the step policy on arrival from ``previous`` at a level with this ``sigma``.
 
-        ``gradient``, shape ``(chains, *event_shape)``, is the one at the new level, ``previous.gradient`` at the old.
+        ``norms``, each of shape ``(chains,)``, are those of the gradients at the old and the new level in the
+        coordinates in which the walker moves, ``size`` of them; None if ``previous`` is.
         """
-        policy, guess = as_policy(self.step), max(1.0, sigma) * scales.size**-0.25
-        if previous is None:
+        policy, guess = as_policy(self.step), max(1.0, sigma) * size**-0.25
+        if previous is None or norms is None:
             return policy.enter(None, sigma=sigma, guess=guess)
-        before, after = (np.asarray(g, float).reshape(-1, scales.size) for g in (previous.gradient, gradient))
-        rescale = rescaling(scaled(before, previous.scales), scaled(after, scales))
-        return policy.enter(previous.step, sigma=sigma, guess=guess, rescale=rescale)
+        return policy.enter(previous.step, sigma=sigma, guess=guess, rescale=rescaling(*norms))
 
 
 def check_count(name: str, value: Any, *, example: int) -> None:

@@ -174,22 +174,21 @@ MAX_SCALE_RATIO = 30.0
 """Bound on ratios of length scales. Far from the mode the size of a gradient reflects distance rather than scale."""
 
 
-def rescaling(before: Array, after: Array) -> float:
+def rescaling(before: np.ndarray, after: np.ndarray) -> float:
     """Estimate the change of length scale between two densities from their gradients at the same positions.
 
     For draws of ``N(0, v)`` the energy gradient of ``N(0, v)`` has the root mean square ``v ** -0.5``, and that of
     ``N(0, w)`` has ``v ** 0.5 / w``. The square root of their ratio is ``(w / v) ** 0.5``, the change of scale.
 
     Args:
-        before: gradients at the previous rung, shape ``(chains, *event_shape)``.
-        after: gradients at the new rung, same shape.
+        before: norms of the gradients at the previous rung, shape ``(chains,)``.
+        after: norms of the gradients at the new rung, same shape.
 
     Returns:
-        A factor between 1/4 and 4, from the median gradient norms of chains with finite gradients; 1 if no chain has
-        finite gradients or a median is zero.
+        A factor between 1/4 and 4, from the medians over chains whose norms are finite; 1 if there is none or a median
+        is zero.
     """
-    flat = (np.asarray(g).reshape(len(g), -1) for g in (before, after))
-    norms = np.sqrt([np.einsum("ij,ij->i", g, g) for g in flat])
+    norms = np.array([before, after], dtype=float)
     norms = np.sort(norms[:, np.isfinite(norms).all(0)])
     count = norms.shape[1]
     if count == 0:
@@ -208,7 +207,7 @@ def block_scales(previous: Array, gradient: Array, diffused: Array) -> np.ndarra
 
     Args:
         previous: scales at the previous rung, shape ``(size,)``.
-        gradient: gradient of the energy there, shape ``(chains, size)``.
+        gradient: gradient of the energy there, shape ``(chains, ...)`` of ``size`` numbers a chain.
         diffused: which coordinates the schedule adds noise to, bool, shape ``(size,)``.
 
     Returns:
@@ -216,6 +215,7 @@ def block_scales(previous: Array, gradient: Array, diffused: Array) -> np.ndarra
     """
     if diffused.all() or not diffused.any():
         return previous
+    gradient = np.asarray(gradient, dtype=float).reshape(-1, diffused.size)
     finite = gradient[np.all(np.isfinite(gradient), axis=1)]
     if not len(finite):
         return previous

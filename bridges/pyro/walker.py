@@ -27,7 +27,7 @@ from torch import Tensor
 from ppl_diffusion.arrays import on_cpu
 from ppl_diffusion.kernel import State, SteppedKernel
 from ppl_diffusion.potential import Potential
-from ppl_diffusion.step import as_policy
+from ppl_diffusion.step import as_policy, scaled
 
 from ..torch_jax import to_torch
 
@@ -106,7 +106,8 @@ class PyroWalker:
         energy, gradient = (value.detach().cpu().numpy() for value in self.potential.value_and_grad(x, level=level))
         finite = np.isfinite(energy) & np.isfinite(gradient.reshape(len(x), -1)).all(1)
         scales = self.kernel.scales(previous, self.diffused)
-        step = self.kernel.enter(previous, gradient, scales, sigma=self.potential.schedule.sigma(level))
+        norms = None if previous is None else (_norms(previous.gradient, previous.scales), _norms(gradient, scales))
+        step = self.kernel.enter(previous, norms, size=scales.size, sigma=self.potential.schedule.sigma(level))
         masses = np.tile(scales**2, (len(x), 1))
         return State(level, x, np.where(finite, energy, np.inf), gradient, step, masses, scales)
 
@@ -229,3 +230,9 @@ def _inverse_mass(found: WelfordCovariance, chains: int) -> np.ndarray:
 def _seeds(seed: int, steps: int, chains: int) -> list[list[int]]:
     """Seeds of every step (outer list) and chain (inner lists)."""
     return np.random.default_rng(seed).integers(2**63, size=(steps, chains)).tolist()
+
+
+def _norms(gradient: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Norms of gradients ``(chains, *event_shape)`` in coordinates divided by ``scales (size,)``: ``(chains,)``."""
+    rows = scaled(np.asarray(gradient, dtype=np.float64).reshape(len(gradient), -1), scales)
+    return np.sqrt(np.einsum("ij,ij->i", rows, rows))
