@@ -15,7 +15,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from .coordinates import SubstituteLatents, to_default_dtype, unconstrain
+from .coordinates import SubstituteLatents, log_prior, to_default_dtype, unconstrain
 from .likelihood import map_rows
 from .sites import Site, layout_of
 
@@ -110,6 +110,22 @@ class FlatModel:
 
     def _trace(self, handler: SubstituteLatents) -> Any:
         return poutine.trace(handler(self.model)).get_trace(*self.args, **self.kwargs).nodes
+
+    def _dependent_on_x(self, one: Tensor, other: Tensor) -> list[str]:
+        """Names of the latent sites whose priors depend on ``x``: they change if ``one (size,)`` takes the ``x`` of
+        ``other (size,)``."""
+        found = []
+        for point in (one, other):
+            handler = self._substitute(
+                {site.name: site.of(point) for site in self._prior_sites()}, self._free_values(one)
+            )
+            nodes = self._trace(handler)
+            found.append({site.name: log_prior(nodes[site.name], handler) for site in self.sites if site.prior is None})
+        return [
+            name
+            for name, before in found[0].items()
+            if not torch.allclose(before, found[1][name], rtol=0, equal_nan=True)
+        ]
 
     def _prior_sites(self) -> list[Site]:
         return [site for site in self.sites if site.prior is not None]

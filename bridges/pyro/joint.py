@@ -91,6 +91,12 @@ class JointPotential(FlatModel, Potential):
         point = torch.from_numpy(drawn[0])
         values = {site.name: site.of(point) for site in self._prior_sites()}
         check_rerun(self.sites, lambda: self._trace_at(point, values), self.name)
+        dependent = [] if likelihood == "widened" else self._dependent_on_x(*torch.from_numpy(drawn[:2]))
+        if dependent:
+            self.notes.append(
+                f"priors of {self.name} depend on x ({', '.join(dependent)}): likelihood={likelihood!r} evaluates them "
+                "far from x at noisy levels, so that draws and evidence are useless: leave likelihood= out"
+            )
         sources = [(site.prior.potential, site.shape) for site in self._prior_sites()]  # type: ignore[union-attr]
         self.observations = ObservedSites(
             sources, likelihood, self._linearised(drawn) if likelihood == "widened" else {}

@@ -304,6 +304,19 @@ def test_values_that_are_seen_leave_the_weights_of_every_path_alone():
     assert float(found.stats.ess.min()) > 50
 
 
+@pytest.mark.parametrize("likelihood", ["tempered", "rescaled", "tweedie", "widened"])
+@pytest.mark.parametrize("dependent", [True, False])
+def test_priors_that_depend_on_x_are_told_of_where_they_have_no_path(likelihood, dependent):
+    def model():
+        x = pyro.sample("x", DiffusionPrior(LINE))
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        u = pyro.sample("u", dist.Normal(x[0] if dependent else 0.0, scale))
+        pyro.sample("y", dist.Normal(u + x[0], 1.0), obs=torch.tensor(0.7))
+
+    notes = JointPotential(model, likelihood=likelihood).notes
+    assert ["depend on x (u)" in note for note in notes] == [True] * (dependent and likelihood != "widened")
+
+
 def test_sites_that_are_named_as_missing_data_are_what_they_are():
     def model(name):
         x = pyro.sample("x", DiffusionPrior(LINE))
