@@ -80,7 +80,7 @@ def main(
         arrays = prepare(files, side)
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as partial, partial.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     except (ValueError, OSError) as error:
         typer.echo(f"prepare_cubes: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error

@@ -269,7 +269,7 @@ def main(
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as partial, partial.open("wb") as file:
             arrays = make_scenes(paint, scenes, seed=seed, size=size, progress=_teller(scenes))
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     except (ImportError, OSError) as error:
         typer.echo(f"render_cubes: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error

@@ -36,6 +36,9 @@ from .blackjax_walker import BlackJAXKernel, Info, LogDensity
 
 __all__ = ["HMC", "MALA", "NUTS", "UHMC", "ULA", "FromBlackJAX", "from_blackjax"]
 
+KEY_NAMES = ("rng_key", "random_generator_arg")
+"""What BlackJAX calls the random key of an ``init``."""
+
 
 @dataclass(frozen=True)
 class HMC(BlackJAXKernel):
@@ -187,7 +190,7 @@ class FromBlackJAX(BlackJAXKernel):
     init: Callable[..., Any] = hmc.init
     parameters: tuple[tuple[str, Any], ...] = ()
     exact: bool = True
-    keyed: bool = False
+    init_takes: tuple[str, ...] = ("logdensity_fn",)
 
     @property
     def adjusted(self) -> bool:
@@ -195,7 +198,7 @@ class FromBlackJAX(BlackJAXKernel):
         return self.exact
 
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
-        chain = self.init(position, log_density, *([key] if self.keyed else []))
+        chain = self.init(position, *(key if name in KEY_NAMES else log_density for name in self.init_takes))
         for needed in ("position", "logdensity"):
             if not hasattr(chain, needed):
                 raise TypeError(f"the state of {self.init} has no {needed}: from_blackjax takes MCMC kernels only")
@@ -223,7 +226,8 @@ def from_blackjax(
     Args:
         build_kernel: returns ``kernel(rng_key, state, logdensity_fn, **parameters)``.
         init: returns a state from ``(position, logdensity_fn)``, or from these and a random key of the chain's own, as
-            those of ``ghmc``, ``dynamic_hmc`` and the unadjusted ``mclmc`` do; called on arrival at every rung. The
+            those of ``ghmc``, ``dynamic_hmc`` and the unadjusted ``mclmc`` do; called on arrival at every rung. A key
+            is known by its name, ``rng_key`` or ``random_generator_arg``, and may be the second or third. The
             state must have the fields ``position``, ``logdensity`` and, for ``reverse_step=True``,
             ``logdensity_grad``. Positions are flat, shape ``(size,)``.
         adjusted: whether the kernel leaves the density invariant; if not, ``diagnose`` warns.
@@ -233,14 +237,15 @@ def from_blackjax(
     Raises:
         TypeError: a parameter that the kernel does not take, or an ``init`` that needs further arguments.
     """
+    variadic = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     needed = [
         name
-        for name, parameter in list(inspect.signature(init).parameters.items())[2:]
-        if parameter.default is inspect.Parameter.empty and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        for name, parameter in list(inspect.signature(init).parameters.items())[1:]
+        if parameter.default is inspect.Parameter.empty and parameter.kind not in variadic
     ]
-    keyed = needed in (["rng_key"], ["random_generator_arg"])
-    if needed and not keyed:
-        raise TypeError(f"this init needs {', '.join(needed)} beside position and logdensity_fn: wrap it in a function")
+    others = [name for name in needed if name not in KEY_NAMES][1:]
+    if others:
+        raise TypeError(f"this init needs {', '.join(others)} beside position and logdensity_fn: wrap it in a function")
     known = inspect.signature(build_kernel()).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     for name in parameters:
@@ -254,7 +259,7 @@ def from_blackjax(
         init=init,
         parameters=frozen,
         exact=adjusted,
-        keyed=keyed,
+        init_takes=tuple(needed) or FromBlackJAX.init_takes,
     )
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .arrays import outside_inference_mode
+from .arrays import on_cpu, outside_inference_mode
 from .condition import Conditions, dump, parse
 from .energy import EnergyModel
 from .networks import build_network
@@ -133,7 +133,7 @@ def _folder() -> Any:
 
 def _read(path: Any, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Any]]:
     try:
-        with safe_open(path, framework="pt") as stored:
+        with on_cpu(), safe_open(path, framework="pt") as stored:
             header = stored.metadata() or {}
             values = {key: stored.get_tensor(key) for key in stored.keys()} if tensors else {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:

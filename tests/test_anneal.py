@@ -348,6 +348,19 @@ def test_any_kernel_of_blackjax_is_annealed_and_says_what_it_has():
     assert any("unadjusted" in words for words in diagnose(walk(kernel=rough)).warnings)
 
 
+def test_the_random_key_of_an_init_is_known_by_its_name():
+    def key_first(position, rng_key, logdensity_fn):  # as in older releases of BlackJAX
+        return blackjax.ghmc.init(position, logdensity_fn=logdensity_fn, rng_key=rng_key)
+
+    def key_last(position, logdensity_fn, rng_key):
+        return blackjax.ghmc.init(position, logdensity_fn=logdensity_fn, rng_key=rng_key)
+
+    parameters = {"step_size": 0.1, "momentum_inverse_scale": 1.0, "alpha": 0.1, "delta": 0.2}
+    kernels = (from_blackjax(blackjax.ghmc.build_kernel, init, **parameters) for init in (key_first, key_last))
+    one, other = (walk(kernel=kernel).positions for kernel in kernels)
+    np.testing.assert_array_equal(one, other)
+
+
 def test_a_potential_is_copied_and_pickled_after_a_walk_as_before():
     walk(MODES)
     for copy in (pickle.loads(pickle.dumps(MODES)), deepcopy(MODES)):

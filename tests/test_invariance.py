@@ -240,7 +240,9 @@ WRONG = {
     "wrong proposal variance": WrongProposalVariance(step=0.76),
     "no flip after rejection": NoFlip(step=0.78, refreshment=0.1),
     "a drift that is not weighed": random_walk(0.3, drift=0.1),
-    "one momentum for all chains": generalised(lambda x, f: blackjax.ghmc.init(x, f, jax.random.key(0)), 0.76),
+    "one momentum for all chains": generalised(
+        lambda x, f: blackjax.ghmc.init(x, logdensity_fn=f, rng_key=jax.random.key(0)), 0.76
+    ),
     "one decision for the batch": mutant(_JointAccept, 0.78),
     "a step that depends on the state": mutant(_StepOfTheState, 0.9),
 }
