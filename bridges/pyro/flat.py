@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -115,17 +116,15 @@ class FlatModel:
         """Names of the latent sites whose priors depend on ``x``: they change if ``one (size,)`` takes the ``x`` of
         ``other (size,)``."""
         found = []
-        for point in (one, other):
-            handler = self._substitute(
-                {site.name: site.of(point) for site in self._prior_sites()}, self._free_values(one)
-            )
-            nodes = self._trace(handler)
-            found.append({site.name: log_prior(nodes[site.name], handler) for site in self.sites if site.prior is None})
-        return [
-            name
-            for name, before in found[0].items()
-            if not torch.allclose(before, found[1][name], rtol=0, equal_nan=True)
-        ]
+        with pyro.validation_enabled(False):
+            for point in (one, other):
+                seen = {site.name: site.of(point) for site in self._prior_sites()}
+                handler = self._substitute(seen, self._free_values(one))
+                nodes = self._trace(handler)
+                others = (site.name for site in self.sites if site.prior is None)
+                found.append({name: log_prior(nodes[name], handler) for name in others})
+        before, after = found
+        return [name for name in before if not torch.allclose(before[name], after[name], rtol=0, equal_nan=True)]
 
     def _prior_sites(self) -> list[Site]:
         return [site for site in self.sites if site.prior is not None]
