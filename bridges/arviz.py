@@ -84,6 +84,8 @@ def to_inference_data(trace: Trace, *, prior: Mapping[str, Any] | None = None) -
     attributes |= {"inference_library": "ppl-diffusion"}
     attributes["inference_library_version"] = str(dict(trace.attributes.get("versions", {})).get("ppl-diffusion", ""))
     rungs = trace.stats.assign_coords(chain=np.arange(trace.stats.sizes["chain"]))
+    # Without a dimension of chains in all variables, az.concat could not join runs by chain.
+    rungs = rungs.map(lambda values: values.broadcast_like(rungs.chain)).transpose("rung", "chain")
     with warnings.catch_warnings():
         # More chains than draws are usual here, and the group "annealing" is not in ArviZ's scheme on purpose.
         warnings.filterwarnings("ignore", message="More chains|Found chain dimension to be longer")

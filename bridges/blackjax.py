@@ -229,7 +229,8 @@ def from_blackjax(
             those of ``ghmc``, ``dynamic_hmc`` and the unadjusted ``mclmc`` do; called on arrival at every rung. A key
             is known by its name, ``rng_key`` or ``random_generator_arg``, and may be the second or third. The
             state must have the fields ``position``, ``logdensity`` and, for ``reverse_step=True``,
-            ``logdensity_grad``. Positions are flat, shape ``(size,)``.
+            ``logdensity_grad``. Positions are flat, shape ``(size,)``. Kernels with a Gaussian prior of their own, such
+            as ``elliptical_slice``, sample the density times that prior: divide the potential by it.
         adjusted: whether the kernel leaves the density invariant; if not, ``diagnose`` warns.
         parameters: passed to the kernel by name. ``step_size`` has BlackJAX's meaning for this kernel, and may also be
             ``SigmaScaled`` or ``Adaptive``; arrays are passed unchanged.
@@ -237,6 +238,8 @@ def from_blackjax(
     Raises:
         TypeError: a parameter that the kernel does not take, or an ``init`` that needs further arguments.
     """
+    if hasattr(build_kernel, "build_kernel"):
+        raise TypeError(f"{build_kernel} is an algorithm: pass its .build_kernel and its .init")
     variadic = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     needed = [
         name

@@ -102,7 +102,7 @@ class BlackJAXWalker:
     @_in_jax_context
     def arrive(self, positions: Array, level: int, previous: State | None, *, seed: int) -> State:
         scales, sigma = self.kernel.scales(previous, self.diffused), self.potential.schedule.sigma(level)
-        x = positions if isinstance(positions, jax.Array) else np.asarray(positions, dtype=np.float64)
+        x = positions if isinstance(positions, jax.Array) else np.asarray(positions)
         momentum = previous.carried.momentum if previous is not None and self.kernel.keeps_momentum else None
         chains, found = self._arrive_compiled(x, momentum, level, seed, scales)
         norms = None if previous is None else (self._norms(previous.carried), self._norms(chains))
@@ -180,7 +180,7 @@ class BlackJAXWalker:
         return lambda z: log_density(z, level, scales)
 
     def _arrive(self, positions: Array, momentum: Array | None, level: Array, seed: Array, scales: Array) -> Any:
-        flat = positions.reshape(-1, scales.size) / scales
+        flat = positions.astype(jnp.float64).reshape(-1, scales.size) / scales
         keys = jax.random.split(jax.random.key(seed), flat.shape[0])
         init = partial(self.kernel.init_chain, log_density=self._log_density(level, scales))
         chains = jax.vmap(init, in_axes=(0, 0, None if momentum is None else 0))(keys, flat, momentum)

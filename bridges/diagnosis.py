@@ -159,7 +159,9 @@ def _weight_warnings(trace: Trace, rungs: xr.Dataset) -> list[str]:
     typical, worst = float(np.nanmedian(spreads)), float(np.nanmax(spreads))
     spread = f"log-weights spread {typical:.2g} nats a rung (up to {worst:.2g} at level "
     spread += f"{int(rungs.level[1 + int(np.nanargmax(spreads))])})"
-    uneven = min(effective_sample_size(row) for row in trace.stats.log_weight.to_numpy()[1:]) < max(LOW_ESS * chains, 2)
+    start, *others = (effective_sample_size(row) for row in trace.stats.log_weight.to_numpy())
+    few_left = max(LOW_ESS * chains, 2)
+    uneven = min(others) < few_left
     biased = "" if trace.attributes["adjusted"] else ", approximately"
     resample = trace.attributes.get("resample")
     if worst > 3 and uneven:
@@ -175,6 +177,11 @@ def _weight_warnings(trace: Trace, rungs: xr.Dataset) -> list[str]:
             coarse = len(levels) < levels[0] - levels[-1] + 1
             advice = ", take a ladder with more rungs before resample=0.5" if coarse else ""
             return [f"{spread}: resampling would leave few ancestors{advice}"]
+        if start < few_left:
+            return [
+                f"{spread}, but the start density fits level {int(rungs.level[0])} badly, so that resampling would "
+                "leave few ancestors: pass init= before resample=0.5"
+            ]
         return [
             f"{spread} and keep {left:.0%} of the chains: resample=0.5 would correct the shares of the "
             f"modes{biased}, at no cost"

@@ -80,18 +80,24 @@ def _cross_leaves(potential: Potential, crossed: dict[Potential, Potential]) -> 
 @contextmanager
 def reraise_torch_errors(potential: Potential) -> Iterator[None]:
     """Context in which errors of torch callbacks are raised unchanged, not as XLA errors that quote their text."""
+    called = list(crossings(potential))
+    _forget_failures(called)  # of calls outside of this context, which the caller may have handled
     try:
         yield
     except BaseException as error:
-        called = list(crossings(potential))
-        failures = [crossing.failure for crossing in called if crossing.failure is not None]
-        for crossing in called:
-            crossing.failure = None
+        failures = _forget_failures(called)
         if failures and isinstance(error, Exception):
             raise failures[0] from None
         if isinstance(error, Exception) and "KeyboardInterrupt" in str(error):  # in JAX's part of a callback
             raise KeyboardInterrupt from None
         raise
+
+
+def _forget_failures(called: list[TorchInJax]) -> list[BaseException]:
+    failures = [crossing.failure for crossing in called if crossing.failure is not None]
+    for crossing in called:
+        crossing.failure = None
+    return failures
 
 
 class JaxInTorch(WrappedPotential):

@@ -112,8 +112,13 @@ class Density(ABC):
     def refresh(self, positions: Any, level: int, *, rng: np.random.Generator) -> tuple[Any, Any]:
         """Apply cheap moves that leave the density of ``level`` invariant, on arrival at that level; by default none.
 
+        Args:
+            positions: numpy, float64, shape ``(chains, *event_shape)``; the caller's to change.
+            level: the level at which the chains have arrived.
+            rng: source of randomness.
+
         Returns:
-            Positions, shape ``(chains, *event_shape)``, and the changes of their energies, shape ``(chains,)``, or 0.
+            Positions of the same shape, and the changes of their energies, shape ``(chains,)``, or 0.
         """
         return positions, 0.0
 

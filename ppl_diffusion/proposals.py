@@ -162,7 +162,9 @@ def arrive(
     correction: Any = 0.0
     if reverse and previous is not None:
         positions, correction = reverse_step(potential, previous, level, rng=rng)
-    positions, change = potential.refresh(positions, level, rng=rng)
+    change: Any = 0.0
+    if type(potential).refresh is not Potential.refresh:  # the default would fetch positions from a device for nothing
+        positions, change = potential.refresh(np.array(positions, dtype=np.float64), level, rng=rng)
     state = walker.arrive(positions, level, previous, seed=seed)
     energy = np.asarray(state.energy) - change  # weights use the energy before the refresh, which is invariant
     if previous is None:

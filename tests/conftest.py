@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import pytest
 import torch
 
@@ -15,6 +16,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_are_freed():
+    """XLA maps memory for every program; a process that ran all the tests would reach Linux's limit of maps, and die."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -348,6 +348,25 @@ def test_any_kernel_of_blackjax_is_annealed_and_says_what_it_has():
     assert any("unadjusted" in words for words in diagnose(walk(kernel=rough)).warnings)
 
 
+class Mirrored(EnergyFunction):
+    """Chains are mirrored on arrival, in place."""
+
+    seen = ()
+
+    def refresh(self, positions, level, *, rng):
+        self.seen = (*self.seen, (type(positions), positions.dtype))
+        positions[rng.random(len(positions)) < 0.5] *= -1
+        return positions, 0.0
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_moves_on_arrival_get_numpy_arrays_of_their_own(backend):
+    mirrored = Mirrored(lambda x, level: 0.5 * (x**2).sum(-1), schedule=SCHEDULE, event_shape=(2,), backend=backend)
+    trace = walk(mirrored)
+    assert set(mirrored.seen) == {(np.ndarray, np.dtype(np.float64))}
+    np.testing.assert_allclose(trace.stats.log_weight[1:], 0.0, atol=1e-12)
+
+
 def test_the_random_key_of_an_init_is_known_by_its_name():
     def key_first(position, rng_key, logdensity_fn):  # as in older releases of BlackJAX
         return blackjax.ghmc.init(position, logdensity_fn=logdensity_fn, rng_key=rng_key)
@@ -494,6 +513,11 @@ REFUSED = {
         lambda: from_blackjax(blackjax.mala.build_kernel, blackjax.mala.init, stepsize=1),
         TypeError,
         "takes no stepsize",
+    ),
+    "an algorithm of BlackJAX": (
+        lambda: from_blackjax(blackjax.mala, blackjax.mala.init, step_size=0.1),
+        TypeError,
+        "pass its .build_kernel and its .init",
     ),
     "a kernel that needs more than a key": (
         lambda: from_blackjax(blackjax.orbital_hmc.build_kernel, blackjax.orbital_hmc.init, step_size=0.1),

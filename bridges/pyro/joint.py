@@ -174,7 +174,7 @@ class JointPotential(FlatModel, Potential):
         free = np.flatnonzero(~self.diffused)
         if not len(free) or (self.likelihood == "tweedie" and level > 0):
             return positions, 0.0
-        x = torch.from_numpy(np.array(positions, dtype=np.float64))
+        x = torch.from_numpy(positions)
         rows, clean = torch.arange(len(x)), self._clean_values(x, level)
         with torch.no_grad():
             begun = energy = _nonfinite_to_inf(self._energy_without_priors(x, clean, level))

@@ -59,12 +59,14 @@ def test_groups_dimensions_and_provenance(library, good):
     assert {"lp", "acceptance_rate", "diverging", "step_size", "n_steps"} <= set(stats)
     assert stats["diverging"].dtype == bool
     annealing = group(data, "annealing")
-    assert annealing["acceptance_rate"].dims == ("rung", "chain")
+    assert all(values.dims == ("rung", "chain") for values in annealing.data_vars.values()), "as joining runs needs"
     np.testing.assert_array_equal(annealing["level"], LADDER.levels)
     assert data.attrs["inference_library"] == "ppl-diffusion"
     assert data.attrs["seed"] == "0"
     table = library.summary(data, var_names=["x"])
     assert list(table.index) == ["x[0]", "x[1]"]
+    if hasattr(library, "concat"):
+        assert library.concat([data, to_inference_data(good)], dim="chain").annealing.sizes["chain"] == 200
 
 
 def test_pictures_are_summarised_by_scalars(library, pictures):
@@ -261,6 +263,10 @@ def test_weights_are_judged_by_their_spread(good):
     assert says(useful, "resample=0.5 would correct")
     uneven = with_stats(good, log_weight=2.0 * rng.standard_normal((30, 100)), ess=4.0)
     assert says(uneven, "few ancestors")
+    start = useful.stats.log_weight.copy()
+    start[0, 0] = 20.0
+    lopsided = with_stats(good, log_weight=start, ess=2.0)
+    assert says(lopsided, "fits level 29 badly, so that resampling would leave few ancestors")
     assert not says(uneven, "more rungs"), "it has them all"
     fewer = {name: uneven.attributes[name][::3] for name in ("levels", "steps")}
     coarse = dataclasses.replace(

@@ -169,6 +169,9 @@ def test_errors_inside_a_callback_reach_the_caller(kind):
     with pytest.raises(ValueError, match="ours"), reraise_torch_errors(crossed):
         raise ValueError("ours")
     assert crossed.failure is None, "the walk of another potential, or a later one, knows nothing of it"
+    crossed.failure = kind("of a call that the caller has handled")
+    with pytest.raises(ValueError, match="ours"), reraise_torch_errors(crossed):
+        raise ValueError("ours")
 
 
 def test_one_level_for_all_chains():
