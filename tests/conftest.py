@@ -20,7 +20,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_are_freed():
-    """XLA maps memory for every program; a process that ran all the tests would reach Linux's limit of maps, and die."""
+    """XLA maps memory for each program; a process that ran all the tests would reach Linux's limit of maps, and die."""
     yield
     jax.clear_caches()
 
