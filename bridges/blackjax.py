@@ -239,7 +239,10 @@ def from_blackjax(
         TypeError: a parameter that the kernel does not take, or an ``init`` that needs further arguments.
     """
     if hasattr(build_kernel, "build_kernel"):
-        raise TypeError(f"{build_kernel} is an algorithm: pass its .build_kernel and its .init")
+        raise TypeError(
+            "from_blackjax takes an algorithm in parts: pass its .build_kernel and its .init, such as "
+            "blackjax.mala.build_kernel, blackjax.mala.init"
+        )
     variadic = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     needed = [
         name

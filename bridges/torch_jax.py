@@ -94,6 +94,7 @@ def reraise_torch_errors(potential: Potential) -> Iterator[None]:
 
 
 def _forget_failures(called: list[TorchInJax]) -> list[BaseException]:
+    """Return the exceptions that callbacks of these potentials have kept, and keep them no longer."""
     failures = [crossing.failure for crossing in called if crossing.failure is not None]
     for crossing in called:
         crossing.failure = None

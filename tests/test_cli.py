@@ -194,7 +194,9 @@ main()
 SLOWLY = ["sample", "ring * bar", "--out", "run", "--steps", "200"]
 
 
-@pytest.mark.parametrize(("command", "signalled"), [(SLOWLY, signal.SIGINT), (["train", "ring"], signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("command", "signalled"), [(SLOWLY, signal.SIGINT), (SLOWLY, signal.SIGTERM), (["train", "ring"], signal.SIGINT)]
+)
 def test_an_interruption_leaves_nothing_half_written(tmp_path, command, signalled):
     process = subprocess.Popen(
         [sys.executable, "-c", LISTENING, *command],

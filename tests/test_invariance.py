@@ -164,6 +164,12 @@ class NoFlip(HMC):
         return chain, _info(rate, False, False, self.leapfrogs)
 
 
+class BegunAtRest(HMC):
+    """A momentum that is mostly kept is not drawn on arrival."""
+
+    keeps_momentum = False
+
+
 class _Mutant(HMC):
     walker: type
 
@@ -239,6 +245,7 @@ WRONG = {
     "kinetic term dropped": KineticDropped(step=0.78),
     "wrong proposal variance": WrongProposalVariance(step=0.76),
     "no flip after rejection": NoFlip(step=0.78, refreshment=0.1),
+    "a momentum that begins at zero": BegunAtRest(step=0.78, refreshment=0.1),
     "a drift that is not weighed": random_walk(0.3, drift=0.1),
     "one momentum for all chains": generalised(
         lambda x, f: blackjax.ghmc.init(x, logdensity_fn=f, rng_key=jax.random.key(0)), 0.76
