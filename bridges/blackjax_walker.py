@@ -7,6 +7,7 @@ evaluation; where either is not finite, the kernel sees a log-density of minus i
 
 from __future__ import annotations
 
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -23,7 +24,8 @@ from ppl_diffusion.kernel import State, SteppedKernel
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.step import StepState, as_policy, scaled
 
-from .torch_jax import cpu_device_for, reraise_torch_errors, to_jax
+from .torch_in_jax import outlived_by
+from .torch_jax import cpu_device_for, crossings, reraise_torch_errors, to_jax
 
 LogDensity = Callable[[Array], Array]
 MOVE_STATS = ("acceptance_rate", "diverging", "nonfinite", "jump_distance", "energy_midway", "step_size")
@@ -76,7 +78,7 @@ def _in_jax_context(method: Method) -> Method:
     def in_context(self: BlackJAXWalker, *args: Any, **kwargs: Any) -> Any:
         host = cpu_device_for(self.potential, _default_platform())
         place = nullcontext() if host is None else jax.default_device(host)
-        with reraise_torch_errors(self.potential), jax.enable_x64(True), place:
+        with reraise_torch_errors(self.potential), outlived_by(self.crossings), jax.enable_x64(True), place:
             return method(self, *args, **kwargs)
 
     return cast(Method, in_context)
@@ -92,7 +94,7 @@ class BlackJAXWalker:
     """A BlackJAX kernel bound to a potential; implements ``ppl_diffusion.kernel.Walker``."""
 
     def __init__(self, kernel: BlackJAXKernel, potential: Potential) -> None:
-        self.kernel, self.potential = kernel, potential
+        self.kernel, self.potential, self.crossings = kernel, potential, list(crossings(potential))
         self.policy = as_policy(kernel.step)
         self.diffused = np.broadcast_to(potential.diffused, potential.event_shape).ravel()
         self._arrive_compiled = jax.jit(self._arrive)
@@ -111,21 +113,23 @@ class BlackJAXWalker:
 
     @_in_jax_context
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
+        begun = self._calls()
         chains, found, step, moved, calls = self._move_compiled(
             state.carried, np.array(state.step, dtype=np.float64), state.level, steps, seed, state.scales
         )
-        stats = dict(zip(MOVE_STATS, np.asarray(moved), strict=True)) | {"gradient_calls": np.asarray(calls)}
+        stats = dict(zip(MOVE_STATS, np.asarray(moved), strict=True))
+        stats["gradient_calls"] = np.array(self._calls() - begun if self.crossings else int(calls))
         return self._state(state.level, chains, found, StepState(*np.asarray(step).tolist()), state.scales), stats
 
     @_in_jax_context
     def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
-        step = np.exp(np.float64(state.step.log_step))
+        step, begun = np.exp(np.float64(state.step.log_step)), self._calls()
         chains, found, (flat, log_density, info) = self._record_compiled(
             state.carried, step, state.level, seed, state.scales, draws=draws
         )
         positions = scaled(np.asarray(flat), state.scales).reshape(*flat.shape[:2], *self.potential.event_shape)
         stats = {name: np.asarray(value) for name, value in info._asdict().items() if name != "adaptation"}
-        calls = int(stats["n_steps"].max(axis=0).sum())
+        calls = self._calls() - begun if self.crossings else int(stats["n_steps"].max(axis=0).sum())
         stats |= {"lp": np.asarray(log_density), "step_size": np.full(log_density.shape, float(step))}
         return (
             self._state(state.level, chains, found, state.step, state.scales),
@@ -142,6 +146,10 @@ class BlackJAXWalker:
     def freeze(self, state: State) -> State:
         return state._replace(step=self.policy.freeze(state.step))
 
+    def _calls(self) -> int:
+        """Evaluations of torch potentials so far, which are counted exactly: all of them take part in each."""
+        return max((crossing.calls for crossing in self.crossings), default=0)
+
     def _state(self, level: int, chains: Any, found: tuple[Array, ...], step: StepState, scales: np.ndarray) -> State:
         """Assemble the state of all chains; positions and gradients stay on JAX's device until somebody reads them."""
         positions, energy, gradient = found
@@ -151,8 +159,8 @@ class BlackJAXWalker:
         """Positions ``(chains, *event_shape)``, energies and their gradients; NaN if the kernel keeps no gradient."""
         shape = (chains.position.shape[0], *self.potential.event_shape)
         gradient = getattr(chains, "logdensity_grad", None)
-        gradient = jnp.full(shape, jnp.nan) if gradient is None else -(gradient / scales).reshape(shape)
-        return (chains.position * scales).reshape(shape), -chains.logdensity, gradient
+        gradient = jnp.full(shape, jnp.nan) if gradient is None else -(gradient / scales[None]).reshape(shape)
+        return (chains.position * scales[None]).reshape(shape), -chains.logdensity, gradient
 
     def _norms(self, chains: Any) -> np.ndarray:
         """Norms of the gradients of all chains, shape ``(chains,)``; NaN if the kernel keeps no gradient."""
@@ -161,7 +169,8 @@ class BlackJAXWalker:
 
     def _log_density(self, level: Array, scales: Any = 1.0) -> LogDensity:
         """Log-density at ``level`` of ``z (size,) = x / scales``; its value and gradient come from one evaluation."""
-        event_shape, potential = self.potential.event_shape, self.potential
+        # Weakly: JAX keeps these functions with what it has compiled, which the potential keeps in turn.
+        event_shape, potential = self.potential.event_shape, weakref.proxy(self.potential)
 
         def forward(z: Array, level: Array, scales: Array) -> tuple[Array, Array]:
             energy, gradient = potential.value_and_grad((z * scales).reshape(event_shape), level=level)
@@ -180,7 +189,7 @@ class BlackJAXWalker:
         return lambda z: log_density(z, level, scales)
 
     def _arrive(self, positions: Array, momentum: Array | None, level: Array, seed: Array, scales: Array) -> Any:
-        flat = positions.astype(jnp.float64).reshape(-1, scales.size) / scales
+        flat = positions.astype(jnp.float64).reshape(-1, scales.size) / scales[None]
         keys = jax.random.split(jax.random.key(seed), flat.shape[0])
         init = partial(self.kernel.init_chain, log_density=self._log_density(level, scales))
         chains = jax.vmap(init, in_axes=(0, 0, None if momentum is None else 0))(keys, flat, momentum)
@@ -204,7 +213,7 @@ class BlackJAXWalker:
         def body(i: Array, carry: Any) -> Any:
             chains, step, totals = carry
             moved, info = self._step(jax.random.fold_in(key, i), chains, level, jnp.exp(step.log_step), scales)
-            jump = jnp.linalg.norm((moved.position - chains.position) * scales, axis=1)
+            jump = jnp.linalg.norm((moved.position - chains.position) * scales[None], axis=1)
             totals = {
                 "acceptance_rate": totals["acceptance_rate"] + info.acceptance_rate,
                 "diverging": totals["diverging"] + info.diverging,

@@ -7,6 +7,7 @@ into the output buffers. A callback must not call JAX; torch code does not.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -28,6 +29,34 @@ _thread = threading.local()
 def in_callback() -> bool:
     """Whether this thread is inside a callback from XLA."""
     return getattr(_thread, "in_callback", False)
+
+
+@contextmanager
+def outlived_by(called: Sequence[TorchInJax]) -> Iterator[None]:
+    """Context in which JAX traces callbacks to potentials that will live as long as the compiled function.
+
+    JAX keeps a compiled function while its callbacks live, and these keep their potentials. If such a potential kept
+    the compiled function in turn, none of them would ever be freed: such callbacks refer to it weakly.
+    """
+    before = getattr(_thread, "outlived_by", ())
+    _thread.outlived_by = called
+    try:
+        yield
+    finally:
+        _thread.outlived_by = before
+
+
+def _references(members: Sequence[TorchInJax]) -> Callable[[], list[TorchInJax]]:
+    """Return a function that returns ``members``, and that refers weakly to those that outlive it."""
+    weakly = {id(potential) for potential in getattr(_thread, "outlived_by", ())}
+    references: list[Callable[[], Any]] = [
+        weakref.ref(member) if id(member) in weakly else partial(_itself, member) for member in members
+    ]
+    return lambda: [reference() for reference in references]
+
+
+def _itself(member: TorchInJax) -> TorchInJax:
+    return member
 
 
 class WrappedPotential(Potential):
@@ -98,23 +127,24 @@ class TorchInJax(WrappedPotential):
         A network that several members share is called once.
         """
         shapes = tuple((self._energy_struct(x), jax.ShapeDtypeStruct(x.shape, x.dtype)) for x in points)
-        write = partial(self._write_energies_and_gradients, members)
+        write = partial(_write_energies_and_gradients, _references(members))
         return list(_host_callback(write, shapes)(*points, jnp.asarray(level)))
 
     def energy_group(self, members: Sequence[Any], points: Sequence[Array], level: Any) -> list[Array]:
         """Energies ``(*chains)`` only, differentiable once by JAX: differentiation makes a single callback."""
 
+        references, shapes = _references(members), tuple(self._energy_struct(x) for x in points)
+        extra = (1,) * len(self.event_shape)
+
         @jax.custom_vjp
         def energies(points: tuple[Array, ...], level: Array) -> tuple[Array, ...]:
-            shapes = tuple(self._energy_struct(x) for x in points)
-            return tuple(_host_callback(partial(self._write_energies, members), shapes)(*points, level))
+            return tuple(_host_callback(partial(_write_energies, references), shapes)(*points, level))
 
         def forward(points: tuple[Array, ...], level: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-            found = self.evaluate_group(members, points, level)
+            found = references()[0].evaluate_group(references(), points, level)
             return tuple(energy for energy, _ in found), tuple(gradient for _, gradient in found)
 
         def backward(gradients: tuple[Array, ...], cotangents: tuple[Array, ...]) -> tuple[tuple[Array, ...], None]:
-            extra = (1,) * len(self.event_shape)
             pairs = zip(gradients, cotangents, strict=True)
             return tuple(c.reshape(c.shape + extra).astype(g.dtype) * g for g, c in pairs), None
 
@@ -130,62 +160,71 @@ class TorchInJax(WrappedPotential):
     def _energy_struct(self, x: Array) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self._chain_shape(x), jax.dtypes.canonicalize_dtype(jnp.float64))
 
-    def _write_energies_and_gradients(self, members: Sequence[TorchInJax], context: Any, out: Any, *given: Any) -> None:
-        with self._callback_context(context, given[0]):
-            points, level = self._torch_inputs(members, given)
-            found = evaluate_each([member.potential for member in members], points, level)
-            for buffers, values, x in zip(out, found, points, strict=True):
-                self._fill(buffers[0], values[0], self._chain_shape(x))
-                self._fill(buffers[1], values[1], x.shape)
-
-    def _write_energies(self, members: Sequence[TorchInJax], context: Any, out: Any, *given: Any) -> None:
-        with self._callback_context(context, given[0]), torch.no_grad():
-            points, level = self._torch_inputs(members, given)
-            energies = energy_of_each([member.potential for member in members], points, level)
-            for buffer, energy, x in zip(out, energies, points, strict=True):
-                self._fill(buffer, energy, self._chain_shape(x))
-
-    @contextmanager
-    def _callback_context(self, context: Any, x: Any) -> Iterator[None]:
-        """Context of a callback: torch launches its GPU work on XLA's CUDA stream, and an exception is kept."""
-        stream: Any = nullcontext()
-        if not _on_host(x):
-            stream = torch.cuda.stream(torch.cuda.ExternalStream(context.stream, x.__dlpack_device__()[1]))
-        _thread.in_callback = True
-        try:
-            with stream:
-                yield
-        except BaseException as error:
-            self.failure = error
-            raise
-        finally:
-            _thread.in_callback = False
-
     def _chain_shape(self, x: Any) -> Any:
         """Shape ``(*chains)`` of ``x (*chains, *event_shape)``."""
         return x.shape[: x.ndim - len(self.event_shape)]
 
-    def _fill(self, buffer: Any, value: torch.Tensor, shape: Any) -> None:
-        if tuple(value.shape) != tuple(shape):  # copy_ would broadcast the value of one chain to all of them
-            raise ValueError(f"{self.name} returned shape {tuple(value.shape)} where {tuple(shape)} is due")
-        if _on_host(buffer):
-            torch.from_numpy(np.asarray(buffer)).copy_(value.detach())
-        else:
-            torch.from_dlpack(buffer).copy_(value.detach())
 
-    def _torch_inputs(self, members: Sequence[TorchInJax], given: Sequence[Any]) -> tuple[list[torch.Tensor], Any]:
-        """Copies of each member's points on its device, and the common level, an integer or a tensor on the GPU."""
-        points = []
-        for member, x in zip(members, given[:-1], strict=True):
-            member.calls += 1
-            points.append(_copy_to_torch(x, member.potential.device))
-        level = _copy_to_torch(given[-1]).flatten()
-        if level.device.type != "cpu" and len(level) == 1 and all(m.potential.level_arrays for m in members):
-            return points, level  # reading its value would wait for a device-to-host copy
-        levels = set(level.tolist())
-        if len(levels) > 1:
-            raise ValueError(f"{self.name} takes one level for all chains, got {levels}: call it once a level")
-        return points, int(levels.pop())
+def _write_energies_and_gradients(
+    references: Callable[[], list[TorchInJax]], context: Any, out: Any, *given: Any
+) -> None:
+    members = references()
+    with _callback_context(members[0], context, given[0]):
+        points, level = _torch_inputs(members, given)
+        found = evaluate_each([member.potential for member in members], points, level)
+        for member, buffers, values, x in zip(members, out, found, points, strict=True):
+            _fill(member, buffers[0], values[0], member._chain_shape(x))
+            _fill(member, buffers[1], values[1], x.shape)
+
+
+def _write_energies(references: Callable[[], list[TorchInJax]], context: Any, out: Any, *given: Any) -> None:
+    members = references()
+    with _callback_context(members[0], context, given[0]), torch.no_grad():
+        points, level = _torch_inputs(members, given)
+        energies = energy_of_each([member.potential for member in members], points, level)
+        for member, buffer, energy, x in zip(members, out, energies, points, strict=True):
+            _fill(member, buffer, energy, member._chain_shape(x))
+
+
+@contextmanager
+def _callback_context(member: TorchInJax, context: Any, x: Any) -> Iterator[None]:
+    """Context of a callback: torch launches its GPU work on XLA's CUDA stream, and ``member`` keeps an exception."""
+    stream: Any = nullcontext()
+    if not _on_host(x):
+        stream = torch.cuda.stream(torch.cuda.ExternalStream(context.stream, x.__dlpack_device__()[1]))
+    _thread.in_callback = True
+    try:
+        with stream:
+            yield
+    except BaseException as error:
+        member.failure = error
+        raise
+    finally:
+        _thread.in_callback = False
+
+
+def _fill(member: TorchInJax, buffer: Any, value: torch.Tensor, shape: Any) -> None:
+    if tuple(value.shape) != tuple(shape):  # copy_ would broadcast the value of one chain to all of them
+        raise ValueError(f"{member.name} returned shape {tuple(value.shape)} where {tuple(shape)} is due")
+    if _on_host(buffer):
+        torch.from_numpy(np.asarray(buffer)).copy_(value.detach())
+    else:
+        torch.from_dlpack(buffer).copy_(value.detach())
+
+
+def _torch_inputs(members: Sequence[TorchInJax], given: Sequence[Any]) -> tuple[list[torch.Tensor], Any]:
+    """Copies of each member's points on its device, and the common level, an integer or a tensor on the GPU."""
+    points = []
+    for member, x in zip(members, given[:-1], strict=True):
+        member.calls += 1
+        points.append(_copy_to_torch(x, member.potential.device))
+    level = _copy_to_torch(given[-1]).flatten()
+    if level.device.type != "cpu" and len(level) == 1 and all(m.potential.level_arrays for m in members):
+        return points, level  # reading its value would wait for a device-to-host copy
+    levels = set(level.tolist())
+    if len(levels) > 1:
+        raise ValueError(f"{members[0].name} takes one level for all chains, got {levels}: call it once a level")
+    return points, int(levels.pop())
 
 
 def _host_callback(write: Callable[..., None], shapes: Any) -> Callable[..., Any]:

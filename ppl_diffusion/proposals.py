@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import as_numpy
 from .kernel import State, Walker
 from .potential import Potential
 
@@ -26,7 +27,7 @@ def start(
     if init is None:
         return potential.start(level, chains=chains, rng=rng)
     shape = (chains, *potential.event_shape)
-    positions = np.array(init, dtype=np.float64)
+    positions = np.array(as_numpy(init), dtype=np.float64)
     if positions.shape != shape:
         raise ValueError(f"init has shape {positions.shape}: pass an array (chains, *event_shape), here {shape}")
     if not np.all(np.isfinite(positions)):
@@ -119,18 +120,23 @@ def reverse_step(
     alpha_s, sigma_s = schedule.alpha(state.level), schedule.sigma(state.level)
     alpha_t, sigma_t = schedule.alpha(level), schedule.sigma(level)
     alpha, sigma = schedule.forward(level, state.level)
-    clean = (x - sigma_s**2 * gradient) / alpha_s
-    mean = (alpha * sigma_t**2 * x + alpha_t * sigma**2 * clean) / sigma_s**2
-    spread = sigma * sigma_t / sigma_s
+    spread, pull = sigma * sigma_t / sigma_s, alpha_t * sigma**2 / alpha_s
     noise = rng.standard_normal(x.shape)
-    proposed = mean + spread * noise
+    # The mean (alpha sigma_t^2 x + alpha_t sigma^2 x_0) / sigma_s^2, where x_0 = (x - sigma_s^2 gradient) / alpha_s.
+    proposed = (alpha * sigma_t**2 + pull) / sigma_s**2 * x
+    proposed -= pull * gradient
+    proposed += spread * noise
     failed = ~np.isfinite(gradient.reshape(len(x), -1)).all(1)
     proposed[failed] = x[failed]
+    if not diffused.all():
+        proposed, noise = np.where(diffused, proposed, x), np.where(diffused, noise, 0)
     axes = tuple(range(1, x.ndim))
-    forward = -0.5 * np.sum(((x - alpha * proposed) / sigma) ** 2, axis=axes, where=diffused)
-    backward = -0.5 * np.sum(noise**2, axis=axes, where=diffused)
-    ratio = forward - backward + np.sum(diffused) * np.log(spread / sigma)
-    return np.where(diffused, proposed, x), np.where(failed, 0.0, ratio)
+    gone = alpha * proposed
+    gone -= x
+    forward = np.sum(np.square(gone, out=gone), axis=axes, where=diffused) / sigma**2
+    backward = np.sum(np.square(noise, out=noise), axis=axes)
+    ratio = (backward - forward) / 2 + np.sum(diffused) * np.log(spread / sigma)
+    return proposed, np.where(failed, 0.0, ratio)
 
 
 @dataclass(frozen=True)

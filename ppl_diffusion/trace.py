@@ -34,8 +34,9 @@ class Trace:
             ``energy_midway``, ``energy``), ``log_weight`` (increment on arrival, nats), ``ancestor`` (index
             of the chain that it continues, in the order before resampling); per rung: ``ess`` (of the
             accumulated weights before resampling, in chains), ``log_normaliser`` (increment, nats),
-            ``resampled``, ``gradient_calls`` (batched evaluations). Coordinate ``level``. Statistics
-            that a kernel does not report are NaN.
+            ``resampled``, ``gradient_calls`` (see the property). Coordinate ``level``. Statistics that a kernel
+            does not report are NaN. A chain's ``log_weight``, and the failure in ``nonfinite`` of an energy on
+            arrival, come before resampling; everything else is of the chain that took its place.
         sample_stats: per chain and draw (dimensions ``chain``, ``draw``): ``lp`` (log-density up to a
             constant), ``acceptance_rate``, ``diverging`` and others, under ArviZ's names.
         attributes: settings and provenance of the run: ``potential``, ``kernel``, ``adjusted``, ``seed``, ``levels``,
@@ -62,7 +63,12 @@ class Trace:
 
     @property
     def gradient_calls(self) -> int:
-        """Number of batched evaluations of the potential in the whole run, including recorded draws."""
+        """Number of evaluations of the potential in the whole run, including recorded draws.
+
+        With BlackJAX kernels each is of all chains, with Pyro's kernels of one chain after the arrival at a level. It
+        is counted, except for NUTS on a potential without torch parts: there, trajectories of other chains may make
+        it larger than what is reported, by a tenth in one case.
+        """
         return int(self.stats["gradient_calls"].sum()) + int(self.sample_stats.attrs.get("gradient_calls", 0))
 
     def __repr__(self) -> str:

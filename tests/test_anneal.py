@@ -135,6 +135,18 @@ def test_weights_are_recorded_alike_whether_they_are_used_or_not():
     assert (walk(init=init).stats.log_weight[0] == 0).all()
 
 
+def test_a_start_may_be_a_tensor_that_requires_a_gradient():
+    begun = np.random.default_rng(0).standard_normal((50, 2))
+    tensor = torch.tensor(begun, requires_grad=True)
+    np.testing.assert_array_equal(walk(init=tensor).positions, walk(init=begun).positions)
+
+
+@pytest.mark.parametrize("potential", [PRODUCT, load("ring")], ids=["JAX", "torch"])
+def test_walks_run_where_jax_refuses_to_promote_ranks(potential):
+    with jax.numpy_rank_promotion("raise"):
+        walk(potential, chains=5)
+
+
 def test_resampling_happens_below_the_threshold_and_on_arriving_at_the_last_rung():
     trace = walk(exact("ring", backend="jax") * exact("bar", backend="jax"), resample=0.9, chains=400)
     triggered = (trace.stats.ess < 360).to_numpy()

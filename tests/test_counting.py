@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bridges.blackjax import HMC, MALA, ULA
+from bridges.blackjax import HMC, MALA, NUTS, ULA
 from bridges.torch_jax import to_jax, to_torch
 from ppl_diffusion import Adaptive, EnergyModel, GaussianMixture, Ladder, NoiseSchedule, anneal, conjunction, guidance
 from ppl_diffusion.condition import Classes
@@ -62,6 +62,15 @@ def test_a_rung_costs_one_call_and_one_for_each_leapfrog(kernel, leapfrogs, step
     assert {size for size, _ in energy.network.calls} == {6}, "all chains in each call"
     seen = [point for _, point in energy.network.calls]
     assert len(set(seen)) == len(seen), "no point is evaluated twice"
+
+
+def test_calls_of_nuts_are_counted_although_chains_wait_for_each_other():
+    """In a batch, chains whose trajectory has ended run along, so that lengths of trajectories are no count."""
+    energy, ladder = model(0), Ladder(levels=(19, 10, 0), steps=4)
+    trace = anneal(energy, NUTS(step=0.1, max_doublings=5), ladder=ladder, chains=6, draws=20, seed=0)
+    assert calls(energy) == [trace.gradient_calls]
+    recorded = int(trace.sample_stats.n_steps.max("chain").sum())
+    assert trace.sample_stats.attrs["gradient_calls"] > recorded
 
 
 @pytest.mark.filterwarnings("ignore:the variance of the noise falls")

@@ -74,10 +74,11 @@ class JointPotential(FlatModel, Potential):
                 f'{self.name} has no diffusion prior: write x = pyro.sample("x", DiffusionPrior(prior)), and above the '
                 'model prior = load("digits")'
             )
-        if len({len(prior.schedule) for prior in priors}) > 1:
-            counts = ", ".join(f"{prior}: {len(prior.schedule)}" for prior in priors)
+        if any(prior.schedule != priors[0].schedule for prior in priors):
+            schedules = ", ".join(f"{prior}: {prior.schedule}" for prior in priors)
             raise ValueError(
-                f"the priors of {self.name} have unequal numbers of levels ({counts}): anneal level by level"
+                f"the priors of {self.name} have different noise schedules ({schedules}): give them the same, such as "
+                "schedule=NoiseSchedule.cosine(100)"
             )
         self.schedule = priors[0].schedule
         self.event_shape = (self.sites[-1].stop,)

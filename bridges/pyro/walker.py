@@ -125,7 +125,7 @@ class PyroWalker:
             for name, value in (info | {"jump_distance": jump}).items():
                 if name in totals:
                     totals[name] = totals[name] + value
-            calls += int(info["n_steps"].max())
+            calls += int(info["n_steps"].sum())
             state = state._replace(step=self.policy.update(state.step, float(info["acceptance_rate"].mean())))
             if i < steps // 2:
                 midway = state.energy
@@ -147,7 +147,7 @@ class PyroWalker:
             rows.append(info | {"lp": -state.energy})
         stats = {name: np.stack([row[name] for row in rows], axis=1) for name in rows[0]}
         stats["step_size"] = np.full(stats["lp"].shape, np.exp(float(state.step.log_step)))
-        calls = int(stats["n_steps"].max(0).sum())
+        calls = int(stats["n_steps"].sum())
         return state, np.stack(positions, axis=1), {**stats, "gradient_calls": np.array(calls)}
 
     def select(self, state: State, ancestors: np.ndarray) -> State:
