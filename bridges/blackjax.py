@@ -182,7 +182,7 @@ class NUTS(BlackJAXKernel):
         return chain, _info(info.acceptance_rate, info.is_divergent, nonfinite, info.num_integration_steps)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FromBlackJAX(BlackJAXKernel):
     """An arbitrary BlackJAX kernel; built by :func:`from_blackjax`."""
 
@@ -196,6 +196,11 @@ class FromBlackJAX(BlackJAXKernel):
     def adjusted(self) -> bool:
         """Whether the kernel leaves the density invariant: the ``adjusted`` argument of :func:`from_blackjax`."""
         return self.exact
+
+    def __repr__(self) -> str:
+        functions = [f"{f.__module__}.{getattr(f, '__qualname__', '')}" for f in (self.build_kernel, self.init)]
+        step = [] if isinstance(self.step, _NoStep) else [f"step_size={self.step!r}"]
+        return f"from_blackjax({', '.join([*functions, *step, *(name + '=...' for name, _ in self.parameters)])})"
 
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
         chain = self.init(position, *(key if name in KEY_NAMES else log_density for name in self.init_takes))
@@ -230,10 +235,12 @@ def from_blackjax(
             is known by its name, ``rng_key`` or ``random_generator_arg``, and may be the second or third. The
             state must have the fields ``position``, ``logdensity`` and, for ``reverse_step=True``,
             ``logdensity_grad``. Positions are flat, shape ``(size,)``. Kernels with a Gaussian prior of their own, such
-            as ``elliptical_slice``, sample the density times that prior: divide the potential by it.
+            as ``elliptical_slice``, sample the density times that prior: divide the potential by it. The start, the
+            weights and the log-normaliser are then those of the quotient: give ``init=``, and do not resample.
         adjusted: whether the kernel leaves the density invariant; if not, ``diagnose`` warns.
         parameters: passed to the kernel by name. ``step_size`` has BlackJAX's meaning for this kernel, and may also be
-            ``SigmaScaled`` or ``Adaptive``; arrays are passed unchanged.
+            ``SigmaScaled`` or ``Adaptive`` where it is a length (that of ``mala`` is half the square of one). Arrays
+            are passed unchanged.
 
     Raises:
         TypeError: a parameter that the kernel does not take, or an ``init`` that needs further arguments.
@@ -243,20 +250,25 @@ def from_blackjax(
             "from_blackjax takes an algorithm in parts: pass its .build_kernel and its .init, such as "
             "blackjax.mala.build_kernel, blackjax.mala.init"
         )
-    variadic = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-    needed = [
-        name
-        for name, parameter in list(inspect.signature(init).parameters.items())[1:]
-        if parameter.default is inspect.Parameter.empty and parameter.kind not in variadic
-    ]
+    needed = _required(init)[1:]
     others = [name for name in needed if name not in KEY_NAMES][1:]
     if others:
         raise TypeError(f"this init needs {', '.join(others)} beside position and logdensity_fn: wrap it in a function")
+    if not [*inspect.signature(init).parameters][1:]:
+        raise TypeError(f"{init.__module__}.init takes no logdensity_fn: from_blackjax takes MCMC kernels only")
+    unbuilt = _required(build_kernel)
+    if unbuilt:
+        names = ", ".join(unbuilt)
+        raise TypeError(f"this build_kernel needs {names}: give from_blackjax(lambda: build_kernel({names}), init)")
     known = inspect.signature(build_kernel()).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     for name in parameters:
         if name not in known and not takes_any:
             raise TypeError(f"this kernel takes no {name}: it has {', '.join(list(known)[3:]) or 'no parameters'}")
+    lacking = [name for name in _required(build_kernel())[3:] if name not in parameters]
+    if lacking:
+        given = ", ".join(f"{name}=..." for name in lacking)
+        raise TypeError(f"this kernel needs {', '.join(lacking)}: give from_blackjax(build_kernel, init, {given})")
     step = parameters.pop("step_size", None)
     frozen = tuple((name, _Constant(value)) for name, value in parameters.items())
     return FromBlackJAX(
@@ -267,6 +279,16 @@ def from_blackjax(
         exact=adjusted,
         init_takes=tuple(needed) or FromBlackJAX.init_takes,
     )
+
+
+def _required(function: Callable[..., Any]) -> list[str]:
+    """Names of the parameters of a function that have no default."""
+    variadic = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is inspect.Parameter.empty and parameter.kind not in variadic
+    ]
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,10 @@ class BlackJAXWalker:
                 "energy_midway": jnp.where(i < steps // 2, -moved.logdensity, totals["energy_midway"]),
                 "gradient_calls": totals["gradient_calls"] + jnp.max(info.n_steps).astype(jnp.int64),
             }
-            return moved, self.policy.update(step, jnp.nanmean(info.adaptation)), totals
+            # A chain that cannot leave where the density is zero rejects every step, however short.
+            alive = jnp.isfinite(chains.logdensity) | jnp.isfinite(moved.logdensity)
+            rate = jnp.nanmean(jnp.where(alive | ~alive.any(), info.adaptation, jnp.nan))
+            return moved, self.policy.update(step, rate), totals
 
         chains, after, totals = jax.lax.fori_loop(0, steps, body, (chains, StepState(*step), totals))
         totals["acceptance_rate"] = totals["acceptance_rate"] / steps  # NaN for no steps

@@ -167,7 +167,8 @@ def _weight_warnings(trace: Trace, rungs: xr.Dataset) -> list[str]:
     if worst > 3 and uneven:
         unused = resample is None
         advice = "weights are meaningless" if unused else "the weights that were used are meaningless: resample=None"
-        return [f"{spread}: the energies do not agree between levels, or the ladder is too coarse; {advice}"]
+        astray = ", or reverse steps lead astray" if trace.attributes.get("reverse_step") else ""
+        return [f"{spread}: the energies do not agree between levels, or the ladder is too coarse{astray}; {advice}"]
     if resample is None:
         left = float(rungs.ess[-1]) / chains
         if left > 0.9:

@@ -45,17 +45,21 @@ def plot_ladder(trace: Trace) -> Figure:
     return figure
 
 
-def plot_samples(samples: Trace | np.ndarray, *, title: str = "") -> Figure:
+def plot_samples(samples: Trace | np.ndarray, *, site: str | None = None, title: str = "") -> Figure:
     """Plot the last draw of every chain.
 
     Points in the plane are scattered, images are tiled; of anything else the first coordinates are shown as histograms.
 
     Args:
         samples: a trace, or an array ``(n, *event_shape)``; images, in [-1, 1], are ``(n, height, width)`` or
-            ``(n, 3, height, width)``.
+            ``(n, channels, height, width)`` with 1 or 3 channels.
+        site: which site of a Pyro model is shown; by default the largest one.
         title: title of the figure.
+
+    Raises:
+        ValueError: there is no such site.
     """
-    x = samples.positions[:, -1] if isinstance(samples, Trace) else np.asarray(samples)
+    x = _last_draws(samples, site) if isinstance(samples, Trace) else np.asarray(samples)
     if x.ndim == 2 and x.shape[1] == 2:
         return plot_planar({title: x}, extent=None)
     if not _are_images(x):
@@ -67,6 +71,15 @@ def plot_samples(samples: Trace | np.ndarray, *, title: str = "") -> Figure:
     axes.set(title=title)
     axes.axis("off")
     return figure
+
+
+def _last_draws(trace: Trace, site: str | None) -> np.ndarray:
+    """Return the last draw of every chain, ``(chains, *event_shape)``, of a site where the trace has sites."""
+    if site is None and not trace.sites:
+        return trace.positions[:, -1]
+    if site is not None and site not in trace.sites:
+        raise ValueError(f"the trace has no site {site!r}: it has {', '.join(trace.sites) or 'none, leave site= out'}")
+    return trace.sites[site or max(trace.sites, key=lambda name: trace.sites[name].size)][:, -1]
 
 
 def plot_planar(
@@ -121,7 +134,7 @@ def _are_images(x: np.ndarray) -> bool:
 
 
 def image_grid(images: np.ndarray) -> np.ndarray:
-    """Tile images ``(n, height, width)`` or ``(n, 3, height, width)`` into one nearly square picture, one pixel apart.
+    """Tile images ``(n, height, width)`` or ``(n, channels, height, width)`` into a nearly square sheet, a pixel apart.
 
     Gray pictures keep the values of the images, clipped to [-1, 1]; colours are mapped to [0, 1].
 
@@ -129,7 +142,9 @@ def image_grid(images: np.ndarray) -> np.ndarray:
         ValueError: an array of another shape.
     """
     if not _are_images(images):
-        raise ValueError(f"images must be (n, height, width) or (n, 3, height, width), got {images.shape}")
+        raise ValueError(
+            f"images are (n, height, width) or (n, channels, height, width) with 1 or 3 channels, got {images.shape}"
+        )
     x = images[:, None] if images.ndim == 3 else images
     n, channels, height, width = x.shape
     columns = int(np.ceil(np.sqrt(n)))

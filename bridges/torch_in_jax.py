@@ -160,10 +160,6 @@ class TorchInJax(WrappedPotential):
     def _energy_struct(self, x: Array) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self._chain_shape(x), jax.dtypes.canonicalize_dtype(jnp.float64))
 
-    def _chain_shape(self, x: Any) -> Any:
-        """Shape ``(*chains)`` of ``x (*chains, *event_shape)``."""
-        return x.shape[: x.ndim - len(self.event_shape)]
-
 
 def _write_energies_and_gradients(
     references: Callable[[], list[TorchInJax]], context: Any, out: Any, *given: Any

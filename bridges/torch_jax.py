@@ -138,6 +138,24 @@ class JaxInTorch(WrappedPotential):
         return double(_JaxEnergy.apply(x, self, level)[0])
 
 
+class _Once(torch.autograd.Function):
+    """The gradient at ``x``, which torch knows as a function of ``x`` so that differentiating it raises an error."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[None, None]:
+        raise RuntimeError("torch can differentiate a JAX potential once only: take second derivatives in JAX")
+
+
 class _JaxEnergy(torch.autograd.Function):
     """Energies that torch can differentiate once, also under ``torch.func.vmap``."""
 
@@ -147,14 +165,14 @@ class _JaxEnergy(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(output[1])
+        ctx.save_for_backward(inputs[0], output[1])
         ctx.mark_non_differentiable(output[1])
         ctx.rank = len(inputs[1].event_shape)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        cotangent = cotangents[0]
+        x, gradient = ctx.saved_tensors
+        cotangent, gradient = cotangents[0], _Once.apply(x, gradient)
         return cotangent.reshape(cotangent.shape + (1,) * ctx.rank).to(gradient.dtype) * gradient, None, None
 
     @staticmethod

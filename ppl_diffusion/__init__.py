@@ -1,5 +1,7 @@
 """Energy diffusion models as densities at every noise level: compose them, sample them, check the samples."""
 
+from importlib.metadata import version
+
 from .analytic import GaussianMixture, UniformBox
 from .anneal import Progress, SamplingWarning, anneal, reverse_diffusion
 from .compose import check_quotient, conjunction, guidance, observation
@@ -13,6 +15,8 @@ from .tapestry import tapestry
 from .trace import Trace
 from .training import Config, load_config, train
 from .zoo import load, save_weights
+
+__version__ = version("ppl-diffusion")
 
 __all__ = [
     "Adaptive",

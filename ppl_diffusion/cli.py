@@ -65,12 +65,14 @@ def sample(
     expression: Annotated[str, typer.Argument(help="For example 'ring * bar' or 'digits[3]'.")],
     out: Annotated[Path, typer.Option(help="New folder for the trace, the summary and the picture.")],
     kernel: KernelName = KernelName.hmc,
-    engine: Annotated[Engine, typer.Option(help="Where it comes from; pyro has hmc and nuts.")] = Engine.blackjax,
-    chains: Annotated[int | None, typer.Option(help="256 by default, 16 of pictures.")] = None,
+    engine: Annotated[Engine, typer.Option(help="Library of the kernel; pyro has hmc and nuts.")] = Engine.blackjax,
+    chains: Annotated[int | None, typer.Option(help="256 by default, 16 for pictures.")] = None,
     draws: int = 1,
-    steps: Annotated[int | None, typer.Option(help="Kernel steps at every rung; 10 by default, 2 of pictures.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Kernel steps at every rung; 10 by default, 2 for pictures.")
+    ] = None,
     rungs: Annotated[int | None, typer.Option(help="Levels visited; all by default.")] = None,
-    leapfrogs: Annotated[int | None, typer.Option(help="Of hmc and uhmc; 3 by default.")] = None,
+    leapfrogs: Annotated[int | None, typer.Option(help="For hmc and uhmc; 3 by default.")] = None,
     step: Annotated[float | None, typer.Option(help="Leapfrog step; adapted by default.")] = None,
     resample: Annotated[float | None, typer.Option(help="Share of the chains, e.g. 0.5.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="A model of yours: NAME=FILE.safetensors.")] = None,
@@ -97,9 +99,10 @@ def sample(
             numbers = {"--steps": steps, "--leapfrogs": leapfrogs, "--step": step, "--resample": resample}
             unread = [name for name, value in numbers.items() if value is not None]
             unread += ["--draws"] * (draws != 1) + ["--reverse-step"] * reverse_step
+            unread += ["--engine"] * (engine is not Engine.blackjax)
             if unread:
                 raise ValueError(
-                    f"reverse diffusion has one draw a chain, no steps and no weights: leave {', '.join(unread)} out"
+                    f"reverse diffusion has no kernel, one draw a chain and no weights: leave {', '.join(unread)} out"
                 )
         else:
             built = _build_kernel(engine, kernel, leapfrogs, step)

@@ -39,7 +39,8 @@ MAX_SHARE_OUTSIDE = 0.05
 def guidance(conditional: Potential, unconditional: Potential, *, scale: float) -> Product:
     """Return ``unconditional ** (1 - scale) * conditional ** scale``, level by level.
 
-    A scale above 1 divides by the unconditional density: see :func:`check_quotient`.
+    At scale 1 this is the conditional density, as with diffusers' ``guidance_scale``; the source's weight is
+    ``scale - 1``. A scale above 1 divides by the unconditional density: see :func:`check_quotient`.
 
     Source: Classifier-Free Diffusion Guidance (Ho and Salimans, 2022), https://arxiv.org/abs/2207.12598
     """
@@ -89,9 +90,8 @@ class Observation(Potential):
 
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
         residual, variance = self._residual(x, level)
-        chains = tuple(x.shape[: x.ndim - len(self.event_shape)])
         constant = 0.5 * self.seen.sum() * np.log(2 * np.pi * self.scale**2)
-        return 0.5 * (residual**2).reshape(*chains, self.values.size).sum(-1) / variance + constant
+        return 0.5 * (residual**2).reshape(*self._chain_shape(x), self.values.size).sum(-1) / variance + constant
 
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
         residual, variance = self._residual(x, level)
@@ -130,8 +130,8 @@ def observation(
     seen = np.ones(values.shape, dtype=bool) if seen is None else np.array(seen)
     if seen.dtype != bool or seen.shape != values.shape:
         raise ValueError(f"seen must be booleans of the shape of values, {values.shape}, got {seen.dtype} {seen.shape}")
-    if not (np.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale must be a positive standard deviation, got {scale}: try scale=0.1")
+    if np.ndim(scale) or not 0 < float(scale) < np.inf:
+        raise ValueError(f"scale must be a positive standard deviation, one number, got {scale}: try scale=0.1")
     if not seen.any() or not np.all(np.isfinite(values[seen])):
         raise ValueError("at least one coordinate must be seen, and every seen value must be finite")
     return Observation(values, seen, float(scale), schedule, backend, name)

@@ -155,6 +155,12 @@ def _by_position(source: str | Path, positions: np.ndarray) -> tuple[Conditions,
             f"positions in {source} must be (n, most, 2), those that are there first and then NaN, at least one for "
             f"each picture, got {positions.dtype} {positions.shape}"
         )
+    low, high = float(positions[present].min()), float(positions[present].max())
+    if not 0 <= low <= high <= 1:
+        raise ValueError(
+            f"positions in {source} run from {low:.4g} to {high:.4g}: give shares of the picture from 0 to 1, "
+            "pixels divided by the side"
+        )
     places, counts = torch.from_numpy(positions.astype(np.float32)), torch.from_numpy(present.sum(1))
     ones = torch.ones(1)
 
@@ -162,4 +168,4 @@ def _by_position(source: str | Path, positions: np.ndarray) -> tuple[Conditions,
         which = (torch.rand(len(index), generator=generator) * counts[index]).long()
         return torch.cat([places[index, which], ones.expand(len(index), 1)], dim=1)
 
-    return Positions(float(positions[present].min()), float(positions[present].max())), pick_tokens
+    return Positions(low, high), pick_tokens

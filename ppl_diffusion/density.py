@@ -60,7 +60,7 @@ class Density(ABC):
             TypeError: ``x`` is an array of the other backend or not of floating dtype, or ``level`` is not an integer.
         """
         with outside_inference_mode():
-            x = self._validate(x, level)
+            x, level = self._validate(x, level)
             energies = evaluate_energy(self.leaves(), x, level)
             return self._combine(energies)[0]
 
@@ -79,7 +79,7 @@ class Density(ABC):
             ValueError, TypeError: as :meth:`energy`.
         """
         with outside_inference_mode():
-            x = self._validate(x, level)
+            x, level = self._validate(x, level)
             return self._combine_with_gradient(evaluate(self.leaves(), x, level), x)
 
     @property
@@ -177,7 +177,7 @@ class Density(ABC):
         return ()
 
     def parts_at(self, positions: Any) -> list[tuple[Any, Any]]:
-        """Return each part with those of its own points that chains at ``positions`` stand for; None if there are none.
+        """Return each part with the points of it that correspond to chains at ``positions``; None if there are none.
 
         A chain of a mixture belongs to one component, and one of a tapestry is many windows: they stand for no points.
         """
@@ -240,10 +240,12 @@ class Density(ABC):
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
         """Return energies ``(*chains,)`` at validated points, differentiable by the backend's autodiff."""
 
-    def _validate(self, x: Any, level: Any) -> Array:
-        """Check the level and the shape of ``x``, and return ``x`` as an array of the backend."""
+    def _validate(self, x: Any, level: Any) -> tuple[Array, Any]:
+        """Check the level and the shape of ``x``; return ``x`` as an array of the backend, and a known level as an
+        integer."""
         if not isinstance(level, jax.core.Tracer):
-            self.schedule.check_level(level.item() if isinstance(level, jax.Array) and level.ndim == 0 else level)
+            level = level.item() if isinstance(level, jax.Array) and level.ndim == 0 else level
+            self.schedule.check_level(level)
         x = as_backend(x, self.backend, self.name, device=self.device)
         rank = len(self.event_shape)
         if x.ndim < rank or tuple(x.shape[x.ndim - rank :]) != self.event_shape:
@@ -251,7 +253,11 @@ class Density(ABC):
                 f"{self.name} takes points of shape (*chains, {', '.join(map(str, self.event_shape))}), "
                 f"got {tuple(x.shape)}"
             )
-        return x
+        return x, level
+
+    def _chain_shape(self, x: Any) -> tuple[int, ...]:
+        """Shape ``(*chains)`` of ``x (*chains, *event_shape)``."""
+        return tuple(x.shape[: x.ndim - len(self.event_shape)])
 
     def __repr__(self) -> str:
         return self.name

@@ -182,9 +182,6 @@ class EnergyModel(Potential):
         tokens = [member.token for member in members]  # type: ignore[attr-defined]
         return torch.cat(flat), sizes, stacked(self.conditions, tokens, sizes, self.device)
 
-    def _chain_shape(self, x: Array) -> Any:
-        return x.shape[: x.ndim - len(self.event_shape)]
-
     @on_cpu()
     def tune(self, points: int, *, level: int | None = None) -> dict[int, float]:
         """Measure which chunk size evaluates the network fastest on its device, and use it from then on.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import torch
 
 from .arrays import Array, Backend, check_backend, double
@@ -22,8 +23,10 @@ class EnergyFunction(Potential):
             In JAX, ``level`` is a traced integer during sampling, and other values that the function reads are
             compiled in at the first run: to change them, make a new ``EnergyFunction``.
         schedule: the noise levels.
-        event_shape: shape of one point.
+        event_shape: shape of one point, a tuple.
         backend: "torch" or "jax".
+        exponent: 1 for a density of noised data; 0 for a likelihood, or any other factor that carries no noise of its
+            own. By default chains start from ``N(0, I / s)``, where ``s`` is the sum of the exponents of an expression.
         device: for torch, the device on which ``function`` receives its points and holds its tensors.
         name: name in reports; by default the name of the function.
 
@@ -40,17 +43,26 @@ class EnergyFunction(Potential):
         schedule: NoiseSchedule,
         event_shape: Sequence[int],
         backend: Backend,
+        exponent: float = 1.0,
         device: str | torch.device = "cpu",
         name: str | None = None,
     ) -> None:
         if not callable(function):
             raise TypeError(f"an energy function must be callable as function(x, level), got {function!r}")
-        self.function = function
+        if isinstance(event_shape, int):
+            raise TypeError(f"event_shape is a tuple: try event_shape=({event_shape},)")
+        if not np.isfinite(exponent):
+            raise ValueError(f"exponent must be a finite number, got {exponent}: 1 for a density, 0 for a likelihood")
+        self.function, self._exponent = function, float(exponent)
         self.schedule, self.event_shape, self.backend = schedule, tuple(event_shape), check_backend(backend)
         self._device = torch.device(device)
         if self.backend == "jax" and self._device.type != "cpu":
             raise ValueError(f"device={str(device)!r} is for torch: JAX arrays are where JAX puts them, leave it out")
         self.name = name or getattr(function, "__name__", "energy").replace("<lambda>", "energy")
+
+    @property
+    def exponent(self) -> Any:
+        return self._exponent
 
     @property
     def device(self) -> torch.device:
@@ -78,7 +90,7 @@ class EnergyFunction(Potential):
         energy = self.function(x, level)
         if not isinstance(energy, jax.Array if self.backend == "jax" else torch.Tensor):
             raise TypeError(f"{self.name} must return {self.backend} arrays, one energy per chain, got {type(energy)}")
-        chains = tuple(x.shape[: x.ndim - len(self.event_shape)])
+        chains = self._chain_shape(x)
         if tuple(energy.shape) != chains:
             raise ValueError(
                 f"{self.name} returned energies of shape {tuple(energy.shape)} for points of shape {tuple(x.shape)}: "

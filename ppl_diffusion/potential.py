@@ -110,13 +110,15 @@ class Product(Composite):
 
     def __init__(self, factors: Sequence[Potential], exponents: Sequence[float], *, log_scale: float = 0.0) -> None:
         collected: dict[Potential, float] = {}
+        known: dict[Any, Potential] = {}
         for factor, exponent in zip(factors, exponents, strict=True):
             if isinstance(factor, Product):
                 log_scale += exponent * factor.log_scale
                 inner = zip(factor.factors, factor.exponents, strict=True)
             else:
                 inner = zip((factor,), (1.0,), strict=True)
-            for potential, power in inner:
+            for one, power in inner:
+                potential = known.setdefault(one.identity, one)
                 collected[potential] = collected.get(potential, 0.0) + float(exponent * power)
         _set_common_ground(self, tuple(collected))
         # p * q / p is q: a factor that cancels is not evaluated, so a NaN of its energy cannot spread.

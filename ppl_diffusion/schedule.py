@@ -219,4 +219,6 @@ def _look_up(table: tuple[float, ...], level: Any) -> Any:
         return constant(table, level.device)[level]
     if isinstance(level, np.ndarray) and np.any((level < 0) | (level >= len(table))):
         raise ValueError(f"levels {level.tolist()} are not all inside this schedule: use 0 to {len(table) - 1}")
-    return array_namespace(level).asarray(np.array(table))[level]
+    xp = array_namespace(level)
+    # JAX would clamp a traced level to the table, and count a negative one from its end.
+    return xp.where((level >= 0) & (level < len(table)), xp.asarray(np.array(table))[level], xp.nan)

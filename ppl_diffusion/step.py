@@ -108,7 +108,7 @@ class Adaptive(StepPolicy):
     Args:
         target_acceptance: target of the mean acceptance rate, between 0 and 1.
         initial: first leapfrog step; by default one that suits the start density.
-        shrinkage: how strongly the step is held at its centre, ``gamma`` in the paper. The paper's 0.05 is for
+        shrinkage: how strongly the step is pulled towards its centre, ``gamma`` in the paper. The paper's 0.05 is for
             one chain; pooled acceptance rates are less noisy and need less gain.
         jitter: the smallest random factor of the step, in (0, 1]; 1 for none. A move takes the adapted step times
             ``jitter ** (u ** 8)``, ``u`` uniform: for 0.03 the factor is above 0.5 in 80% and below 0.1 in 5% of moves.
@@ -233,11 +233,6 @@ def block_scales(previous: Array, gradient: Array, diffused: Array) -> np.ndarra
 def scaled(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """Return ``values * scales``, shapes ``(..., size)`` and ``(size,)``; without a copy if all scales are 1."""
     return values if np.all(scales == 1) else values * scales
-
-
-def unscaled(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Return ``values / scales``, the inverse of :func:`scaled`."""
-    return values if np.all(scales == 1) else values / scales
 
 
 def centred(log_step: float) -> StepState:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from scipy import stats
 
+import bridges.pyro as pyro_bridge
 from bridges.arviz import diagnose
 from bridges.blackjax import HMC, MALA, NUTS, UHMC, ULA, from_blackjax
 from bridges.pyro import DiffusionPrior, JointPotential
@@ -70,7 +71,7 @@ def test_a_seed_gives_the_same_trace_and_another_seed_another(name):
     assert one.positions.dtype == np.float64
 
 
-@pytest.mark.filterwarnings("ignore:the variance of the noise falls")
+@pytest.mark.filterwarnings("ignore:the variance of the noise falls", "ignore:the exponents of")
 def test_no_global_state_is_touched():
     before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), jnp.zeros(1).dtype
     walk(draws=2, resample=0.5, reverse_step=True)
@@ -127,7 +128,7 @@ def test_weights_are_differences_of_energies_at_the_same_positions():
     np.testing.assert_allclose(trace.stats.log_weight[0], start, atol=1e-4)
 
 
-def test_weights_are_recorded_alike_whether_they_are_used_or_not():
+def test_weights_are_recorded_where_they_are_not_used():
     plain, init = walk(), np.random.default_rng(0).standard_normal((50, 2))
     assert not plain.stats.resampled.any()
     assert np.isfinite(plain.stats.log_weight).all()
@@ -157,8 +158,6 @@ def test_resampling_happens_below_the_threshold_and_on_arriving_at_the_last_rung
         ancestors = trace.stats.ancestor[int(rung)].to_numpy()
         assert len(np.unique(ancestors)) < 400
         np.testing.assert_array_equal(np.sort(ancestors), ancestors)
-    if not triggered[-2]:
-        assert float(trace.stats.ess[-1]) <= 400
 
 
 def test_resampling_moves_chains_with_their_energies_and_momenta():
@@ -229,6 +228,23 @@ def test_energies_that_are_not_finite_are_refused_and_counted(name, value):
     assert np.all(np.isfinite(trace.sample_stats.lp))
 
 
+@pytest.mark.filterwarnings("ignore:1 of 4 chains end")
+@pytest.mark.parametrize("kernel", [HMC(), pyro_bridge.HMC()], ids=["BlackJAX", "Pyro"])
+def test_a_chain_that_cannot_leave_zero_density_does_not_shorten_the_step_of_others(kernel):
+    def walled(x, level):
+        library = jnp if isinstance(x, jax.Array) else torch
+        return library.where((abs(x) < 1).all(-1), 0.5 * (x**2).sum(-1), library.inf)
+
+    backend = "jax" if isinstance(kernel, HMC) else "torch"
+    wall = EnergyFunction(walled, schedule=SCHEDULE, event_shape=(2,), backend=backend)
+    inside = np.array([[0.0, 0.0], [0.3, 0.1], [-0.2, 0.5]])
+    settings = {"ladder": Ladder((20, 10, 0), steps=30)}
+    alone = walk(wall, kernel, init=inside, chains=3, **settings)
+    beside = walk(wall, kernel, init=np.vstack([inside, [[9.0, 9.0]]]), chains=4, **settings)
+    steps = [float(trace.stats.step_size[-1, 0]) for trace in (alone, beside)]
+    assert steps[1] == pytest.approx(steps[0], rel=0.5), "not shorter by powers of ten"
+
+
 @pytest.mark.filterwarnings("ignore:1 of 40 chains end")
 def test_what_a_kernel_does_not_count_is_not_zero():
     """BlackJAX's MALA does not report failures: the count is NaN, except for a chain that arrived at one."""
@@ -242,7 +258,7 @@ def test_what_a_kernel_does_not_count_is_not_zero():
     assert any("not finite and were refused" in words for words in diagnose(trace).warnings)
 
 
-@pytest.mark.filterwarnings("ignore:the variance of the noise falls")
+@pytest.mark.filterwarnings("ignore:the variance of the noise falls", "ignore:the exponents of")
 @pytest.mark.parametrize(("levels", "told"), [((60, 40, 20), False), ((6, 3, 0), True), ((2, 1, 0), False)])
 def test_reverse_steps_whose_weights_vary_too_much_are_warned_of(levels, told):
     options = {"ladder": Ladder(levels, steps=1), "init": np.zeros((50, 2)), "reverse_step": True}
@@ -341,6 +357,8 @@ def test_any_kernel_of_blackjax_is_annealed_and_says_what_it_has():
         return x + 0.3 * jax.random.normal(key, x.shape)
 
     rmh = from_blackjax(blackjax.rmh.build_kernel, blackjax.rmh.init, transition_generator=generator)
+    assert "random_walk" in str(rmh)
+    assert "0x" not in str(rmh), "the same in every process"
     trace = walk(kernel=rmh, ladder=Ladder(levels=(99, 30, 0), steps=20), draws=10)
     assert np.isnan(trace.stats.step_size).all()
     assert np.isnan(trace.sample_stats.step_size).all()
@@ -530,6 +548,21 @@ REFUSED = {
         lambda: from_blackjax(blackjax.mala, blackjax.mala.init, step_size=0.1),
         TypeError,
         "pass its .build_kernel and its .init",
+    ),
+    "a kernel without its step": (
+        lambda: from_blackjax(blackjax.mala.build_kernel, blackjax.mala.init),
+        TypeError,
+        r"needs step_size: give from_blackjax\(build_kernel, init, step_size=...\)",
+    ),
+    "a kernel that is to be built": (
+        lambda: from_blackjax(blackjax.elliptical_slice.build_kernel, blackjax.elliptical_slice.init),
+        TypeError,
+        r"lambda: build_kernel\(cov_matrix, mean\)",
+    ),
+    "a kernel that takes gradients of batches": (
+        lambda: from_blackjax(blackjax.sgld.build_kernel, blackjax.sgld.init, step_size=0.1),
+        TypeError,
+        "MCMC kernels only",
     ),
     "a kernel that needs more than a key": (
         lambda: from_blackjax(blackjax.orbital_hmc.build_kernel, blackjax.orbital_hmc.init, step_size=0.1),

@@ -131,6 +131,10 @@ REFUSED = {
         ["sample", "ring", "--out", "{tmp}/x", "--kernel", "reverse", "--draws", "3"],
         "leave --draws",
     ),
+    "an engine of reverse diffusion": (
+        ["sample", "ring", "--out", "{tmp}/x", "--kernel", "reverse", "--engine", "pyro"],
+        "leave --engine out",
+    ),
     "steps of reverse diffusion": (
         ["sample", "ring", "--out", "{tmp}/x", "--kernel", "reverse", "--steps", "3"],
         "leave --steps out",

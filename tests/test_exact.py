@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from checks import LogQuadratics, moment_errors
 
 from bridges.blackjax import HMC, MALA, NUTS
-from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, anneal, mixture, proposals
+from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, SamplingWarning, anneal, mixture, proposals
 from ppl_diffusion.kernel import Still
 
 SCHEDULE = NoiseSchedule.cosine(100)
@@ -138,6 +140,21 @@ def test_weights_of_a_reverse_step_average_to_one_unless_the_variance_falls_too_
         "the logarithm of a mean is low by half its variance"
     )
     assert bool(proposals.check_reverse_weights(target, (above, below))) == low
+
+
+@pytest.mark.parametrize(("top", "far"), [(99, True), (93, False)])
+def test_reverse_steps_that_throw_chains_far_out_are_noticed(top, far):
+    """From the noisiest level of the cosine schedule they lose the evidence of a product, from below they do not."""
+    p, q = (gaussian(mean, np.diag([0.3, 0.5]), "jax") for mean in ([0.4, -0.2], [0.2, 0.3]))
+    exact = LogQuadratics.of(p, level=30) * LogQuadratics.of(q, level=30)
+    ratios = []
+    for seed in range(8):
+        with pytest.warns(SamplingWarning, match="start the ladder at level 9[0-9]") if far else nullcontext():
+            ladder = Ladder(levels=tuple(range(top, 29, -1)), steps=1)
+            trace = anneal(p * q, HMC(), ladder=ladder, chains=400, seed=seed, resample=0.5, reverse_step=True)
+        ratios.append(np.exp(trace.log_normaliser - exact.moments()[2]))
+    assert (np.mean(ratios) < 0.3) == far
+    assert far or abs(np.mean(ratios) - 1) < 5.4 * np.std(ratios, ddof=1) / 8**0.5, "t with 7 degrees of freedom: 1e-3"
 
 
 @pytest.mark.parametrize("target", ["product_2d", "mixture_3d", "quotient_2d", "product_16d"])

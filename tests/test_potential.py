@@ -16,6 +16,7 @@ from ppl_diffusion import (
     UniformBox,
     conjunction,
     guidance,
+    load,
     mixture,
     observation,
     product,
@@ -171,6 +172,9 @@ def test_exponents_say_where_chains_start():
         _ = (p * q + box).exponent
     seen = observation([0.1, 0.2], seen=[True, False], scale=0.1, schedule=SCHEDULE, backend="jax")
     np.testing.assert_array_equal((p * seen).exponent, [2.0, 1.0])
+    kwargs = {"schedule": SCHEDULE, "event_shape": (2,), "backend": "jax"}
+    likelihood = EnergyFunction(lambda x, level: 0.5 * (x**2).sum(-1), exponent=0, **kwargs)
+    assert (p * likelihood).exponent == 1.0
 
 
 def test_an_observation_is_noised_as_the_data_are_and_exact_at_the_last_rung(backend):
@@ -220,6 +224,22 @@ def test_a_function_is_a_potential(backend):
     np.testing.assert_allclose(gradient, points())
 
 
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_a_level_may_be_a_number_of_jax(backend):
+    p, _, _ = parts(backend)
+    np.testing.assert_array_equal(p.energy(points(), level=jnp.array(3)), p.energy(points(), level=3))
+    with pytest.raises(ValueError, match=r"0 \(cleanest\) to 99"):
+        p.energy(points(), level=jnp.array(100))
+
+
+def test_conditions_that_are_equal_are_one_factor():
+    digits = load("digits")
+    assert (digits.given(3) * digits.given(3)).exponents == (2.0,)
+    (left,) = (digits.given(3) * digits.given(4) / digits.given(3)).factors
+    assert left.identity == digits.given(4).identity
+    assert (digits.given(3) / digits.given(4)).exponents == (1.0, -1.0)
+
+
 P, Q, BOX = parts("jax")
 OTHER = GaussianMixture([[0.0, 0.0]], [1.0], schedule=NoiseSchedule.linear(100), backend="jax")
 TORCH = parts("torch")[0]
@@ -262,6 +282,16 @@ REFUSED = {
         ),
         ValueError,
         "one energy per chain",
+    ),
+    "an event that is a number": (
+        lambda: EnergyFunction(bad_function, schedule=SCHEDULE, event_shape=2, backend="jax"),
+        TypeError,
+        r"try event_shape=\(2,\)",
+    ),
+    "an exponent that is none": (
+        lambda: EnergyFunction(bad_function, schedule=SCHEDULE, event_shape=(2,), backend="jax", exponent=np.nan),
+        ValueError,
+        "0 for a likelihood",
     ),
     "no function": (
         lambda: EnergyFunction(3, schedule=SCHEDULE, event_shape=(2,), backend="jax"),
@@ -318,6 +348,11 @@ REFUSED = {
         "127.5",
     ),
     "no scale": (lambda: observation([1.0], scale=0.0, schedule=SCHEDULE, backend="jax"), ValueError, "scale=0.1"),
+    "several scales": (
+        lambda: observation([1.0, 2.0], scale=[0.1, 0.2], schedule=SCHEDULE, backend="jax"),
+        ValueError,
+        "one number",
+    ),
     "seen of another shape": (
         lambda: observation([1.0, 2.0], seen=[True], scale=1.0, schedule=SCHEDULE, backend="jax"),
         ValueError,

@@ -43,6 +43,8 @@ def test_levels_may_be_arrays_or_traced(schedule):
     assert schedule.sigma(torch.tensor([0, 99])).tolist() == [schedule.sigma(0), schedule.sigma(99)]
     with jax.enable_x64(True):
         assert float(jax.jit(schedule.alpha)(jnp.asarray(42))) == schedule.alpha(42)
+        outside = jax.jit(schedule.alpha)(jnp.asarray([-1, 100]))
+    assert np.isnan(outside).all(), "JAX itself would take the nearest, or count from the end"
 
 
 def test_what_inference_mode_has_looked_up_can_be_differentiated_through():

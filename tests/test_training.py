@@ -243,6 +243,15 @@ def test_images_are_scaled_and_labels_kept(images, tmp_path):
     assert "--data" in model.info["command"]
 
 
+def test_positions_are_shares_of_the_picture(tmp_path):
+    path = tmp_path / "pixels.npz"
+    pictures, places = np.zeros((4, 3, 8, 8), dtype=np.uint8), np.array([[[0.5, 3.0]]] * 4)
+    np.savez(path, x=pictures, places=places)
+    options = {"images": "x", "labels": "", "positions": "places", "batch": 4, "label_dropout": 0.1}
+    with pytest.raises(ValueError, match=r"run from 0\.5 to 3: give shares of the picture from 0 to 1"):
+        image_data(path, **options)
+
+
 def test_positions_are_drawn_among_those_that_are_there(tmp_path):
     rng = np.random.default_rng(0)
     places = np.full((50, 3, 2), np.nan, dtype=np.float32)

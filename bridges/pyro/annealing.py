@@ -49,7 +49,8 @@ def anneal_model(
             moves all chains together.
         ladder, chains, draws, seed, resample, reverse_step, progress: as in :func:`ppl_diffusion.anneal`.
         init: starting points: constrained values of every latent site by name, each ``(chains, *shape)``, or flat,
-            unconstrained positions ``(chains, size)`` as in ``trace.positions``. ``x`` is noised as at the first level.
+            unconstrained positions ``(chains, size)`` as in ``trace.positions``. Give ``x`` with the noise of the first
+            level, ``alpha * x + sigma * z``.
         likelihood: how the observed sites enter at level ``k``; all options are exact at level 0. "widened": at
             ``E[x | x_k]``, with a covariance enlarged by the remaining uncertainty of ``x``. "tempered": at
             ``x_k / alpha_k``, raised to the power ``alpha_k ** 2``. "rescaled": at ``x_k / alpha_k``, which constrains
@@ -69,9 +70,7 @@ def anneal_model(
     check_count("workers", workers, example=2)
     if workers > 1 and not isinstance(kernel, PyroKernel):
         raise ValueError(f"{kernel} moves all chains by one call: leave workers= out, or use bridges.pyro.HMC()")
-    if not isinstance(args, (tuple, list)) or not isinstance(kwargs or {}, Mapping):
-        raise TypeError(f"args is a tuple and kwargs a dictionary of what {model} takes: give (y,) for one argument y")
-    joint = JointPotential(model, tuple(args), kwargs, likelihood=likelihood)
+    joint = JointPotential(model, args, kwargs, likelihood=likelihood)
     home = [str(prior) for prior in joint.priors if contains_jax(prior)]
     if home and isinstance(kernel, BlackJAXKernel):
         raise ValueError(

@@ -6,20 +6,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_diffusion.anneal import warn_caller
 from ppl_diffusion.arrays import on_cpu
 from ppl_diffusion.energy import Reference
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.schedule import NoiseSchedule
 
+from .flat import BATCHABLE, NotBatchable, check_call, energies_of, gradient_of
 from .likelihood import ObservedSites, Widening, clean_estimate, linearise
-from .sites import is_deterministic, sample_sites
+from .sites import check_rerun, is_deterministic, sample_sites
 
 
 class ModelPotential(Potential):
@@ -47,7 +48,9 @@ class ModelPotential(Potential):
                 f"{self.name} must have the one latent site {site!r}, it has {latent or 'none'}: condition on the "
                 "others, pyro.condition(model, {...}), or sample them all with anneal_model"
             )
-        support = getattr(nodes[site]["fn"].support, "base_constraint", nodes[site]["fn"].support)
+        support = nodes[site]["fn"].support
+        while hasattr(support, "base_constraint"):
+            support = support.base_constraint
         if support is not constraints.real:
             raise ValueError(
                 f"the site {site} of {self.name} has the support {support} and not all real numbers: sample it from a "
@@ -61,6 +64,13 @@ class ModelPotential(Potential):
         spread = float(np.mean(variance)) ** 0.5
         found = linearise(lambda x: self._trace_nodes(x.reshape(self.event_shape)), names, at=centre, spread=spread)
         self.observations = ObservedSites([(self, self.event_shape)], "widened", found)
+        zeros, self.one_by_one = torch.zeros(2, *self.event_shape), False
+        check_rerun([], lambda: self._trace_nodes(zeros[0]), self.name)
+        try:
+            self._evaluate_energy(zeros, 0)
+        except NotBatchable:
+            self.one_by_one = True
+            warn_caller(f"{self.name} cannot be batched and runs chain by chain, which is slow: {BATCHABLE}")
 
     @property
     def reference(self) -> Reference:
@@ -76,7 +86,7 @@ class ModelPotential(Potential):
         with torch.enable_grad():
             leaf = x.detach().cpu().clone().requires_grad_()  # the model runs on the CPU, wherever networks are
             energy = self._evaluate_energy(leaf, level)
-            (gradient,) = torch.autograd.grad(energy.sum(), leaf)
+            gradient = gradient_of(energy, leaf)
         return energy.detach().to(x.device), gradient.to(x.device)
 
     @on_cpu()
@@ -85,9 +95,12 @@ class ModelPotential(Potential):
         clean = clean_estimate(x.cpu(), self, level, "widened")
         flat = clean.to(torch.get_default_dtype()).reshape(-1, *self.event_shape)
         widenings = self.observations.widenings(level)
-        with pyro.validation_enabled(False):
-            energy = torch.func.vmap(lambda value: self._point_energy(value, level, widenings))(flat)
-        return energy.reshape(x.shape[: x.ndim - len(self.event_shape)]).to(x.device)
+
+        def one(value: Tensor, _: Mapping[str, Tensor]) -> Tensor:
+            return self._point_energy(value, level, widenings)
+
+        energy = energies_of(one, flat, {}, model=self.name, one_by_one=self.one_by_one)
+        return energy.reshape(self._chain_shape(x)).to(x.device)
 
     def _point_energy(self, value: Tensor, level: int, widenings: Mapping[str, Widening]) -> Tensor:
         """Scalar energy of the model at one ``value (*event_shape)`` of the site."""
@@ -137,6 +150,8 @@ def from_model(
         reference: mean and variance of the data of these potentials, such as ``load("digits").reference``.
 
     Raises:
+        TypeError: ``args`` is no tuple, or ``kwargs`` no mapping.
         ValueError: the model has other latent sites, or the support of ``site`` is not real.
     """
+    check_call(model, args, kwargs)
     return ModelPotential(model, tuple(args), kwargs or {}, site, schedule, reference)

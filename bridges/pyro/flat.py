@@ -6,7 +6,7 @@ of such a vector along the ladder is defined in ``bridges.pyro.joint``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,68 @@ from torch import Tensor
 
 from .coordinates import SubstituteLatents, log_prior, to_default_dtype, unconstrain
 from .likelihood import map_rows
-from .sites import Site, layout_of
+from .sites import HeldParameters, Site, layout_of
+
+BATCHABLE = (
+    "write it without .item(), without branches on latent values, with torch functions only, and without distributions "
+    "that branch inside, such as OrderedLogistic and Multinomial"
+)
+
+
+class NotBatchable(ValueError):
+    """A model that ``torch.func.vmap`` cannot run."""
+
+
+def check_call(model: Any, args: Any, kwargs: Any) -> None:
+    """Refuse arguments of a model that are not in a tuple and a mapping: a tensor would be unpacked.
+
+    Raises:
+        TypeError: ``args`` is neither a tuple nor a list, or ``kwargs`` is no mapping.
+    """
+    if not isinstance(args, (tuple, list)) or not isinstance(kwargs or {}, Mapping):
+        raise TypeError(f"args is a tuple and kwargs a dictionary of what {model} takes: give (y,) for one argument y")
+
+
+def energies_of(
+    one: Callable[[Tensor, Mapping[str, Tensor]], Tensor],
+    flat: Tensor,
+    seen: Mapping[str, Tensor],
+    *,
+    model: str,
+    one_by_one: bool,
+) -> Tensor:
+    """Return ``one(point, seen)`` of every chain, shape ``(chains,)``, batched by ``torch.func.vmap`` where it can be.
+
+    Args:
+        one: the energy of one chain, a scalar, at ``point (size,)`` and ``seen (*shape)`` by name.
+        flat: points ``(chains, size)``.
+        seen: further values ``(chains, *shape)`` by name.
+        model: name of the model, for error messages.
+        one_by_one: whether a model that cannot be batched is run chain by chain.
+
+    Raises:
+        NotBatchable: the model cannot be batched, and ``one_by_one`` is False.
+    """
+    with pyro.validation_enabled(False):  # its checks branch on values, which vmap cannot
+        try:
+            if len(flat) > 1:
+                return torch.func.vmap(one)(flat, dict(seen))
+        except RuntimeError as error:
+            if not one_by_one:
+                # A model that fails for a single chain raises its own error here.
+                one(flat[0], {name: value[0] for name, value in seen.items()})
+                raise NotBatchable(
+                    f"{model} cannot be batched over chains ({str(error).splitlines()[0][:200]}): {BATCHABLE}; or use "
+                    "a kernel of bridges.pyro, or chains=1"
+                ) from error
+        rows = ({name: value[i] for name, value in seen.items()} for i in range(len(flat)))
+        return torch.stack([one(point, row) for point, row in zip(flat, rows, strict=True)])
+
+
+def gradient_of(energy: Tensor, leaf: Tensor) -> Tensor:
+    """Return the gradient of the sum of ``energy (chains,)`` by ``leaf``, of its shape; zero where it has none."""
+    found = torch.autograd.grad(energy.sum(), leaf, allow_unused=True)[0] if energy.requires_grad else None
+    return torch.zeros_like(leaf) if found is None else found
 
 
 class FlatModel:
@@ -33,25 +94,33 @@ class FlatModel:
         observed: values of observed sites by name.
         recorded: names of the sites that ``pyro.deterministic`` records.
         dims: names of the dimensions of every site.
+        notes: sentences on what may be wrong with the model.
 
     Raises:
-        ValueError: the model has latent sites that are discrete or cannot be sampled, parameters, or subsampling
-            plates.
+        TypeError: ``args`` is no tuple, or ``kwargs`` no mapping.
+        ValueError: the model has latent sites that are discrete or cannot be sampled, or subsampling plates.
     """
 
     def __init__(self, model: Any, args: tuple, kwargs: Mapping[str, Any] | None) -> None:
+        check_call(model, args, kwargs)
         self.model, self.args, self.kwargs = model, tuple(args), dict(kwargs or {})
         self.name = getattr(model, "__name__", "model")
         found = layout_of(self._trace, self.name)
         self.sites, self.observed, self.recorded, self.dims = found.sites, found.observed, found.recorded, found.dims
+        self.notes = found.notes
+        if found.parameters:
+            self.model = HeldParameters(found.parameters)(model)
 
     def flatten(self, values: Mapping[str, Any]) -> np.ndarray:
         """Convert constrained values of all latent sites, each ``(chains, *shape)``, to flat points ``(chains, size)``.
+
+        Values of recorded sites, such as ``trace.sites`` holds them, are ignored.
 
         Raises:
             ValueError: missing or unknown sites, wrong shapes, or values outside the support.
         """
         names = [site.name for site in self.sites]
+        values = {name: value for name, value in values.items() if name not in self.recorded}
         if sorted(values) != sorted(names):
             raise ValueError(f"init holds {', '.join(values) or 'nothing'}: give the latent sites, {', '.join(names)}")
         given = {name: torch.as_tensor(values[name]).double().cpu() for name in names}

@@ -24,7 +24,7 @@ from ppl_diffusion.potential import Potential
 
 from ..torch_jax import contains_jax
 from .coordinates import log_prior, unconstrain
-from .flat import FlatModel
+from .flat import FlatModel, energies_of, gradient_of
 from .likelihood import Likelihood, Linearisation, ObservedSites, Widening, clean_estimate, linearise
 from .sites import Site, check_priors, check_rerun, check_same_sites, precision_warnings, sample_sites
 
@@ -88,7 +88,7 @@ class JointPotential(FlatModel, Potential):
                 "or give the prior backend='torch'"
             )
         drawn, _ = self.start(len(self.schedule) - 1, chains=PROBE_DRAWS, rng=np.random.default_rng(0))
-        self.notes = precision_warnings(self.sites, drawn, self.name)
+        self.notes += precision_warnings(self.sites, drawn, self.name)
         point = torch.from_numpy(drawn[0])
         values = {site.name: site.of(point) for site in self._prior_sites()}
         check_rerun(self.sites, lambda: self._trace_at(point, values), self.name)
@@ -215,9 +215,7 @@ class JointPotential(FlatModel, Potential):
         with torch.enable_grad():
             leaf = flat.clone().requires_grad_()
             rest = self._energy_without_priors(leaf, self._clean_values(leaf, level), level)
-            gradient = torch.zeros_like(flat)
-            if rest.requires_grad:  # a model may have no observed sites
-                gradient += torch.autograd.grad(rest.sum(), leaf)[0]
+            gradient = gradient_of(rest, leaf)  # zero if nothing but the priors depends on a latent site
         energy = rest.detach()
         for site in self._prior_sites():
             prior = site.prior.potential  # type: ignore[union-attr]
@@ -267,22 +265,7 @@ class JointPotential(FlatModel, Potential):
         def one(point: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
             return -self._log_density_without_priors(point, seen, level, widenings)
 
-        with pyro.validation_enabled(False):  # its checks branch on values, which vmap cannot
-            try:
-                if len(flat) > 1:
-                    return torch.func.vmap(one)(flat, dict(clean))
-            except RuntimeError as error:
-                if not self.one_by_one:
-                    # A model that fails for a single chain raises its own error here.
-                    one(flat[0], {name: value[0] for name, value in clean.items()})
-                    reason = str(error).splitlines()[0]
-                    raise ValueError(
-                        f"{self.name} cannot be batched over chains ({reason}): write it without .item(), without "
-                        "branches on latent values, and with torch functions only; or use a kernel of bridges.pyro, or "
-                        "chains=1"
-                    ) from error
-            rows = ({name: value[i] for name, value in clean.items()} for i in range(len(flat)))
-            return torch.stack([one(point, row) for point, row in zip(flat, rows, strict=True)])
+        return energies_of(one, flat, clean, model=self.name, one_by_one=self.one_by_one)
 
     def _log_density_without_priors(
         self, point: Tensor, seen: Mapping[str, Tensor], level: int, widenings: Mapping[str, Widening]

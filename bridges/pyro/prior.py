@@ -73,6 +73,9 @@ class DiffusionPrior(TorchDistribution):
         """Return the same prior at another noise level."""
         return DiffusionPrior(self.potential, level=level, batch_shape=self.batch_shape)
 
+    def __repr__(self) -> str:
+        return f"DiffusionPrior({self.potential}, level={self.level}, batch_shape={tuple(self.batch_shape)})"
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Return minus the energy of ``value (*sample, *batch_shape, *event_shape)``: ``(*sample, *batch_shape)``."""
         energy = self.potential.energy(value.to(self.potential.device), level=self.level).to(value.device)

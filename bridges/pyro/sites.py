@@ -11,8 +11,9 @@ import pyro
 import torch
 from pyro import distributions as dist
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
 from .coordinates import SubstituteLatents, find_fillers
 from .names import check_names, dims_of
@@ -116,12 +117,28 @@ class Layout(NamedTuple):
         observed: values of observed sites by name.
         recorded: names of the sites that ``pyro.deterministic`` records.
         dims: names of the dimensions of every site, except those of ``pyro.factor``.
+        parameters: values of ``pyro.param`` and of the parameters of modules by name.
+        notes: sentences on parameters, and on data outside the support of their distribution.
     """
 
     sites: tuple[Site, ...]
     observed: dict[str, np.ndarray]
     recorded: list[str]
     dims: dict[str, list[str]]
+    parameters: dict[str, Tensor]
+    notes: list[str]
+
+
+class HeldParameters(Messenger):
+    """Effect handler that keeps parameters at given values, also where Pyro's store of parameters is another one."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
 def layout_of(run: Callable[[SubstituteLatents], Any], model: str) -> Layout:
@@ -132,16 +149,20 @@ def layout_of(run: Callable[[SubstituteLatents], Any], model: str) -> Layout:
         model: name of the model, for error messages.
 
     Raises:
-        ValueError: the model has parameters, latent sites that are discrete or cannot be sampled, subsampling plates,
-            or names that :func:`~bridges.pyro.names.check_names` refuses.
+        ValueError: the model has latent sites that are discrete or cannot be sampled, subsampling plates, or names
+            that :func:`~bridges.pyro.names.check_names` refuses.
     """
     nodes, sites, start = _first_run(run, model), [], 0
     observed: dict[str, np.ndarray] = {}
     recorded: list[str] = []
     dims: dict[str, list[str]] = {}
-    for name, node in nodes.items():
-        if node["type"] == "param":
-            raise ValueError(f"{model} has the parameter {name}: fix it before sampling, or give it a prior")
+    parameters = {name: node["value"] for name, node in nodes.items() if node["type"] == "param"}
+    notes = []
+    if parameters:
+        notes.append(
+            f"{model} has the parameters {', '.join(parameters)}, which keep their present values: to infer one, give "
+            "it a prior"
+        )
     found = sample_sites(nodes, model)
     fillers = find_fillers(found)
     for name, node in found.items():
@@ -152,11 +173,29 @@ def layout_of(run: Callable[[SubstituteLatents], Any], model: str) -> Layout:
             recorded.append(name)
         elif node["is_observed"]:
             observed[name] = node["value"].detach().cpu().numpy()
+            notes += _support_notes(name, node, model)
         else:
             sites.append(replace(_site(name, node, start, model), filler=name in fillers))
             start = sites[-1].stop
     check_names(dims, observed, model)
-    return Layout(tuple(sites), observed, recorded, dims)
+    held = {name: value.detach() for name, value in parameters.items()}
+    return Layout(tuple(sites), observed, recorded, dims, held, notes)
+
+
+def _support_notes(name: str, node: Any, model: str) -> list[str]:
+    """Return a sentence if data lie outside of a support that depends on no parameters; missing data do not."""
+    fn = unwrapped(node["fn"])
+    support = getattr(type(fn), "support", None)
+    if node["mask"] is not None or isinstance(node["fn"], dist.MaskedDistribution):
+        return []
+    if not isinstance(support, constraints.Constraint) or constraints.is_dependent(support):
+        return []
+    if bool(node["value"].isnan().any() or support.check(node["value"]).all()):
+        return []
+    return [
+        f"some data of {name} in {model} lie outside the support of {type(fn).__name__}, {support}: they have no "
+        "density, and what is computed for them means nothing"
+    ]
 
 
 def _first_run(run: Callable[[SubstituteLatents], Any], model: str) -> Any:

@@ -119,14 +119,17 @@ class PyroWalker:
         variances = WelfordCovariance(diagonal=True)
         adapts = self.kernel.adapt_mass_matrix and steps >= MASS_STEPS
         for i in range(steps):
-            before = state.positions
+            before = state
             state, info = self._step(state, seeds[i])
-            jump = np.linalg.norm((state.positions - before).reshape(chains, -1), axis=1)
+            jump = np.linalg.norm((state.positions - before.positions).reshape(chains, -1), axis=1)
             for name, value in (info | {"jump_distance": jump}).items():
                 if name in totals:
                     totals[name] = totals[name] + value
             calls += int(info["n_steps"].sum())
-            state = state._replace(step=self.policy.update(state.step, float(info["acceptance_rate"].mean())))
+            # A chain that cannot leave where the density is zero rejects every step, however short.
+            alive = np.isfinite(before.energy) | np.isfinite(state.energy)
+            rate = float(info["acceptance_rate"][alive | ~alive.any()].mean())
+            state = state._replace(step=self.policy.update(state.step, rate))
             if i < steps // 2:
                 midway = state.energy
                 for x in state.positions if adapts else ():

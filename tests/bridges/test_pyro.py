@@ -701,12 +701,6 @@ def two_schedules(other):
     pyro.sample("b", DiffusionPrior(GaussianMixture([[0.0]], [1.0], schedule=other, backend="torch")))
 
 
-def with_parameter(y):
-    scale = pyro.param("scale", torch.tensor(1.0))
-    x = pyro.sample("x", DiffusionPrior(PRIOR))
-    pyro.sample("y", dist.Normal(x[..., 0], scale), obs=y)
-
-
 ONE = torch.tensor(0.3)
 QUICK = {"kernel": HMC(), "ladder": Ladder(levels=(99, 0), steps=1), "chains": 2, "seed": 0}
 REFUSED = {
@@ -720,7 +714,6 @@ REFUSED = {
     "discrete": (lambda: anneal_model(discrete, (ONE,), **QUICK), "sum it out"),
     "fewer levels": (lambda: anneal_model(two_schedules, (NoiseSchedule.cosine(50),), **QUICK), "noise schedules"),
     "other levels": (lambda: anneal_model(two_schedules, (NoiseSchedule.linear(100),), **QUICK), "noise schedules"),
-    "parameter": (lambda: anneal_model(with_parameter, (ONE,), **QUICK), "parameter scale"),
     "likelihood": (lambda: anneal_model(linear, (SEEN,), likelihood="flat", **QUICK), "widened"),
     "no leapfrogs": (lambda: HMC(leapfrogs=0), "leapfrogs=3"),
     "not a potential": (lambda: DiffusionPrior("digits"), "load"),

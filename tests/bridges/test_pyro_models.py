@@ -425,6 +425,118 @@ def test_a_factor_is_a_density_of_real_numbers():
         from_model(positive, schedule=SCHEDULE)
 
 
+def test_a_factor_is_real_however_its_events_are_nested():
+    def model():
+        rows = dist.MultivariateNormal(torch.zeros(2), torch.eye(2)).expand([3]).to_event(1)
+        x = pyro.sample("x", rows)
+        pyro.sample("y", dist.Normal(x, 0.3).to_event(2), obs=torch.zeros(3, 2))
+
+    expected = 6 * stats.norm(scale=0.3).logpdf(0) + 6 * stats.norm().logpdf(0)
+    np.testing.assert_allclose(
+        from_model(model, schedule=SCHEDULE).energy(np.zeros((3, 2)), level=0), -expected, rtol=1e-6
+    )
+
+
+def ordinal():
+    x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real_vector, (), (2,)))
+    pyro.sample("y", dist.OrderedLogistic(x[0], torch.tensor([-1.0, 0.0, 1.0])), obs=torch.tensor(2))
+
+
+def branched():
+    x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real_vector, (), (2,)))
+    pyro.sample("y", dist.Normal(x if x[0] > 0 else -x, 0.3).to_event(1), obs=Y)
+
+
+@pytest.mark.parametrize("model", [ordinal, branched])
+def test_a_factor_that_cannot_be_batched_runs_chain_by_chain(model):
+    with pytest.warns(SamplingWarning, match=f"{model.__name__} cannot be batched and runs chain by chain"):
+        factor = from_model(model, schedule=SCHEDULE)
+    x = torch.tensor([[0.5, 0.2], [-1.0, 0.3], [1.5, -2.0]], dtype=torch.float64)
+    energy, gradient = factor.value_and_grad(x, level=0)
+    for i in range(3):
+        leaf = x[i].float().requires_grad_()
+        node = poutine.trace(poutine.condition(model, {"x": leaf})).get_trace().nodes["y"]
+        expected = -node["fn"].log_prob(node["value"]).sum()
+        torch.testing.assert_close(energy[i].float(), expected.detach())
+        torch.testing.assert_close(gradient[i].float(), torch.autograd.grad(expected, leaf)[0])
+
+
+def test_a_factor_is_refused_what_a_model_is_refused():
+    def random():
+        x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real_vector, (), (2,)))
+        pyro.sample("y", dist.Normal(x + torch.randn(2), 0.3).to_event(1), obs=Y)
+
+    def rows(a, b):
+        x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real_vector, (), (2,)))
+        pyro.sample("y", dist.Normal(x, 0.3).to_event(1), obs=a)
+
+    with pytest.raises(ValueError, match="random draws random numbers"):
+        from_model(random, schedule=SCHEDULE)
+    with pytest.raises(TypeError, match=r"give \(y,\) for one argument y"):
+        from_model(rows, torch.ones(2, 2), schedule=SCHEDULE)
+    with pytest.raises(TypeError, match=r"give \(y,\) for one argument y"):
+        JointPotential(rows, torch.ones(2, 2), likelihood="widened")
+
+
+def tuned():
+    scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+    x = pyro.sample("x", DiffusionPrior(PRIOR))
+    pyro.sample("y", dist.Normal(x, scale).to_event(1), obs=Y)
+
+
+def fixed():
+    x = pyro.sample("x", DiffusionPrior(PRIOR))
+    pyro.sample("y", dist.Normal(x, 0.01).to_event(1), obs=Y)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_parameters_keep_their_values_also_in_other_processes(workers):
+    quick = QUICK | {"kernel": HMC()}
+    expected = anneal_model(fixed, **quick).positions
+    with pyro.get_param_store().scope():
+        pyro.param("scale", torch.tensor(0.01), constraint=dist.constraints.positive)
+        with pytest.warns(SamplingWarning, match="the parameters scale, which keep their present values"):
+            found = anneal_model(tuned, **quick, workers=workers).positions
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_that_depends_on_no_latent_site_has_a_gradient_of_zero():
+    network = torch.nn.Linear(1, 2)
+
+    def unused():
+        pyro.sample("x", DiffusionPrior(PRIOR))
+        pyro.sample("y", dist.Normal(network(torch.ones(1)), 0.3).to_event(1), obs=Y)
+
+    points = np.random.default_rng(0).standard_normal((3, 2))
+    _, gradient = JointPotential(unused, likelihood="widened").value_and_grad(points, level=0)
+    np.testing.assert_allclose(gradient, PRIOR.value_and_grad(points, level=0)[1])
+
+
+def test_a_run_goes_on_from_the_sites_of_a_trace():
+    first = anneal_model(missing, **QUICK)
+    last = {name: values[:, -1] for name, values in first.sites.items()}
+    assert "twice" in last, "a recorded site is no start, and is left out"
+    joint = JointPotential(missing, likelihood="widened")
+    np.testing.assert_allclose(joint.flatten(last), first.positions[:, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fn", "value"),
+    [
+        (lambda x: dist.Bernoulli(logits=x), [1.0, 2.0]),
+        (lambda x: dist.Poisson(x.exp()), [1.5, 2.0]),
+        (lambda x: dist.Exponential(x.exp()), [-3.0, 1.0]),
+    ],
+)
+def test_data_outside_of_their_support_are_named(fn, value):
+    def model():
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        pyro.sample("y", fn(x).to_event(1), obs=torch.tensor(value))
+
+    with pytest.warns(SamplingWarning, match="some data of y in model lie outside the support"):
+        anneal_model(model, **QUICK)
+
+
 NEAR, FAR = (GaussianMixture([[v, v]], [0.5], schedule=SCHEDULE, backend="torch") for v in (-2.0, 2.0))
 
 

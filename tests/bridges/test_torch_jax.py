@@ -188,6 +188,22 @@ def walked_on(kind, kernel):
     return alive() is not None
 
 
+def test_second_derivatives_of_a_jax_potential_in_torch_are_refused():
+    """Autograd would leave them out, and return the Hessian of the rest of the expression."""
+    target = to_torch(pair("jax")[0]) * pair("torch")[1]
+    x = torch.tensor([0.1, 0.2], dtype=torch.float64)
+
+    def energy(x):
+        return target.energy(x, level=3)
+
+    slope = target.value_and_grad(x, level=3)[1]
+    torch.testing.assert_close(torch.func.jacrev(energy)(x), slope)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(energy))(x[None])[0], slope)
+    for twice in (torch.func.jacrev(torch.func.jacrev(energy)), lambda x: torch.autograd.functional.hessian(energy, x)):
+        with pytest.raises(RuntimeError, match="second derivatives in JAX"):
+            twice(x)
+
+
 def jiggle(key, x):
     return x + 0.1 * jax.random.normal(key, x.shape)
 
