@@ -41,5 +41,5 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,demo]'
 	touch $@
 
-clean:  ## all but runs/, from which benchmarks go on
+clean:  ## remove everything except runs/, from which benchmarks resume
 	rm -rf $(VENV) build *.egg-info

@@ -87,7 +87,8 @@ class HMC(BlackJAXKernel):
         # Flipping both makes an accepted chain continue in its direction and a rejected chain reverse.
         chain = chain._replace(momentum=-chain.momentum)
         nonfinite = ~jnp.isfinite(info.proposal.logdensity)
-        return chain, _info(info.acceptance_rate, info.is_divergent, nonfinite, self.leapfrogs)
+        energy = kinetic(chain.momentum) - chain.logdensity
+        return chain, _info(info.acceptance_rate, info.is_divergent, nonfinite, self.leapfrogs, energy)
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,11 @@ class UHMC(HMC):
         begun = _refresh_momentum(key, chain, self.refreshment)
         ended = integrate(begun, step, self.leapfrogs)
         finite = jnp.isfinite(ended.logdensity)
-        change = ended.logdensity - kinetic(ended.momentum) - begun.logdensity + kinetic(begun.momentum)
-        would_accept = jnp.where(finite, jnp.exp(jnp.minimum(change, 0.0)), 0.0)
+        before, after = (kinetic(state.momentum) - state.logdensity for state in (begun, ended))
+        would_accept = jnp.where(finite, jnp.exp(jnp.minimum(before - after, 0.0)), 0.0)
         chain = jax.tree.map(lambda new, old: jnp.where(finite, new, old), ended, begun)
-        return chain, _info(jnp.nan, jnp.nan, ~finite, self.leapfrogs)._replace(adaptation=would_accept)
+        info = _info(jnp.nan, jnp.nan, ~finite, self.leapfrogs, jnp.where(finite, after, before))
+        return chain, info._replace(adaptation=would_accept)
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ class NUTS(BlackJAXKernel):
         chain, info = kernel(key, chain, log_density, step, jnp.ones_like(chain.position), self.max_doublings)
         ends = info.trajectory_leftmost_state.logdensity, info.trajectory_rightmost_state.logdensity
         nonfinite = ~(jnp.isfinite(ends[0]) & jnp.isfinite(ends[1]))
-        return chain, _info(info.acceptance_rate, info.is_divergent, nonfinite, info.num_integration_steps)
+        return chain, _info(info.acceptance_rate, info.is_divergent, nonfinite, info.num_integration_steps, info.energy)
 
 
 @dataclass(frozen=True, repr=False)
@@ -218,7 +220,8 @@ class FromBlackJAX(BlackJAXKernel):
         if isinstance(self.step, Adaptive) and not hasattr(info, "acceptance_rate"):
             raise TypeError("this kernel reports no acceptance_rate to adapt its step by: give step_size= a number")
         count = getattr(info, "num_integration_steps", 1)
-        return chain, _info(rate, getattr(info, "is_divergent", jnp.nan), jnp.nan, count)
+        energy = getattr(info, "energy", jnp.nan)
+        return chain, _info(rate, getattr(info, "is_divergent", jnp.nan), jnp.nan, count, energy)
 
 
 def from_blackjax(
@@ -316,6 +319,6 @@ def _unit_mass(position: Array) -> Any:
     return metrics.default_metric(jnp.ones_like(position))
 
 
-def _info(rate: Any, diverging: Any, nonfinite: Any, n_steps: Any) -> Info:
+def _info(rate: Any, diverging: Any, nonfinite: Any, n_steps: Any, energy: Any) -> Info:
     real = partial(jnp.asarray, dtype=jnp.float64)
-    return Info(real(rate), real(rate), real(diverging), real(nonfinite), real(n_steps))
+    return Info(real(rate), real(rate), real(diverging), real(nonfinite), real(n_steps), real(energy))

@@ -36,7 +36,8 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 class Info(NamedTuple):
     """Scalar statistics of one step of one chain; NaN for what a kernel does not report.
 
-    ``adaptation`` is the acceptance rate that step size adaptation uses; ``n_steps`` counts leapfrog steps.
+    ``adaptation`` is the acceptance rate that step size adaptation uses; ``n_steps`` counts leapfrog steps; ``energy``
+    is the Hamiltonian of the draw, its energy and the kinetic energy of its momentum.
     """
 
     acceptance_rate: Array
@@ -44,6 +45,7 @@ class Info(NamedTuple):
     diverging: Array
     nonfinite: Array
     n_steps: Array
+    energy: Array
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Annealed MCMC: chains descend a ladder of noise levels, with steps of an MCMC kernel at each rung.
 
-    start     x ~ N(0, I/s), s the sum of the exponents: the composed density at pure noise
+    start     x ~ N(0, max(1, sigma)^2 I / s), s the sum of the exponents: the composed density at pure noise
     at each rung, noisiest first:
       arrive    optionally by a reverse-diffusion step; compute log-weight increments
       resample  if requested and the effective sample size is low
@@ -89,7 +89,8 @@ def anneal(
         chains: number of chains, evaluated together.
         draws: number of kernel steps recorded at the last rung, after its ``ladder.steps`` unrecorded ones.
         seed: the same seed gives the same trace, on the same device and with the same library versions.
-        init: starting positions, shape ``(chains, *event_shape)``, whose log-weights are zero.
+        init: starting positions, shape ``(chains, *event_shape)``, whose log-weights are zero, or minus infinity where
+            the energy is not finite.
             By default chains start from ``N(0, max(1, sigma)^2 I / s)``.
         resample: effective sample size, as a share of the chains, below which chains are resampled by their
             weights. They are also resampled on arriving at the last rung, so that recorded positions are

@@ -38,7 +38,7 @@ class Trace:
             does not report are NaN. A chain's ``log_weight``, and the failure in ``nonfinite`` of an energy on
             arrival, come before resampling; everything else is of the chain that took its place.
         sample_stats: per chain and draw (dimensions ``chain``, ``draw``): ``lp`` (log-density up to a
-            constant), ``acceptance_rate``, ``diverging`` and others, under ArviZ's names.
+            constant), ``acceptance_rate``, ``diverging``, ``energy`` (the Hamiltonian) and others, under ArviZ's names.
         attributes: settings and provenance of the run: ``potential``, ``kernel``, ``adjusted``, ``seed``, ``levels``,
             ``steps``, ``resample``, ``reverse_step``, ``versions``, ``warnings``, ``seconds``.
         sites: for Pyro models, constrained values of each latent site, shape ``(chains, draws, ...)``.

@@ -11,7 +11,7 @@ import xarray as xr
 
 import bridges.arviz as bridge
 from bridges.arviz import diagnose, summaries, to_inference_data
-from bridges.blackjax import HMC, ULA
+from bridges.blackjax import HMC, NUTS, ULA
 from bridges.plots import image_grid, plot_ladder, plot_planar, plot_samples
 from ppl_diffusion import Adaptive, GaussianMixture, Ladder, NoiseSchedule, anneal, reverse_diffusion
 
@@ -223,6 +223,15 @@ def test_what_was_not_computed_is_not_called_sound():
     assert "r_hat" not in str(diagnose(one))
     still = anneal(TARGET, HMC(), ladder=Ladder(levels=(29, 15, 0), steps=(5, 0, 5)), chains=8, seed=0)
     assert np.isnan(diagnose(still).rungs.stuck[1])
+
+
+@pytest.mark.parametrize("kernel", [HMC(), NUTS()], ids=["HMC", "NUTS"])
+def test_the_hamiltonian_is_recorded_for_plots_of_energy(kernel):
+    trace = anneal(TARGET, kernel, ladder=LADDER, chains=200, draws=20, seed=0)
+    kinetic = (trace.sample_stats.energy + trace.sample_stats.lp).to_numpy()
+    assert (kinetic >= 0).all()
+    assert kinetic.mean() == pytest.approx(1.0, abs=4 * kinetic.mean(1).std() / 200**0.5), "half of the two dimensions"
+    bridge.arviz().bfmi(to_inference_data(trace))
 
 
 def test_drift_at_the_last_rung_is_named(good):
