@@ -26,8 +26,8 @@ from scipy import stats
 
 from benchmarks.problems import write
 from bridges.blackjax import HMC
-from bridges.pyro import DiffusionPrior, JointPotential
-from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, SamplingWarning, anneal
+from bridges.pyro import DiffusionPrior, JointPotential, anneal_model
+from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, SamplingWarning
 
 SCHEDULE = NoiseSchedule.cosine(100)
 PRIOR = GaussianMixture(
@@ -63,9 +63,7 @@ def ranks(simulations: int, *, claimed: float) -> np.ndarray:
     joint = JointPotential(partial(model, claimed=claimed), (simulate(0)[1],), likelihood="widened")
     for seed in range(simulations):
         truth, y = simulate(seed)
-        joint.args = (y,)  # reuse the potential with other data, so that nothing is compiled again
-        trace = anneal(joint, HMC(), ladder=LADDER, chains=DRAWS, seed=seed)
-        sites, _ = joint.report(trace.positions)
+        sites = anneal_model(joint, (y,), kernel=HMC(), ladder=LADDER, chains=DRAWS, seed=seed).sites
         drawn = np.column_stack([sites["x"][:, 0], sites["noise"][:, 0]])
         found.append((drawn < truth).sum(0))
         if (seed + 1) % 50 == 0:

@@ -36,8 +36,8 @@ from torch.nn import functional as F
 from benchmarks.problems import RESULTS, summarise, write
 from bridges.arviz import WORST_COORDINATE, arviz, diagnose
 from bridges.blackjax import HMC
-from bridges.pyro import DiffusionPrior, JointPotential
-from ppl_diffusion import Ladder, SamplingWarning, Trace, anneal, load
+from bridges.pyro import DiffusionPrior, JointPotential, anneal_model
+from ppl_diffusion import Ladder, SamplingWarning, Trace, load
 from ppl_diffusion.trace import replacing
 
 PRIOR = load("digits")
@@ -86,18 +86,18 @@ def model(y: Tensor, operator: Callable[[Tensor], Tensor]) -> None:
 
 def walk(joint: JointPotential, y: Tensor, ladder: Ladder, seed: int, *, draws: int = 1) -> Trace:
     """Run annealed HMC with ``DRAWS`` chains on one digit."""
-    joint.args = (y, *joint.args[1:])  # reuse the potential with other data, so that nothing is compiled again
-    return anneal(joint, HMC(), ladder=ladder, chains=DRAWS, draws=draws, seed=seed)
+    settings: dict[str, Any] = {"ladder": ladder, "chains": DRAWS, "draws": draws, "seed": seed}
+    settings |= {"likelihood": joint.likelihood}
+    return anneal_model(joint, (y, *joint.args[1:]), kernel=HMC(), **settings)
 
 
 def posterior(joint: JointPotential, y: Tensor, ladder: Ladder, seed: int) -> dict[str, Any]:
     """Return posterior draws ``(DRAWS, 28, 28)`` of one digit, and statistics of the walk."""
     trace = walk(joint, y, ladder, seed)
-    sites, _ = joint.report(trace.positions)
     rates = trace.stats.acceptance_rate.mean("chain").to_numpy()
     return {
-        "x": sites["x"][:, -1],
-        "noise": sites["noise"][:, -1],
+        "x": trace.sites["x"][:, -1],
+        "noise": trace.sites["noise"][:, -1],
         "calls": DRAWS * trace.gradient_calls,
         "acceptance": rates.tolist(),
     }
@@ -206,9 +206,8 @@ def mixed(problem: str, pictures: np.ndarray, *, likelihood: Any, draws: int = 2
     joint = JointPotential(model, (measure(problem, pictures[0], 0), operator), likelihood=likelihood)
     for index, truth in enumerate(pictures):
         trace = walk(joint, measure(problem, truth, index), LADDERS[problem], index, draws=draws)
-        sites, _ = joint.report(trace.positions)
         worst = float(diagnose(trace).draws.r_hat.drop_sel(variable=WORST_COORDINATE).max())
-        rows.append({"noise": float(arviz().rhat(sites["noise"])), "worst": worst})
+        rows.append({"noise": float(arviz().rhat(trace.sites["noise"])), "worst": worst})
     print(f"{problem}: R-hat {rows}", flush=True)
     return {"draws": draws, "digits": len(rows)} | {key: [row[key] for row in rows] for key in ("noise", "worst")}
 

@@ -50,8 +50,8 @@ def figures(trace: Trace) -> dict[str, Any]:
     """Return the figures of one kernel at one level."""
     found = diagnose(trace)
     calls = int(trace.sample_stats.attrs["gradient_calls"])
-    worst = float(found.draws.r_hat.drop_sel(variable=WORST_COORDINATE).max())
-    least = float(found.draws.ess_bulk.min())
+    draws = found.draws.drop_sel(variable=WORST_COORDINATE)
+    worst, least = float(draws.r_hat.max()), float(draws.ess_bulk.min())
     rates = trace.sample_stats.acceptance_rate.to_numpy()
     return {
         "acceptance": None if np.isnan(rates).all() else float(rates.mean()),

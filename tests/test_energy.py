@@ -188,6 +188,7 @@ def test_one_network_in_two_energies_is_evaluated_as_both():
 def test_convolutions_on_cuda_are_alike_every_time():
     """The caller's cuDNN settings are restored; they can be tested on a machine without CUDA."""
     convolutions = torch.backends.cudnn
+    before = convolutions.deterministic, convolutions.benchmark
     for asked in (True, False):
         convolutions.deterministic, convolutions.benchmark = not asked, asked
         try:
@@ -195,7 +196,7 @@ def test_convolutions_on_cuda_are_alike_every_time():
                 assert (convolutions.deterministic, convolutions.benchmark) == (True, False)
             assert (convolutions.deterministic, convolutions.benchmark) == (not asked, asked)
         finally:
-            convolutions.deterministic = convolutions.benchmark = False
+            convolutions.deterministic, convolutions.benchmark = before
 
 
 def test_convolutions_are_not_rounded_unless_asked_for():
@@ -414,8 +415,7 @@ def test_weights_that_could_not_be_loaded_are_not_written(tmp_path):
 
 
 def test_damaged_weights_are_refused_in_one_line(tmp_path):
-    whole = (tmp_path.parent / "x").with_name("unused")
-    source = json_header_file(tmp_path)
+    source = save_weights(load("ring"), tmp_path / "ring.safetensors")
     content = source.read_bytes()
     cases = {"truncated": content[: len(content) // 2], "empty": b"", "text": b"weights", "pickle": b"\x80\x04." * 50}
     for name, damaged in cases.items():
@@ -429,18 +429,14 @@ def test_damaged_weights_are_refused_in_one_line(tmp_path):
         load(tmp_path / "foreign.safetensors")
     tensors = load_file(source)
     del tensors[next(iter(tensors))]
-    with_header(tensors, source, tmp_path / "partial.safetensors")
+    copy_header(tensors, source, tmp_path / "partial.safetensors")
     with pytest.raises(ValueError, match="get the file again"):
         load(tmp_path / "partial.safetensors")
     with pytest.raises(ValueError, match="there is no model"):
-        load(whole.with_suffix(".safetensors"))
+        load(tmp_path / "missing.safetensors")
 
 
-def json_header_file(folder):
-    return save_weights(load("ring"), folder / "ring.safetensors")
-
-
-def with_header(tensors, source, path):
+def copy_header(tensors, source, path):
     from safetensors import safe_open
 
     with safe_open(source, framework="pt") as stored:

@@ -24,7 +24,7 @@ from .workers import spread_over_processes
 @outside_inference_mode()
 @on_cpu()
 def anneal_model(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | JointPotential,
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -43,7 +43,9 @@ def anneal_model(
     """Sample the posterior of a Pyro model with a :class:`DiffusionPrior` by annealed MCMC.
 
     Args:
-        model: a Pyro model. It runs once for each evaluation, batched over chains by ``torch.func.vmap``.
+        model: a Pyro model. It runs once for each evaluation, batched over chains by ``torch.func.vmap``. Or, to run a
+            model on one data set after the other without compiling again, its ``JointPotential(model, args,
+            likelihood="widened")``, which takes ``args`` and ``kwargs`` over if they are given.
         args, kwargs: arguments of the model.
         kernel: a kernel of ``bridges.pyro``, which moves one chain after the other, or of ``bridges.blackjax``, which
             moves all chains together.
@@ -70,7 +72,12 @@ def anneal_model(
     check_count("workers", workers, example=2)
     if workers > 1 and not isinstance(kernel, PyroKernel):
         raise ValueError(f"{kernel} moves all chains by one call: leave workers= out, or use bridges.pyro.HMC()")
-    joint = JointPotential(model, args, kwargs, likelihood=likelihood)
+    if isinstance(model, JointPotential):
+        if model.likelihood != likelihood:
+            raise ValueError(f"{model} was made with likelihood={model.likelihood!r}: give the same here")
+        if not isinstance(args, tuple) or args or kwargs:
+            model.update(args, kwargs)
+    joint = model if isinstance(model, JointPotential) else JointPotential(model, args, kwargs, likelihood=likelihood)
     home = [str(prior) for prior in joint.priors if contains_jax(prior)]
     if home and isinstance(kernel, BlackJAXKernel):
         raise ValueError(

@@ -90,6 +90,7 @@ class FlatModel:
         args, kwargs: arguments of the model.
 
     Attributes:
+        given: the model as it was given; ``model`` holds its parameters at their present values.
         sites: the latent sites, in the order of the vector.
         observed: values of observed sites by name.
         recorded: names of the sites that ``pyro.deterministic`` records.
@@ -103,7 +104,8 @@ class FlatModel:
 
     def __init__(self, model: Any, args: tuple, kwargs: Mapping[str, Any] | None) -> None:
         check_call(model, args, kwargs)
-        self.model, self.args, self.kwargs = model, tuple(args), dict(kwargs or {})
+        self.given = self.model = model
+        self.args, self.kwargs = tuple(args), dict(kwargs or {})
         self.name = getattr(model, "__name__", "model")
         found = layout_of(self._trace, self.name)
         self.sites, self.observed, self.recorded, self.dims = found.sites, found.observed, found.recorded, found.dims

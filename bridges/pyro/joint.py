@@ -103,6 +103,18 @@ class JointPotential(FlatModel, Potential):
             sources, likelihood, self._linearised(drawn) if likelihood == "widened" else {}
         )
 
+    def update(self, args: tuple, kwargs: Mapping[str, Any] | None = None) -> None:
+        """Take other arguments of the model, such as other data; what has been compiled for a kernel is used again.
+
+        Raises:
+            ValueError: with these arguments the model has other latent sites, or other noise levels.
+        """
+        other = JointPotential(self.given, args, kwargs, likelihood=self.likelihood)
+        spaces = [([(s.name, s.shape, s.prior is None) for s in p.sites], p.schedule) for p in (self, other)]
+        if spaces[0] != spaces[1]:
+            raise ValueError(f"with these arguments {self.name} has other latent sites: make a new JointPotential")
+        self.__dict__.update({name: value for name, value in other.__dict__.items() if name != "_memo"})
+
     def parts(self) -> tuple[Potential, ...]:
         return tuple(dict.fromkeys(self.priors))
 

@@ -478,6 +478,35 @@ def test_a_factor_is_refused_what_a_model_is_refused():
         JointPotential(rows, torch.ones(2, 2), likelihood="widened")
 
 
+def measured(y, scale=0.5):
+    x = pyro.sample("x", DiffusionPrior(PRIOR))
+    s = pyro.sample("s", dist.HalfNormal(scale))
+    pyro.sample("y", dist.Normal(x, s).to_event(1), obs=y)
+
+
+def sized(rows):
+    x = pyro.sample("x", DiffusionPrior(PRIOR))
+    with pyro.plate("n", rows):
+        pyro.sample("b", dist.Normal(x[0], 0.5))
+
+
+def test_other_data_take_what_was_compiled_for_the_first():
+    joint, other = JointPotential(measured, (Y,), likelihood="widened"), torch.tensor([-1.0, 2.0])
+    first = anneal_model(joint, **QUICK)
+    walker = QUICK["kernel"].bind(joint)
+    found = anneal_model(joint, (other,), {"scale": 2.0}, **QUICK)
+    assert QUICK["kernel"].bind(joint) is walker
+    assert walker._arrive_compiled._cache_size() == walker._move_compiled._cache_size() == 1
+    for trace, args in ((first, (Y,)), (found, (other, 2.0))):
+        expected = anneal_model(measured, args, **QUICK)
+        np.testing.assert_array_equal(trace.positions, expected.positions)
+        np.testing.assert_array_equal(trace.groups["observed_data"]["y"], args[0])
+    with pytest.raises(ValueError, match="likelihood='widened': give the same here"):
+        anneal_model(joint, (Y,), likelihood="tempered", **QUICK)
+    with pytest.raises(ValueError, match="other latent sites: make a new JointPotential"):
+        JointPotential(sized, (2,), likelihood="widened").update((3,))
+
+
 def tuned():
     scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
     x = pyro.sample("x", DiffusionPrior(PRIOR))
