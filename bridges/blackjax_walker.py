@@ -48,6 +48,12 @@ class Info(NamedTuple):
     energy: Array
 
 
+def info_of(rate: Any, diverging: Any, nonfinite: Any, n_steps: Any, energy: Any) -> Info:
+    """Return statistics as float64; the step size adapts to ``rate``, the acceptance rate."""
+    real = partial(jnp.asarray, dtype=jnp.float64)
+    return Info(real(rate), real(rate), real(diverging), real(nonfinite), real(n_steps), real(energy))
+
+
 @dataclass(frozen=True)
 class BlackJAXKernel(SteppedKernel):
     """Base class of kernels; subclasses define how a single chain is initialised and takes a step."""

@@ -12,8 +12,8 @@ import pytest
 from blackjax.mcmc import integrators, trajectory
 from checks import ACCEPTANCE_WINDOW, ALPHA, invariance
 
-from bridges.blackjax import HMC, MALA, NUTS, UHMC, ULA, _info, _refresh_momentum, _unit_mass, from_blackjax
-from bridges.blackjax_walker import BlackJAXWalker
+from bridges.blackjax import HMC, MALA, NUTS, UHMC, ULA, _refresh_momentum, _unit_mass, from_blackjax
+from bridges.blackjax_walker import BlackJAXWalker, info_of
 from bridges.torch_jax import to_jax
 from ppl_diffusion import Adaptive, EnergyFunction, GaussianMixture, NoiseSchedule, UniformBox
 
@@ -125,7 +125,7 @@ class KineticDropped(HMC):
         rate = jnp.exp(jnp.minimum(ended.logdensity - begun.logdensity, 0.0))
         accept = jax.random.uniform(jax.random.fold_in(key, 1)) < rate
         chain = jax.tree.map(lambda new, old: jnp.where(accept, new, old), ended, begun)
-        return chain, _info(rate, False, False, self.leapfrogs)
+        return chain, info_of(rate, False, False, self.leapfrogs, jnp.nan)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class WrongProposalVariance(MALA):
         rate = jnp.exp(jnp.minimum(change, 0.0))
         accept = jax.random.uniform(jax.random.fold_in(key, 1)) < rate
         chain = jax.tree.map(lambda new, old: jnp.where(accept, new, old), ended, chain)
-        return chain, _info(rate, False, False, 1)
+        return chain, info_of(rate, False, False, 1, jnp.nan)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class NoFlip(HMC):
         rate = jnp.exp(jnp.minimum(change, 0.0))
         accept = jax.random.uniform(jax.random.fold_in(key, 1)) < rate
         chain = jax.tree.map(lambda new, old: jnp.where(accept, new, old), ended, begun)
-        return chain, _info(rate, False, False, self.leapfrogs)
+        return chain, info_of(rate, False, False, self.leapfrogs, jnp.nan)
 
 
 class BegunAtRest(HMC):
@@ -207,7 +207,7 @@ class _JointAccept(BlackJAXWalker):
         rate = jnp.exp(jnp.minimum(jnp.mean(change), 0.0))
         accept = jax.random.uniform(jax.random.fold_in(key, 1)) < rate
         chains = jax.tree.map(lambda new, old: jnp.where(accept, new, old), ended, begun)
-        info = _info(jnp.exp(jnp.minimum(change, 0.0)), False, False, 3.0)
+        info = info_of(jnp.exp(jnp.minimum(change, 0.0)), False, False, 3.0, jnp.nan)
         return chains, jax.tree.map(lambda array: jnp.broadcast_to(array, change.shape), info)
 
 
