@@ -64,6 +64,7 @@ def to_inference_data(trace: Trace, *, prior: Mapping[str, Any] | None = None) -
         and ``observed_data``. The log-likelihood of masked observations is 0: leave these out before ``az.loo``.
         Dimensions of plates carry the plates' names. Slashes in names become dots, because
         ArviZ 1.x reads a slash as a path. With ``prior``, also ``prior`` and, for observed sites, ``prior_predictive``.
+        Runs are joined by ``az.concat(..., dim="chain")``; to join them by draw, delete ``annealing``, which has none.
 
     Raises:
         ValueError: ``prior`` has a site that the trace lacks.

@@ -102,7 +102,8 @@ class Adaptive(StepPolicy):
 
     Every kernel step of a rung adapts. The next rung starts from the last step of the previous one, rescaled
     by the change of the gradients (:func:`rescaling`), and shrinks towards it, so that even one kernel step per
-    rung adapts usefully. For recorded draws the step is frozen at the average over the last rung. Unadjusted
+    rung adapts usefully. For recorded draws the step is frozen at the average over the last rung; a ladder without
+    any steps, ``Ladder((0,), steps=0)``, leaves it at its first value: give ``initial``. Unadjusted
     kernels adapt to the acceptance rate that a Metropolis test would have had.
 
     Args:
