@@ -61,6 +61,9 @@ class Potential(Density):
             raise TypeError(f"only a density can be added to a density, not {other!r}: try 0.5 * p + 0.5 * q")
         return mixture([self, other], log_weights=[0.0, 0.0])
 
+    def __radd__(self, other: Any) -> Potential:
+        return self if isinstance(other, int) and other == 0 else self + other  # sum([p, q]) begins with 0
+
 
 class Composite(Potential):
     """A potential composed of others, whose energy is computed from the energies of its leaves."""

@@ -63,6 +63,7 @@ EXPRESSIONS = {
     "scaled": (lambda p, q, b: 3.0 * p, lambda u, v, w: u - np.log(3.0)),
     "divided": (lambda p, q, b: p / 4, lambda u, v, w: u + np.log(4.0)),
     "sum": (lambda p, q, b: p + q, lambda u, v, w: -np.logaddexp(-u, -v)),
+    "sum of a list": (lambda p, q, b: sum([p, q]), lambda u, v, w: -np.logaddexp(-u, -v)),
     "mixture": (
         lambda p, q, b: mixture([p, q, b], log_weights=[0.5, -1.0, 0.0]),
         lambda u, v, w: -np.logaddexp(np.logaddexp(0.5 - u, -1.0 - v), -w),
@@ -264,6 +265,7 @@ REFUSED = {
     "infinite scale": (lambda: P * np.inf, ValueError, "positive"),
     "text as exponent": (lambda: P ** "2", TypeError, "0.5"),
     "infinite exponent": (lambda: P ** float("nan"), TypeError, "finite"),
+    "number plus density": (lambda: 1.0 + P, TypeError, r"0\.5 \* p"),
     "density plus number": (lambda: P + 1.0, TypeError, r"0\.5 \* p"),
     "too few weights": (lambda: mixture([P, Q], log_weights=[0.0]), ValueError, "one finite log weight"),
     "infinite weight": (lambda: mixture([P, Q], log_weights=[0.0, -np.inf]), ValueError, "leave out"),
