@@ -62,6 +62,11 @@ class HMC(BlackJAXKernel):
             raise ValueError(f"refreshment must be in (0, 1], 1 draws a new momentum each time, got {self.refreshment}")
 
     @property
+    def counts_exactly(self) -> bool:
+        """True: each trajectory has ``leapfrogs`` steps."""
+        return True
+
+    @property
     def keeps_momentum(self) -> bool:
         """True if only a part of the momentum is redrawn before each trajectory."""
         return self.refreshment < 1

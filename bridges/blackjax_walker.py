@@ -59,6 +59,11 @@ class BlackJAXKernel(SteppedKernel):
     """Base class of kernels; subclasses define how a single chain is initialised and takes a step."""
 
     @property
+    def counts_exactly(self) -> bool:
+        """Whether every chain takes the same number of leapfrogs, so that ``n_steps`` says what a step costs."""
+        return False
+
+    @property
     def keeps_momentum(self) -> bool:
         """Whether a chain takes its momentum to the next level; False where every step draws a new one."""
         return False
@@ -126,7 +131,7 @@ class BlackJAXWalker:
             state.carried, np.array(state.step, dtype=np.float64), state.level, steps, seed, state.scales
         )
         stats = dict(zip(MOVE_STATS, np.asarray(moved), strict=True))
-        stats["gradient_calls"] = np.array(self._calls() - begun if self.crossings else int(calls))
+        stats["gradient_calls"] = np.array(int(calls) if begun is None else self._calls() - begun)
         return self._state(state.level, chains, found, StepState(*np.asarray(step).tolist()), state.scales), stats
 
     @_in_jax_context
@@ -137,7 +142,7 @@ class BlackJAXWalker:
         )
         positions = scaled(np.asarray(flat), state.scales).reshape(*flat.shape[:2], *self.potential.event_shape)
         stats = {name: np.asarray(value) for name, value in info._asdict().items() if name != "adaptation"}
-        calls = self._calls() - begun if self.crossings else int(stats["n_steps"].max(axis=0).sum())
+        calls = int(stats["n_steps"].max(axis=0).sum()) if begun is None else self._calls() - begun
         stats |= {"lp": np.asarray(log_density), "step_size": np.full(log_density.shape, float(step))}
         return (
             self._state(state.level, chains, found, state.step, state.scales),
@@ -154,9 +159,11 @@ class BlackJAXWalker:
     def freeze(self, state: State) -> State:
         return state._replace(step=self.policy.freeze(state.step))
 
-    def _calls(self) -> int:
-        """Evaluations of torch potentials so far, which are counted exactly: all of them take part in each."""
-        return max((crossing.calls for crossing in self.crossings), default=0)
+    def _calls(self) -> Any:
+        """Evaluations of torch potentials so far, all of which take part in each; None if they need not be counted or
+        cannot be."""
+        counted = not self.kernel.counts_exactly and self.crossings
+        return max(crossing.calls for crossing in self.crossings) if counted else None
 
     def _state(self, level: int, chains: Any, found: tuple[Array, ...], step: StepState, scales: np.ndarray) -> State:
         """Assemble the state of all chains; positions and gradients stay on JAX's device until somebody reads them."""

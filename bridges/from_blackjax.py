@@ -35,7 +35,8 @@ class FromBlackJAX(BlackJAXKernel):
         return self.exact
 
     def __repr__(self) -> str:
-        functions = [f"{f.__module__}.{getattr(f, '__qualname__', '')}" for f in (self.build_kernel, self.init)]
+        known = (getattr(f, "func", f) for f in (self.build_kernel, self.init))  # of a functools.partial
+        functions = [f"{f.__module__}.{getattr(f, '__qualname__', type(f).__qualname__)}" for f in known]
         step = [] if isinstance(self.step, _NoStep) else [f"step_size={self.step!r}"]
         return f"from_blackjax({', '.join([*functions, *step, *(name + '=...' for name, _ in self.parameters)])})"
 
@@ -55,8 +56,8 @@ class FromBlackJAX(BlackJAXKernel):
         if isinstance(self.step, Adaptive) and not hasattr(info, "acceptance_rate"):
             raise TypeError("this kernel reports no acceptance_rate to adapt its step by: give step_size= a number")
         count = getattr(info, "num_integration_steps", 1)
-        energy = getattr(info, "energy", jnp.nan)
-        return chain, info_of(rate, getattr(info, "is_divergent", jnp.nan), jnp.nan, count, energy)
+        # What other kernels call energy may be that of a rejected proposal.
+        return chain, info_of(rate, getattr(info, "is_divergent", jnp.nan), jnp.nan, count, jnp.nan)
 
 
 def from_blackjax(
@@ -92,8 +93,9 @@ def from_blackjax(
     others = [name for name in needed if name not in KEY_NAMES][1:]
     if others:
         raise TypeError(f"this init needs {', '.join(others)} beside position and logdensity_fn: wrap it in a function")
-    if not [*inspect.signature(init).parameters][1:]:
-        raise TypeError(f"{init.__module__}.init takes no logdensity_fn: from_blackjax takes MCMC kernels only")
+    kinds = [parameter.kind for parameter in inspect.signature(init).parameters.values()]
+    if len(kinds) < 2 and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        raise TypeError("this init takes no logdensity_fn: from_blackjax takes MCMC kernels only")
     unbuilt = _required(build_kernel)
     if unbuilt:
         names = ", ".join(unbuilt)

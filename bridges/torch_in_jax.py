@@ -33,7 +33,7 @@ def in_callback() -> bool:
 
 @contextmanager
 def outlived_by(called: Sequence[TorchInJax]) -> Iterator[None]:
-    """Context in which JAX traces callbacks to potentials that will live as long as the compiled function.
+    """Context in which JAX traces callbacks that refer weakly to ``called``, which outlive the compiled function.
 
     JAX keeps a compiled function while its callbacks live, and these keep their potentials. If such a potential kept
     the compiled function in turn, none of them would ever be freed: such callbacks refer to it weakly.
@@ -161,10 +161,20 @@ class TorchInJax(WrappedPotential):
         return jax.ShapeDtypeStruct(self._chain_shape(x), jax.dtypes.canonicalize_dtype(jnp.float64))
 
 
+def _alive(references: Callable[[], list[TorchInJax]]) -> list[TorchInJax]:
+    members = references()
+    if any(member is None for member in members):
+        raise RuntimeError(
+            "a function that was compiled during a walk was called after its potential was deleted: keep the "
+            "potential, or compile the function outside of the walk"
+        )
+    return members
+
+
 def _write_energies_and_gradients(
     references: Callable[[], list[TorchInJax]], context: Any, out: Any, *given: Any
 ) -> None:
-    members = references()
+    members = _alive(references)
     with _callback_context(members[0], context, given[0]):
         points, level = _torch_inputs(members, given)
         found = evaluate_each([member.potential for member in members], points, level)
@@ -174,7 +184,7 @@ def _write_energies_and_gradients(
 
 
 def _write_energies(references: Callable[[], list[TorchInJax]], context: Any, out: Any, *given: Any) -> None:
-    members = references()
+    members = _alive(references)
     with _callback_context(members[0], context, given[0]), torch.no_grad():
         points, level = _torch_inputs(members, given)
         energies = energy_of_each([member.potential for member in members], points, level)

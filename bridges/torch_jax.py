@@ -115,6 +115,10 @@ class JaxInTorch(WrappedPotential):
         self._device = torch.device(device)
 
     @property
+    def identity(self) -> Any:
+        return (*super().identity, self._device)
+
+    @property
     def device(self) -> torch.device:
         """The torch device of the points and of the results."""
         return self._device

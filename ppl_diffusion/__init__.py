@@ -1,7 +1,5 @@
 """Energy diffusion models as densities at every noise level: compose them, sample them, check the samples."""
 
-from importlib.metadata import version
-
 from .analytic import GaussianMixture, UniformBox
 from .anneal import Progress, SamplingWarning, anneal, reverse_diffusion
 from .compose import check_quotient, conjunction, guidance, observation
@@ -12,11 +10,11 @@ from .potential import Mixture, Potential, Product, mixture, product
 from .schedule import Ladder, NoiseSchedule
 from .step import Adaptive, Fixed, SigmaScaled
 from .tapestry import tapestry
-from .trace import Trace
+from .trace import Trace, versions
 from .training import Config, load_config, train
 from .zoo import load, save_weights
 
-__version__ = version("ppl-diffusion")
+__version__ = versions().get("ppl-diffusion", "unknown")
 
 __all__ = [
     "Adaptive",

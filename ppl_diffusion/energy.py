@@ -136,8 +136,8 @@ class EnergyModel(Potential):
 
     @property
     def identity(self) -> Any:
-        """Equal for models of the same network, form, reference and condition."""
-        return self.group, self.token
+        """Equal for models of the same network, form, reference, condition, noise levels and shape."""
+        return self.group, self.token, self.schedule, self.event_shape
 
     @property
     def group(self) -> Any:

@@ -36,6 +36,8 @@ class EnergyFunction(Potential):
             have the wrong shape, or torch cannot differentiate them with respect to ``x``.
     """
 
+    _exponent = 1.0
+
     def __init__(
         self,
         function: Callable[[Array, Any], Array],
@@ -51,8 +53,8 @@ class EnergyFunction(Potential):
             raise TypeError(f"an energy function must be callable as function(x, level), got {function!r}")
         if isinstance(event_shape, int):
             raise TypeError(f"event_shape is a tuple: try event_shape=({event_shape},)")
-        if not np.isfinite(exponent):
-            raise ValueError(f"exponent must be a finite number, got {exponent}: 1 for a density, 0 for a likelihood")
+        if not isinstance(exponent, (int, float, np.number)) or not np.isfinite(exponent):
+            raise ValueError(f"exponent must be a finite number, got {exponent!r}: 1 for a density, 0 for a likelihood")
         self.function, self._exponent = function, float(exponent)
         self.schedule, self.event_shape, self.backend = schedule, tuple(event_shape), check_backend(backend)
         self._device = torch.device(device)

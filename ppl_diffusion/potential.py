@@ -112,6 +112,7 @@ class Product(Composite):
     log_scale: float
 
     def __init__(self, factors: Sequence[Potential], exponents: Sequence[float], *, log_scale: float = 0.0) -> None:
+        _set_common_ground(self, factors)
         collected: dict[Potential, float] = {}
         known: dict[Any, Potential] = {}
         for factor, exponent in zip(factors, exponents, strict=True):
@@ -123,7 +124,6 @@ class Product(Composite):
             for one, power in inner:
                 potential = known.setdefault(one.identity, one)
                 collected[potential] = collected.get(potential, 0.0) + float(exponent * power)
-        _set_common_ground(self, tuple(collected))
         # p * q / p is q: a factor that cancels is not evaluated, so a NaN of its energy cannot spread.
         collected = {factor: a for factor, a in collected.items() if a != 0} or collected
         self.factors, self.exponents = tuple(collected), tuple(collected.values())

@@ -98,10 +98,10 @@ def check_reverse_weights(potential: Potential, levels: Sequence[int]) -> list[s
     s, t, worst = max(leaps, key=lambda leap: leap[2], default=(0, 0, 0.0))
     if worst > MAX_LEAP:
         sound = max((s for s in range(1, len(schedule)) if _leap(potential, s, s - 1) <= MAX_LEAP / 2), default=1)
+        begin = f"start the ladder at level {sound}, and " if sound < levels[0] else ""
         notes.append(
             f"the exponents of {potential} do not sum to one, so that the reverse step from level {s} to {t} throws "
-            f"chains far out, and log_normaliser is too low: start the ladder at level {min(sound, levels[0])}, and "
-            "take every level"
+            f"chains far out, and log_normaliser is too low: {begin}take every level"
         )
     return notes
 
@@ -109,15 +109,16 @@ def check_reverse_weights(potential: Potential, levels: Sequence[int]) -> list[s
 def _leap(potential: Potential, s: int, t: int) -> float:
     """Return how far a reverse step from level s to t throws ``x`` out, as a multiple of ``x``, where all is noise.
 
-    There the gradient is ``e x``, ``e`` the sum of the exponents, and Tweedie's estimate ``(1 - e) x / alpha_s``, so
-    that the step adds ``(1 - e) x sigma^2 / alpha`` of the forward kernel from t to s.
+    There the gradient is ``e x / sigma_s^2``, ``e`` the sum of the exponents, and Tweedie's estimate is
+    ``(1 - e) x / alpha_s``, so that the step adds ``(1 - e) x sigma^2 / (alpha sigma_s^2)``, ``alpha`` and ``sigma``
+    those of the forward kernel from t to s.
     """
     alpha, sigma = potential.schedule.forward(t, s)
     try:
         excess = float(np.max(np.where(potential.diffused, np.abs(potential.exponent - 1), 0)))
     except ValueError:  # the components of a mixture have different sums, and no common leap
         return 0.0
-    return excess * sigma**2 / alpha
+    return excess * sigma**2 / (alpha * potential.schedule.sigma(s) ** 2)
 
 
 def reverse_step(

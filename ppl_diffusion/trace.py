@@ -65,9 +65,9 @@ class Trace:
     def gradient_calls(self) -> int:
         """Number of evaluations of the potential in the whole run, including recorded draws.
 
-        With BlackJAX kernels each is of all chains, with Pyro's kernels of one chain after the arrival at a level. It
-        is counted, except for NUTS on a potential without torch parts: there, trajectories of other chains may make
-        it larger than what is reported, by a tenth in one case.
+        With BlackJAX kernels each is of all chains. With Pyro's kernels the evaluation on arrival at a level is of all
+        chains, and every other one of a single chain. On a potential without torch parts, NUTS may make more than are
+        reported (by a tenth in one case), since chains wait for each other, and so may kernels of ``from_blackjax``.
         """
         return int(self.stats["gradient_calls"].sum()) + int(self.sample_stats.attrs.get("gradient_calls", 0))
 

@@ -360,6 +360,11 @@ def test_any_kernel_of_blackjax_is_annealed_and_says_what_it_has():
     assert "random_walk" in str(rmh)
     assert "0x" not in str(rmh), "the same in every process"
     trace = walk(kernel=rmh, ladder=Ladder(levels=(99, 30, 0), steps=20), draws=10)
+    variadic = from_blackjax(
+        blackjax.rmh.build_kernel, lambda *args: blackjax.rmh.init(*args), transition_generator=generator
+    )
+    again = walk(kernel=variadic, ladder=Ladder(levels=(99, 30, 0), steps=20), draws=10)
+    np.testing.assert_array_equal(again.positions, trace.positions)
     assert np.isnan(trace.stats.step_size).all()
     assert np.isnan(trace.sample_stats.step_size).all()
     assert float(trace.stats.acceptance_rate.mean()) > 0.2

@@ -157,6 +157,12 @@ def test_reverse_steps_that_throw_chains_far_out_are_noticed(top, far):
     assert far or abs(np.mean(ratios) - 1) < 5.4 * np.std(ratios, ddof=1) / 8**0.5, "t with 7 degrees of freedom: 1e-3"
 
 
+def test_reverse_steps_of_a_schedule_that_explodes_throw_nothing_out():
+    edm = NoiseSchedule.edm(100)
+    p, q = (GaussianMixture([[x, 0.1]], [0.5], schedule=edm, backend="jax") for x in (0.3, -0.2))
+    assert not proposals.check_reverse_weights(p * q, range(99, 30, -1))
+
+
 @pytest.mark.parametrize("target", ["product_2d", "mixture_3d", "quotient_2d", "product_16d"])
 def test_log_normalisers_match_the_closed_form(target):
     """Errors are in standard errors of 6 independent populations of 1,000 chains."""

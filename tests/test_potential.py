@@ -11,6 +11,7 @@ from scipy import stats
 
 from ppl_diffusion import (
     EnergyFunction,
+    EnergyModel,
     GaussianMixture,
     NoiseSchedule,
     UniformBox,
@@ -236,6 +237,13 @@ def test_a_level_may_be_a_number_of_jax(backend):
 def test_conditions_that_are_equal_are_one_factor():
     digits = load("digits")
     assert (digits.given(3) * digits.given(3)).exponents == (2.0,)
+    network, shape = digits.network, digits.event_shape
+    one, other = (
+        EnergyModel(network, schedule=schedule, event_shape=shape, form=digits.form, conditions=digits.conditions)
+        for schedule in (NoiseSchedule.cosine(100), NoiseSchedule.linear(100))
+    )
+    with pytest.raises(ValueError, match="different noise schedules"):
+        one / other
     (left,) = (digits.given(3) * digits.given(4) / digits.given(3)).factors
     assert left.identity == digits.given(4).identity
     assert (digits.given(3) / digits.given(4)).exponents == (1.0, -1.0)

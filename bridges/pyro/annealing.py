@@ -45,7 +45,7 @@ def anneal_model(
     Args:
         model: a Pyro model. It runs once for each evaluation, batched over chains by ``torch.func.vmap``. Or, to run a
             model on one data set after the other without compiling again, its ``JointPotential(model, args,
-            likelihood="widened")``, which takes ``args`` and ``kwargs`` over if they are given.
+            likelihood="widened")``, whose ``args`` and ``kwargs`` are replaced if one of them is given.
         args, kwargs: arguments of the model.
         kernel: a kernel of ``bridges.pyro``, which moves one chain after the other, or of ``bridges.blackjax``, which
             moves all chains together.

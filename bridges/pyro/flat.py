@@ -90,7 +90,7 @@ class FlatModel:
         args, kwargs: arguments of the model.
 
     Attributes:
-        given: the model as it was given; ``model`` holds its parameters at their present values.
+        given: the model as it was given; ``model`` holds its ``parameters`` at their present values.
         sites: the latent sites, in the order of the vector.
         observed: values of observed sites by name.
         recorded: names of the sites that ``pyro.deterministic`` records.
@@ -109,9 +109,9 @@ class FlatModel:
         self.name = getattr(model, "__name__", "model")
         found = layout_of(self._trace, self.name)
         self.sites, self.observed, self.recorded, self.dims = found.sites, found.observed, found.recorded, found.dims
-        self.notes = found.notes
-        if found.parameters:
-            self.model = HeldParameters(found.parameters)(model)
+        self.notes, self.parameters = found.notes, found.parameters
+        if self.parameters:
+            self.model = HeldParameters(self.parameters)(model)
 
     def flatten(self, values: Mapping[str, Any]) -> np.ndarray:
         """Convert constrained values of all latent sites, each ``(chains, *shape)``, to flat points ``(chains, size)``.

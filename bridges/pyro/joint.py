@@ -55,7 +55,7 @@ class JointPotential(FlatModel, Potential):
 
     Raises:
         ValueError: no diffusion prior, or one that depends on other sites; latent sites that are discrete or cannot be
-            sampled; random numbers that are not sites; subsampling plates; priors with different numbers of levels;
+            sampled; random numbers that are not sites; subsampling plates; priors with different noise schedules;
             an unknown ``likelihood``.
     """
 
@@ -106,6 +106,8 @@ class JointPotential(FlatModel, Potential):
     def update(self, args: tuple, kwargs: Mapping[str, Any] | None = None) -> None:
         """Take other arguments of the model, such as other data; what has been compiled for a kernel is used again.
 
+        Both ``args`` and ``kwargs`` are replaced, and parameters are taken at their present values.
+
         Raises:
             ValueError: with these arguments the model has other latent sites, or other noise levels.
         """
@@ -113,7 +115,8 @@ class JointPotential(FlatModel, Potential):
         spaces = [([(s.name, s.shape, s.prior is None) for s in p.sites], p.schedule) for p in (self, other)]
         if spaces[0] != spaces[1]:
             raise ValueError(f"with these arguments {self.name} has other latent sites: make a new JointPotential")
-        self.__dict__.update({name: value for name, value in other.__dict__.items() if name != "_memo"})
+        kept = ("_memo", "one_by_one")
+        self.__dict__.update({name: value for name, value in other.__dict__.items() if name not in kept})
 
     def parts(self) -> tuple[Potential, ...]:
         return tuple(dict.fromkeys(self.priors))
@@ -137,6 +140,16 @@ class JointPotential(FlatModel, Potential):
         """Mask of the coordinates that have a diffusion prior, and so a noise level: bool ``(size,)``."""
         kinds = [np.full(site.stop - site.start, site.prior is not None) for site in self.sites]
         return np.concatenate(kinds)
+
+    @property
+    def exponent(self) -> np.ndarray:
+        """Sum of the exponents of its prior for each coordinate that has one, and 1 for the others: ``(size,)``."""
+        found = np.ones(self.event_shape)
+        for site in self._prior_sites():
+            prior = site.prior.potential  # type: ignore[union-attr]
+            each = np.broadcast_to(prior.exponent, prior.event_shape)
+            found[site.start : site.stop] = np.broadcast_to(each, site.shape).flatten()
+        return found
 
     def start(self, level: int, *, chains: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Draw starting points: ``x`` from the start density of its potential, other latent sites from their priors.

@@ -117,7 +117,7 @@ class Layout(NamedTuple):
         observed: values of observed sites by name.
         recorded: names of the sites that ``pyro.deterministic`` records.
         dims: names of the dimensions of every site, except those of ``pyro.factor``.
-        parameters: values of ``pyro.param`` and of the parameters of modules by name.
+        parameters: values of ``pyro.param`` and of the parameters of Pyro's modules by name, copied.
         notes: sentences on parameters, and on data outside the support of their distribution.
     """
 
@@ -178,15 +178,22 @@ def layout_of(run: Callable[[SubstituteLatents], Any], model: str) -> Layout:
             sites.append(replace(_site(name, node, start, model), filler=name in fillers))
             start = sites[-1].stop
     check_names(dims, observed, model)
-    held = {name: value.detach() for name, value in parameters.items()}
+    # Parameters of pyro.module are those of the network, which may replace them by what it is given.
+    held = {name: value.detach().clone() for name, value in parameters.items() if "$$$" not in name}
     return Layout(tuple(sites), observed, recorded, dims, held, notes)
+
+
+def _is_masked(fn: Any) -> bool:
+    while isinstance(fn, dist.Independent):
+        fn = fn.base_dist
+    return isinstance(fn, dist.MaskedDistribution)
 
 
 def _support_notes(name: str, node: Any, model: str) -> list[str]:
     """Return a sentence if data lie outside of a support that depends on no parameters; missing data do not."""
     fn = unwrapped(node["fn"])
     support = getattr(type(fn), "support", None)
-    if node["mask"] is not None or isinstance(node["fn"], dist.MaskedDistribution):
+    if node["mask"] is not None or _is_masked(node["fn"]):
         return []
     if not isinstance(support, constraints.Constraint) or constraints.is_dependent(support):
         return []

@@ -23,6 +23,7 @@ import torch
 from ppl_diffusion.potential import Potential
 
 from .joint import JointPotential
+from .sites import HeldParameters
 from .walker import PyroWalker, RunTasks, StepResult, Task
 
 _walker: PyroWalker | None = None
@@ -80,11 +81,11 @@ def spread_over_processes(kernel: Any, joint: JointPotential, workers: int) -> I
 def _pickled(kernel: Any, joint: JointPotential) -> bytes:
     """Pickle what a worker needs to build the joint density and the kernel."""
     main = sys.modules["__main__"]
-    interactive = getattr(joint.model, "__module__", "") == "__main__" and not hasattr(main, "__file__")
+    interactive = getattr(joint.given, "__module__", "") == "__main__" and not hasattr(main, "__file__")
     try:
         if interactive:
             raise pickle.PicklingError("it was defined in an interactive session")
-        return pickle.dumps((kernel, joint.model, joint.args, joint.kwargs, joint.likelihood))
+        return pickle.dumps((kernel, joint.given, joint.parameters, joint.args, joint.kwargs, joint.likelihood))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{joint.name} cannot be taken to other processes ({str(error).splitlines()[0]}): write it, and what it "
@@ -97,8 +98,9 @@ def _init_worker(blob: bytes, threads: int, dtype: torch.dtype) -> None:
     global _walker
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
-    kernel, model, args, kwargs, likelihood = pickle.loads(blob)
-    _walker = kernel.bind(JointPotential(model, args, kwargs, likelihood=likelihood))
+    kernel, model, parameters, args, kwargs, likelihood = pickle.loads(blob)
+    held = HeldParameters(parameters)(model) if parameters else model
+    _walker = kernel.bind(JointPotential(held, args, kwargs, likelihood=likelihood))
 
 
 def _run_in_worker(tasks: Sequence[Task]) -> list[StepResult]:

@@ -529,6 +529,48 @@ def test_parameters_keep_their_values_also_in_other_processes(workers):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_parameters_that_are_trained_on_are_taken_when_they_are_asked_for():
+    with pyro.get_param_store().scope():
+        offset = pyro.param("offset", torch.zeros(2))
+
+        def shifted():
+            x = pyro.sample("x", DiffusionPrior(PRIOR))
+            pyro.sample("y", dist.Normal(x + pyro.param("offset"), 0.5).to_event(1), obs=Y)
+
+        joint, point = JointPotential(shifted, likelihood="widened"), np.zeros((1, 2))
+        before = joint.energy(point, level=0)
+        with torch.no_grad():
+            offset += 1.0
+        torch.testing.assert_close(joint.energy(point, level=0), before)
+        joint.update(())
+        assert not torch.allclose(joint.energy(point, level=0), before)
+
+
+def test_networks_of_a_model_stay_as_they_are():
+    network = torch.nn.Linear(2, 2)
+
+    def learned():
+        pyro.module("net", network, update_module_params=True)
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        pyro.sample("y", dist.Normal(network(x), 0.5).to_event(1), obs=Y)
+
+    with pyro.get_param_store().scope(), pytest.warns(SamplingWarning, match=r"net\$\$\$weight"):
+        anneal_model(learned, **QUICK)
+    assert network.weight.requires_grad
+
+
+def test_starts_and_leaps_know_the_exponents_of_a_prior():
+    def model():
+        x = pyro.sample("x", DiffusionPrior(PRIOR**2))
+        s = pyro.sample("s", dist.HalfNormal(1.0))
+        pyro.sample("y", dist.Normal(x, s).to_event(1), obs=Y)
+
+    np.testing.assert_array_equal(JointPotential(model, likelihood="widened").exponent, [2.0, 2.0, 1.0])
+    ladder = Ladder(tuple(range(19, -1, -1)), steps=1)
+    with pytest.warns(SamplingWarning, match="throws chains far out"):
+        anneal_model(model, **QUICK | {"ladder": ladder}, resample=0.5, reverse_step=True)
+
+
 def test_a_network_that_depends_on_no_latent_site_has_a_gradient_of_zero():
     network = torch.nn.Linear(1, 2)
 
@@ -564,6 +606,12 @@ def test_data_outside_of_their_support_are_named(fn, value):
 
     with pytest.warns(SamplingWarning, match="some data of y in model lie outside the support"):
         anneal_model(model, **QUICK)
+
+    def masked():
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        pyro.sample("y", fn(x).mask(torch.tensor([False, False])).to_event(1), obs=torch.tensor(value))
+
+    anneal_model(masked, **QUICK)
 
 
 NEAR, FAR = (GaussianMixture([[v, v]], [0.5], schedule=SCHEDULE, backend="torch") for v in (-2.0, 2.0))
