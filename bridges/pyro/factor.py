@@ -18,9 +18,10 @@ from ppl_diffusion.energy import Reference
 from ppl_diffusion.potential import Potential
 from ppl_diffusion.schedule import NoiseSchedule
 
+from .checks import check_rerun
 from .flat import BATCHABLE, NotBatchable, check_call, energies_of, gradient_of
 from .likelihood import ObservedSites, Widening, clean_estimate, linearise
-from .sites import check_rerun, is_deterministic, sample_sites
+from .sites import is_deterministic, sample_sites
 
 
 class ModelPotential(Potential):

@@ -23,10 +23,11 @@ from torch import Tensor
 from ppl_diffusion.potential import Potential
 
 from ..torch_jax import contains_jax
+from .checks import check_priors, check_rerun, check_same_sites, precision_warnings
 from .coordinates import log_prior, unconstrain
 from .flat import FlatModel, energies_of, gradient_of
 from .likelihood import Likelihood, Linearisation, ObservedSites, Widening, clean_estimate, linearise
-from .sites import Site, check_priors, check_rerun, check_same_sites, precision_warnings, sample_sites
+from .sites import Site, sample_sites
 
 REFRESHMENT_STEPS = 8
 """Number of Metropolis steps of the latent sites without a diffusion prior, on arrival at a level."""
