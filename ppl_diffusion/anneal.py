@@ -131,7 +131,7 @@ def anneal(
             where = "for any chain at level" if rung == 0 else "on all levels for any chain down to"
             notes.append(
                 f"the energy of {potential} is not finite {where} {level}: look for NaN in what it was given, such as "
-                "missing data"
+                "missing data, and for data outside of its support"
             )
         elif rung == 0 and init is None and record["ess"] < 0.1 * chains:
             notes += proposals.advise_on_start(potential, level, record["ess"], chains)
