@@ -157,7 +157,9 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[None, None]:
-        raise RuntimeError("torch can differentiate a JAX potential once only: take second derivatives in JAX")
+        raise RuntimeError(
+            "torch can differentiate a JAX potential once only: take second derivatives in JAX, jax.hessian"
+        )
 
 
 class _JaxEnergy(torch.autograd.Function):

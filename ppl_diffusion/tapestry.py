@@ -203,7 +203,9 @@ def tapestry(
     if not all(isinstance(w, Real) and np.isfinite(float(w)) and float(w) > 0 for w in shares):
         raise ValueError(f"weights of windows must be positive numbers, got {shares}: leave out windows of weight zero")
     if any(n < s for n, s in zip(canvas[-2:], shape[-2:], strict=True)):
-        raise ValueError(f"a canvas of {canvas[-2:]} is smaller than its windows of {shape[-2:]}")
+        raise ValueError(
+            f"a canvas of {canvas[-2:]} is smaller than its windows of {shape[-2:]}: make it at least as large"
+        )
     covered = np.zeros(canvas[-2:], dtype=bool)
     for corner in corners:
         if len(corner) != 2 or any(c < 0 or c + s > n for c, s, n in zip(corner, shape[-2:], canvas[-2:], strict=True)):

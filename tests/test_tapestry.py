@@ -210,6 +210,7 @@ def test_chains_start_narrower_where_windows_overlap():
     [
         (((3, 4), [(0, 0)], None), "one window and one weight for each potential"),
         (((3, 4), [(0, 0), (0, 2)], None), r"leaves the canvas.*corners run from \(0, 0\) to \(0, 1\)"),
+        (((2, 4), [(0, 0), (0, 1)], None), "smaller than its windows.*make it at least as large"),
         (((3, 8), [(0, 0), (0, 5)], None), r"lies in no window \(first at row 0, column 3\)"),
         (((3, 4), [(0, 0), (0, 1)], [1.0, 0.0]), "positive numbers"),
         (((2, 3, 4), [(0, 0), (0, 1)], None), "do not tile a canvas"),

@@ -181,6 +181,7 @@ def layout_of(run: Callable[[SubstituteLatents], Any], model: str) -> Layout:
 
 
 def _is_masked(fn: Any) -> bool:
+    """Whether a mask is among the wrappers of ``fn``, outside or inside of ``to_event``."""
     while isinstance(fn, dist.Independent):
         fn = fn.base_dist
     return isinstance(fn, dist.MaskedDistribution)
@@ -198,7 +199,7 @@ def _support_notes(name: str, node: Any, model: str) -> list[str]:
         return []
     return [
         f"some data of {name} in {model} lie outside the support of {type(fn).__name__}, {support}: they have no "
-        "density, and what is computed for them means nothing"
+        "density, and what is computed for them means nothing: take another distribution, or mask them, fn.mask(good)"
     ]
 
 
