@@ -38,7 +38,11 @@ class FromBlackJAX(BlackJAXKernel):
         known = (getattr(f, "func", f) for f in (self.build_kernel, self.init))  # of a functools.partial
         functions = [f"{f.__module__}.{getattr(f, '__qualname__', type(f).__qualname__)}" for f in known]
         step = [] if isinstance(self.step, _NoStep) else [f"step_size={self.step!r}"]
-        return f"from_blackjax({', '.join([*functions, *step, *(name + '=...' for name, _ in self.parameters)])})"
+        values = ((name, constant.value) for name, constant in self.parameters)
+        given = [
+            f"{name}={value!r}" if isinstance(value, (int, float, str)) else f"{name}=..." for name, value in values
+        ]
+        return f"from_blackjax({', '.join([*functions, *step, *given])})"
 
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
         chain = self.init(position, *(key if name in KEY_NAMES else log_density for name in self.init_takes))

@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable
 from numbers import Real
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -30,10 +31,11 @@ import xarray as xr
 from . import proposals
 from .arrays import outside_inference_mode
 from .compose import check_quotient
-from .kernel import Kernel, State, Still, Walker
+from .kernel import Kernel, Still, Walker
 from .potential import Potential
 from .schedule import Ladder
 from .trace import Trace, versions
+from .walk import Checkpoint, Walk, joined, stacked
 from .weights import Weights
 
 BLOCK = 25
@@ -78,6 +80,7 @@ def anneal(
     init: Any = None,
     resample: float | None = None,
     reverse_step: bool = False,
+    checkpoint: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Trace:
     """Sample a potential by annealed MCMC.
@@ -98,67 +101,25 @@ def anneal(
         reverse_step: arrive at each rung by the reverse-diffusion proposal, for which the weights are corrected.
             Near the clean end, where sigma falls by a large factor per rung, their variance may be infinite: rely on
             them only at noisier levels.
+        checkpoint: a file that keeps the walk, written about every minute, on an interruption or error, and at the end.
+            If it exists, the walk goes on from there and gives the trace of an uninterrupted one, that of a finished
+            walk at once. This costs one evaluation, which is not counted. Remove the file when it has served.
         progress: called with a :class:`Progress` after every rung and every block of recorded draws.
 
     Returns:
         A :class:`~ppl_diffusion.trace.Trace` with positions ``(chains, draws, *event_shape)``.
 
     Raises:
-        ValueError, TypeError: an argument is invalid; the message says what to write instead.
+        ValueError, TypeError: an argument is invalid, or ``checkpoint`` is a file of another run or none of a walk; the
+            message says what to write instead.
+        FileNotFoundError, PermissionError: the folder of ``checkpoint`` does not exist, or cannot be written.
     """
     begun = time.perf_counter()
     ladder = _check_arguments(potential, kernel, ladder, chains, draws, seed, resample, progress)
-    streams = np.random.SeedSequence(seed)
-    rng, kernel_seeds = np.random.default_rng(streams.spawn(1)[0]), _seeds(streams)
-    positions, log_density = proposals.start(potential, ladder.levels[0], chains=chains, init=init, rng=rng)
-    notes = [] if isinstance(kernel, Still) else check_quotient(potential, levels=_levels_to_check(ladder))
-    if init is not None:
-        notes += proposals.check_init(potential, ladder.levels[0], positions)
-    if reverse_step and resample is not None:
-        notes += proposals.check_reverse_weights(potential, ladder.levels)
+    walk = Walk(int(seed), Weights(chains))
+    positions, log_density = proposals.start(potential, ladder.levels[0], chains=chains, init=init, rng=walk.rng)
     walker = kernel.bind(potential)
-    weights = Weights(chains)
-    rungs: list[dict[str, Any]] = []
-    state: State | None = None
-    for rung, (level, steps) in enumerate(zip(ladder.levels, ladder.steps_per_rung, strict=True)):
-        arrival = proposals.arrive(walker, potential, positions, level, state, reverse_step, rng, next(kernel_seeds))
-        state, increments = arrival.state, arrival.increments
-        if rung == 0:
-            uniform = np.where(np.isfinite(arrival.energy), 0.0, -np.inf)
-            increments = uniform if init is not None else -arrival.energy - log_density
-        record = weights.move(increments)
-        if record["ess"] == 0 and (rung == 0 or rungs[-1]["ess"] > 0):
-            where = "for any chain at level" if rung == 0 else "on all levels for any chain down to"
-            notes.append(
-                f"the energy of {potential} is not finite {where} {level}: look for NaN in what it was given, such as "
-                "missing data, and for data outside of its support"
-            )
-        elif rung == 0 and init is None and record["ess"] < 0.1 * chains:
-            notes += proposals.advise_on_start(potential, level, record["ess"], chains)
-        ancestors = weights.resample(resample, last=rung == len(ladder) - 1, rng=rng)
-        if ancestors is not None:
-            state = walker.select(state, ancestors)
-        record["ancestor"] = np.arange(chains) if ancestors is None else ancestors
-        record["resampled"] = ancestors is not None
-        record["energy_arrival"] = np.asarray(state.energy)
-        state, moved = walker.move(state, steps, seed=next(kernel_seeds))
-        record |= moved
-        failed = ~np.isfinite(arrival.energy)
-        record["nonfinite"] = np.where(failed, np.nan_to_num(record["nonfinite"]) + 1, record["nonfinite"])
-        record["gradient_calls"] = 1 + int(moved["gradient_calls"])
-        record["energy"], positions = np.asarray(state.energy), state.positions
-        rungs.append(record)
-        if progress is not None:
-            rate = float(np.mean(moved["acceptance_rate"]))
-            progress(Progress(rung + 1, len(ladder), level, 0, draws, rate, record["ess"] / chains))
-    assert state is not None
-    drawn, sample_stats = _record_draws(walker, walker.freeze(state), draws, kernel_seeds, progress, len(ladder))
-    notes += _check_last_draws(potential, drawn, sample_stats, still=isinstance(kernel, Still))
-    with jax.enable_x64(True):
-        notes += check_quotient(potential, levels=(), positions=drawn[:256, -1], level=ladder.levels[-1])
-    for note in dict.fromkeys(notes):
-        warn_caller(note)
-    attributes = {
+    settings = {
         "potential": str(potential),
         "kernel": str(kernel),
         "adjusted": kernel.adjusted,
@@ -167,11 +128,61 @@ def anneal(
         "steps": list(ladder.steps_per_rung),
         "resample": None if resample is None else float(resample),
         "reverse_step": bool(reverse_step),
-        "versions": versions(),
-        "warnings": list(dict.fromkeys(notes)),
-        "seconds": round(time.perf_counter() - begun, 3),
     }
-    return Trace(drawn, _stack_rungs(rungs, ladder), sample_stats, attributes)
+    run = settings | {"chains": int(chains), "draws": int(draws)}
+    with Checkpoint(checkpoint, run, positions) as kept:
+        kept.restore(walk, walker)
+        if walk.state is None:
+            walk.notes += (
+                [] if isinstance(kernel, Still) else check_quotient(potential, levels=_levels_to_check(ladder))
+            )
+            if init is not None:
+                walk.notes += proposals.check_init(potential, ladder.levels[0], positions)
+            if reverse_step and resample is not None:
+                walk.notes += proposals.check_reverse_weights(potential, ladder.levels)
+        for rung in range(len(walk.rungs), len(ladder)):
+            level, steps, previous = ladder.levels[rung], ladder.steps_per_rung[rung], walk.state
+            if previous is not None:
+                positions = previous.positions
+            arrival = proposals.arrive(
+                walker, potential, positions, level, previous, reverse_step, walk.rng, walk.next_seed()
+            )
+            state, increments = arrival.state, arrival.increments
+            if rung == 0:
+                uniform = np.where(np.isfinite(arrival.energy), 0.0, -np.inf)
+                increments = uniform if init is not None else -arrival.energy - log_density
+            record = walk.weights.move(increments)
+            if record["ess"] == 0 and (rung == 0 or walk.rungs[-1]["ess"] > 0):
+                walk.notes.append(_advise_on_failure(potential, level, first=rung == 0))
+            elif rung == 0 and init is None and record["ess"] < 0.1 * chains:
+                walk.notes += proposals.advise_on_start(potential, level, record["ess"], chains)
+            ancestors = walk.weights.resample(resample, last=rung == len(ladder) - 1, rng=walk.rng)
+            if ancestors is not None:
+                state = walker.select(state, ancestors)
+            record["ancestor"] = np.arange(chains) if ancestors is None else ancestors
+            record["resampled"] = ancestors is not None
+            record["energy_arrival"] = np.asarray(state.energy)
+            walk.state, moved = walker.move(state, steps, seed=walk.next_seed())
+            record |= moved
+            failed = ~np.isfinite(arrival.energy)
+            record["nonfinite"] = np.where(failed, np.nan_to_num(record["nonfinite"]) + 1, record["nonfinite"])
+            record["gradient_calls"] = 1 + int(moved["gradient_calls"])
+            record["energy"] = np.asarray(walk.state.energy)
+            walk.rungs.append(record)
+            kept.mark(walk)
+            if progress is not None:
+                rate = float(np.mean(moved["acceptance_rate"]))
+                progress(Progress(rung + 1, len(ladder), level, 0, draws, rate, record["ess"] / chains))
+        drawn, sample_stats = _record_draws(walk, walker, draws, kept, progress)
+    walk.notes += _check_last_draws(potential, drawn, sample_stats, still=isinstance(kernel, Still))
+    with jax.enable_x64(True):
+        walk.notes += check_quotient(potential, levels=(), positions=drawn[:256, -1], level=ladder.levels[-1])
+    notes = list(dict.fromkeys(walk.notes))
+    for note in notes:
+        warn_caller(note)
+    seconds = walk.seconds + time.perf_counter() - begun
+    attributes = settings | {"versions": versions(), "warnings": notes, "seconds": round(seconds, 3)}
+    return Trace(drawn, _stack_rungs(walk.rungs, ladder), sample_stats, attributes)
 
 
 def reverse_diffusion(
@@ -203,6 +214,15 @@ def warn_caller(note: str) -> None:
     warnings.warn(note, SamplingWarning, stacklevel=level)
 
 
+def _advise_on_failure(potential: Potential, level: int, *, first: bool) -> str:
+    """Return a warning that no chain has a finite energy on arrival at ``level``."""
+    where = "for any chain at level" if first else "on all levels for any chain down to"
+    return (
+        f"the energy of {potential} is not finite {where} {level}: look for NaN in what it was given, such as missing "
+        "data, and for data outside of its support"
+    )
+
+
 def _check_last_draws(potential: Potential, drawn: np.ndarray, sample_stats: xr.Dataset, *, still: bool) -> list[str]:
     """Return warnings about chains whose draws ``(chains, draws, *event_shape)`` or last energies are not finite."""
     finite, notes = np.isfinite(drawn).all(tuple(range(1, drawn.ndim))), []
@@ -220,40 +240,34 @@ def _check_last_draws(potential: Potential, drawn: np.ndarray, sample_stats: xr.
 
 
 def _record_draws(
-    walker: Walker,
-    state: State,
-    draws: int,
-    seeds: Any,
-    progress: Callable[[Progress], None] | None,
-    rungs: int,
+    walk: Walk, walker: Walker, draws: int, kept: Checkpoint, progress: Callable[[Progress], None] | None
 ) -> tuple[np.ndarray, xr.Dataset]:
     """Record draws in blocks, so that progress is reported between them; of one size if possible, as each compiles."""
     block = max(n for n in range(1, min(draws, BLOCK) + 1) if draws % n == 0)
     if block < BLOCK / 2 < draws:
         block = BLOCK
-    positions, stats = [], []
-    for done in range(0, draws, block):
-        count = min(block, draws - done)
-        state, x, info = walker.record(state, count, seed=next(seeds))
-        positions.append(x)
-        stats.append(info)
+    assert walk.state is not None
+    if not walk.positions:
+        walk.state = walker.freeze(walk.state)
+    while walk.draws < draws:
+        count = min(block, draws - walk.draws)
+        walk.state, x, info = walker.record(walk.state, count, seed=walk.next_seed())
+        walk.positions.append(x)
+        walk.statistics.append(info)
+        kept.mark(walk)
         if progress is not None:
-            rate = float(np.mean(info.get("acceptance_rate", np.nan)))
-            progress(Progress(rungs, rungs, state.level, done + count, draws, rate, np.nan))
-    calls = sum(int(info["gradient_calls"]) for info in stats)
-    names = [name for name in stats[0] if name != "gradient_calls"]
+            rate, rungs = float(np.mean(info.get("acceptance_rate", np.nan))), len(walk.rungs)
+            progress(Progress(rungs, rungs, walk.state.level, walk.draws, draws, rate, np.nan))
+    found = joined(walk.statistics)
+    calls = int(found.pop("gradient_calls"))
     dataset = xr.Dataset(
-        {name: (("chain", "draw"), np.concatenate([info[name] for info in stats], axis=1)) for name in names},
-        attrs={"gradient_calls": calls},
+        {name: (("chain", "draw"), values) for name, values in found.items()}, attrs={"gradient_calls": calls}
     )
-    return np.concatenate(positions, axis=1), dataset
+    return np.concatenate(walk.positions, axis=1), dataset
 
 
 def _stack_rungs(rungs: list[dict[str, np.ndarray]], ladder: Ladder) -> xr.Dataset:
-    variables = {}
-    for name in rungs[0]:
-        values = np.stack([np.asarray(record[name]) for record in rungs])
-        variables[name] = (("rung", "chain")[: values.ndim], values)
+    variables = {name: (("rung", "chain")[: values.ndim], values) for name, values in stacked(rungs).items()}
     return xr.Dataset(variables, coords={"level": ("rung", np.array(ladder.levels))})
 
 
@@ -261,11 +275,6 @@ def _levels_to_check(ladder: Ladder) -> tuple[int, ...]:
     """Return a few levels of a ladder at which to check tails, including the two cleanest."""
     coarse = ladder.levels[:: max(1, len(ladder) // 4)]
     return tuple(dict.fromkeys((*coarse, *ladder.levels[-2:])))
-
-
-def _seeds(streams: np.random.SeedSequence) -> Any:
-    while True:
-        yield int(streams.spawn(1)[0].generate_state(1, np.uint32)[0])
 
 
 def _check_arguments(

@@ -78,6 +78,7 @@ def sample(
     model: Annotated[list[str] | None, typer.Option(help="A model of yours: NAME=FILE.safetensors.")] = None,
     reverse_step: Annotated[bool, typer.Option("--reverse-step", help="Arrive by reverse diffusion.")] = False,
     device: Annotated[str, typer.Option(help="Where the networks are: cpu or cuda.")] = "cpu",
+    checkpoint: Annotated[Path | None, typer.Option(help="Keeps the walk; goes on from here if it exists.")] = None,
     seed: int = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -99,7 +100,7 @@ def sample(
             numbers = {"--steps": steps, "--leapfrogs": leapfrogs, "--step": step, "--resample": resample}
             unread = [name for name, value in numbers.items() if value is not None]
             unread += ["--draws"] * (draws != 1) + ["--reverse-step"] * reverse_step
-            unread += ["--engine"] * (engine is not Engine.blackjax)
+            unread += ["--engine"] * (engine is not Engine.blackjax) + ["--checkpoint"] * (checkpoint is not None)
             if unread:
                 raise ValueError(
                     f"reverse diffusion has no kernel, one draw a chain and no weights: leave {', '.join(unread)} out"
@@ -116,7 +117,9 @@ def sample(
         chains = usual_chains if chains is None else chains
         ladder = Ladder.spaced(schedule, rungs=count, steps=usual_steps if steps is None else steps)
         options: dict[str, Any] = {"ladder": ladder, "chains": chains, "seed": seed}
+        terminal.tell_where_from(checkpoint, quiet)
         with (
+            terminal.resume_hint(checkpoint),
             terminal.staging(out) as folder,
             terminal.bar(expression, quiet or as_json) as progress,
             warnings.catch_warnings(),
@@ -132,6 +135,7 @@ def sample(
                     draws=draws,
                     resample=resample,
                     reverse_step=reverse_step,
+                    checkpoint=checkpoint,
                     progress=progress,
                 )
             found = diagnose(trace)
@@ -201,8 +205,7 @@ def train(
         if not os.access(weights.parent, os.W_OK):
             raise ValueError(f"the folder {weights.parent} cannot be written: give another --out")
         kept = checkpoint or Path(f"{settings.name}.checkpoint.safetensors")
-        if kept.exists() and not quiet:
-            typer.echo(f"going on from {kept}", err=True)
+        terminal.tell_where_from(kept, quiet)
         with terminal.bar(settings.name, quiet) as progress, terminal.resume_hint(kept):
             model = training.train(settings, checkpoint=kept, data=data, device=device, progress=progress)
         zoo.save_weights(model, weights)

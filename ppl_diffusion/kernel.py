@@ -23,7 +23,8 @@ from .step import StepPolicy, StepState, as_policy, block_scales, centred, resca
 class State(NamedTuple):
     """The state of all chains at a level, built by a walker from an evaluation at that level.
 
-    Positions and gradients may be JAX arrays, which stay on their device until ``np.asarray`` reads them.
+    Positions and gradients may be JAX arrays, which stay on their device until ``np.asarray`` reads them. No array is
+    changed in place; a checkpoint stores all of them, and those of ``carried`` as a JAX pytree.
 
     Attributes:
         level: noise level.

@@ -97,13 +97,19 @@ def _progress(state: Any) -> tuple[float, str]:
     return share, f"level {state.level}, acceptance {state.acceptance_rate:.2f}"
 
 
+def tell_where_from(kept: Path | None, quiet: bool) -> None:
+    """Say that a command goes on from a checkpoint, if there is one."""
+    if kept is not None and kept.exists() and not quiet:
+        typer.echo(f"going on from {kept}", err=True)
+
+
 @contextmanager
-def resume_hint(kept: Path) -> Iterator[None]:
-    """After an interruption of training, print how to resume if there is a checkpoint, and exit with status 130."""
+def resume_hint(kept: Path | None) -> Iterator[None]:
+    """After an interruption, print how to resume if there is a checkpoint, and exit with status 130."""
     try:
         yield
     except KeyboardInterrupt:
-        if not kept.exists():
+        if kept is None or not kept.exists():
             raise
         typer.echo(f"ppl-diffusion: interrupted, the same command goes on from {kept}", err=True)
         raise typer.Exit(130) from None

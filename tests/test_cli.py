@@ -99,6 +99,14 @@ REFUSED = {
     "unknown model": (["sample", "rings", "--out", "{tmp}/x"], "did you mean ring?"),
     "syntax": (["sample", "ring *", "--out", "{tmp}/x"], "position"),
     "python": (["sample", "__import__('os').system('true')", "--out", "{tmp}/x"], "only names"),
+    "no checkpoint": (
+        ["sample", "ring", "--out", "{tmp}/x", "--checkpoint", "{tmp}/rubbish.nc", "--quiet"],
+        "not the checkpoint of a walk",
+    ),
+    "a checkpoint of reverse diffusion": (
+        ["sample", "ring", "--out", "{tmp}/x", "--kernel", "reverse", "--checkpoint", "walk"],
+        "leave --checkpoint out",
+    ),
     "attribute": (["sample", "ring.network", "--out", "{tmp}/x"], "only names"),
     "number": (["sample", "1 + 2", "--out", "{tmp}/x"], "is a number"),
     "negative": (["sample", "ring * -1", "--out", "{tmp}/x"], "quotient"),
@@ -202,15 +210,21 @@ SLOWLY = ["sample", "ring * bar", "--out", "run", "--steps", "200"]
     ("command", "signalled"), [(SLOWLY, signal.SIGINT), (SLOWLY, signal.SIGTERM), (["train", "ring"], signal.SIGINT)]
 )
 def test_an_interruption_leaves_nothing_half_written(tmp_path, command, signalled):
+    assert "interrupted" in interrupted(command, signalled, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def interrupted(command, signalled, folder):
+    """Run a command in ``folder``, send it a signal a second after its first line of progress; return its errors."""
     process = subprocess.Popen(
         [sys.executable, "-c", LISTENING, *command],
-        cwd=tmp_path,
+        cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
     )
     try:
-        line = process.stderr.readline()  # the first line of progress: the run has started
+        line = process.stderr.readline()  # the run has started
         assert "%" in line, line + process.stderr.read()
         time.sleep(1)
         process.send_signal(signalled)
@@ -218,8 +232,24 @@ def test_an_interruption_leaves_nothing_half_written(tmp_path, command, signalle
     finally:
         process.kill()
     assert process.returncode == 130, error
-    assert "interrupted" in error
-    assert list(tmp_path.iterdir()) == []
+    return error
+
+
+def test_an_interrupted_walk_goes_on_from_its_checkpoint(run, tmp_path, monkeypatch):
+    command = ["sample", "ring", "--out", "run", "--chains", "8", "--steps", "30", "--checkpoint", "walk"]
+    error = interrupted(command, signal.SIGTERM, tmp_path)
+    assert "interrupted, the same command goes on from walk" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["walk"]
+    monkeypatch.chdir(tmp_path)
+    status, _, progress = run(*command)
+    assert status == 0
+    assert "going on from walk" in progress
+    assert "ring: 0%" not in progress
+    assert Trace.load("run/trace.nc").stats.sizes["rung"] == 100
+    status, _, error = run(*command[:-1], "run/trace.nc")
+    assert (status, "run exists and is kept" in error) == (2, True)
+    status, _, error = run(*command[:2], "--out", "other", *QUICK, "--checkpoint", "walk")
+    assert (status, "walk is of another run" in error) == (2, True)
 
 
 MINE = """

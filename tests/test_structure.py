@@ -36,6 +36,7 @@ ORDER = [
     "training",
     "step",
     "kernel",
+    "walk",
     "proposals",
     "anneal",
     "expression",

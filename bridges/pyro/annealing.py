@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from ppl_diffusion.anneal import Progress, anneal, warn_caller
@@ -38,6 +39,7 @@ def anneal_model(
     reverse_step: bool = False,
     likelihood: Likelihood = "widened",
     workers: int = 1,
+    checkpoint: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Trace:
     """Sample the posterior of a Pyro model with a :class:`DiffusionPrior` by annealed MCMC.
@@ -49,7 +51,7 @@ def anneal_model(
         args, kwargs: arguments of the model.
         kernel: a kernel of ``bridges.pyro``, which moves one chain after the other, or of ``bridges.blackjax``, which
             moves all chains together.
-        ladder, chains, draws, seed, resample, reverse_step, progress: as in :func:`ppl_diffusion.anneal`.
+        ladder, chains, draws, seed, resample, reverse_step, checkpoint, progress: as in :func:`ppl_diffusion.anneal`.
         init: starting points: constrained values of every latent site by name, each ``(chains, *shape)``, or flat,
             unconstrained positions ``(chains, size)`` as in ``trace.positions``. Give ``x`` with the noise of the first
             level, ``alpha * x + sigma * z``.
@@ -98,6 +100,7 @@ def anneal_model(
             init=init,
             resample=resample,
             reverse_step=reverse_step,
+            checkpoint=checkpoint,
             progress=progress,
         )
     attributes = {**trace.attributes, "likelihood": likelihood, "dims": joint.dims}

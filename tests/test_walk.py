@@ -1,0 +1,248 @@
+"""Checkpoints of a walk: resumed walks give the traces of uninterrupted ones, and nothing is mixed up or lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import blackjax
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from bridges.blackjax import HMC, MALA, NUTS, UHMC, ULA, from_blackjax
+from bridges.pyro import HMC as PyroHMC
+from bridges.pyro import DiffusionPrior, JointPotential, anneal_model
+from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, anneal, walk
+
+pytestmark = pytest.mark.filterwarnings("ignore::ppl_diffusion.SamplingWarning")  # the ladder is coarse
+
+SCHEDULE = NoiseSchedule.cosine(40)
+RUNGS = 5
+SETTINGS = {
+    "ladder": Ladder.spaced(SCHEDULE, rungs=RUNGS, steps=3),
+    "chains": 6,
+    "draws": 30,  # two blocks of 15
+    "seed": 3,
+    "resample": 0.9,
+    "reverse_step": True,
+}
+
+
+class Interruption(Exception):
+    pass
+
+
+def interrupting(at):
+    """A progress callback that raises when it is called for the ``at``-th time."""
+    calls = iter(range(1, at + 1))
+
+    def progress(_):
+        if next(calls) == at:
+            raise Interruption
+
+    return progress
+
+
+def mixture(backend="jax", mean=1.0):
+    means = [[-1.0, 0.0], [mean, 0.0]]
+    return GaussianMixture(means, [0.2, 0.3], weights=[0.3, 0.7], schedule=SCHEDULE, backend=backend)
+
+
+TARGET = mixture()  # one for most tests: what is compiled for it is used again
+
+
+def same(one, two):
+    """Whether two traces are equal, number by number, but for the time that they took."""
+    return (
+        np.array_equal(one.positions, two.positions)
+        and one.stats.identical(two.stats)
+        and one.sample_stats.identical(two.sample_stats)
+        and {**one.attributes, "seconds": 0} == {**two.attributes, "seconds": 0}
+        and all(np.array_equal(one.sites[name], two.sites[name]) for name in one.sites)
+    )
+
+
+def with_interruptions(target, kernel, path, at, **settings):
+    """Anneal, being interrupted after each of the calls ``at`` of progress, counted anew every time."""
+    for call in at:
+        with pytest.raises(Interruption):
+            anneal(target, kernel, **settings, checkpoint=path, progress=interrupting(call))
+    return anneal(target, kernel, **settings, checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        HMC(refreshment=0.3),
+        MALA(),
+        NUTS(max_doublings=3),
+        UHMC(refreshment=0.3),
+        ULA(step=0.1),
+        from_blackjax(
+            blackjax.dynamic_hmc.build_kernel,
+            blackjax.dynamic_hmc.init,
+            step_size=0.1,
+            inverse_mass_matrix=np.ones(2),
+        ),
+        PyroHMC(),
+    ],
+    ids=["HMC", "MALA", "NUTS", "UHMC", "ULA", "dynamic_hmc", "Pyro"],
+)
+def test_a_walk_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, kernel):
+    target = mixture("torch") if isinstance(kernel, PyroHMC) else TARGET
+    whole = anneal(target, kernel, **SETTINGS)
+    # After the first rung, two rungs later, the last rung and a block of draws later.
+    assert same(whole, with_interruptions(target, kernel, tmp_path / "walk", (1, 2, 3), **SETTINGS))
+    assert same(whole, anneal(target, kernel, **SETTINGS, checkpoint=tmp_path / "walk")), "at once, when it has ended"
+
+
+@pytest.mark.parametrize("lost", ["momentum", "step", "generator", "seeds", "weights"])
+def test_a_checkpoint_without_one_of_its_parts_is_another_walk(tmp_path, monkeypatch, lost):
+    kernel, restore = HMC(refreshment=0.3), walk.Checkpoint.restore
+
+    def wrong(self, resumed, walker):
+        rng, spawned = resumed.rng.bit_generator.state, resumed.streams
+        restore(self, resumed, walker)
+        state = resumed.state
+        if state is None:
+            return
+        if lost == "momentum":
+            chains = state.carried._replace(momentum=np.zeros_like(state.carried.momentum))
+            resumed.state = state._replace(carried=chains)
+        elif lost == "step":
+            resumed.state = state._replace(step=state.step._replace(log_step=0.0))
+        elif lost == "generator":
+            resumed.rng.bit_generator.state = rng
+        elif lost == "seeds":
+            resumed.streams = spawned
+        elif lost == "weights":
+            resumed.weights.log = np.zeros(len(state.energy))
+
+    whole = anneal(TARGET, kernel, **SETTINGS | {"resample": 0.1})
+    monkeypatch.setattr(walk.Checkpoint, "restore", wrong)
+    resumed = with_interruptions(TARGET, kernel, tmp_path / "walk", (3,), **SETTINGS | {"resample": 0.1})
+    assert not same(whole, resumed)
+
+
+def model(y):
+    x = pyro.sample("x", DiffusionPrior(mixture("torch")))
+    noise = pyro.sample("noise", dist.HalfNormal(0.5))
+    pyro.sample("y", dist.Normal(x, noise).to_event(1), obs=y)
+
+
+def test_the_posterior_of_a_pyro_model_goes_on_too(tmp_path):
+    settings = {"kernel": HMC(), "ladder": SETTINGS["ladder"], "chains": 6, "draws": 4, "seed": 1}
+    y, others = (torch.tensor([0.5, 0.1]),), (torch.tensor([0.5, 0.2]),)
+    joint = JointPotential(model, y, likelihood="widened")  # compiled once
+    whole = anneal_model(joint, y, **settings)
+    settings["checkpoint"] = tmp_path / "walk"
+    with pytest.raises(Interruption):
+        anneal_model(joint, y, **settings, progress=interrupting(2))
+    with pytest.raises(ValueError, match="another potential, whose energies"):
+        anneal_model(joint, others, **settings)
+    assert same(whole, anneal_model(joint, y, **settings))
+
+
+def test_resuming_costs_one_evaluation(tmp_path):
+    calls = []
+
+    def energy(x, level):
+        calls.append(level)
+        return 0.5 * (x**2).sum(-1)
+
+    target = EnergyFunction(energy, schedule=SCHEDULE, event_shape=(2,), backend="torch")
+    whole = anneal(target, HMC(), **SETTINGS)
+    needed = len(calls)
+    assert same(whole, with_interruptions(target, HMC(), tmp_path / "walk", (3,), **SETTINGS))
+    assert whole.gradient_calls <= needed  # and those that look at the tails
+    resumed = len(calls) - 2 * needed
+    anneal(target, HMC(), **SETTINGS, checkpoint=tmp_path / "walk")
+    assert resumed == 1
+    assert len(calls) - 2 * needed - resumed <= 2  # the second one looks at the tails of the draws
+
+
+def test_a_walk_is_kept_while_it_runs_and_not_only_when_it_is_interrupted(tmp_path, monkeypatch):
+    """As if the process were killed: what is in the file after a rung is copied."""
+    path, kept = tmp_path / "walk", []
+    monkeypatch.setattr(walk, "EVERY", 0.0)
+    whole = anneal(TARGET, HMC(), **SETTINGS, checkpoint=path, progress=lambda _: kept.append(path.read_bytes()))
+    assert len(kept) == RUNGS + 2
+    for content in kept:
+        path.write_bytes(content)
+        assert same(whole, anneal(TARGET, HMC(), **SETTINGS, checkpoint=path))
+
+
+def test_an_error_of_the_potential_keeps_the_walk(tmp_path):
+    failing = [False]
+
+    def energy(x, level):
+        if failing[0] and level < 20:
+            raise MemoryError("no more")
+        return 0.5 * (x**2).sum(-1)
+
+    target = EnergyFunction(energy, schedule=SCHEDULE, event_shape=(2,), backend="torch")
+    whole = anneal(target, HMC(), **SETTINGS)
+    failing[0] = True
+    with pytest.raises(MemoryError, match="no more") as error:
+        anneal(target, HMC(), **SETTINGS, checkpoint=tmp_path / "walk")
+    assert any("goes on from where the walk was" in note for note in error.value.__notes__)
+    failing[0] = False
+    assert same(whole, anneal(target, HMC(), **SETTINGS, checkpoint=tmp_path / "walk"))
+
+
+def test_a_full_disk_does_not_stop_a_walk(tmp_path, monkeypatch):
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.warns(UserWarning, match="could not be written .No space left"):
+        trace = anneal(TARGET, HMC(), **SETTINGS, checkpoint=tmp_path / "walk")
+    assert np.isfinite(trace.positions).all()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 4}, r"another run \(seed is 3 there, 4 here\)"),
+        ({"draws": 31}, r"draws is 30 there, 31 here"),
+        ({"ladder": Ladder.spaced(SCHEDULE, rungs=RUNGS, steps=2)}, r"steps is \[3, 3, 3, 3, 3\] there"),
+        ({"init": np.zeros((6, 2))}, "start is '"),
+        ({"kernel": HMC(leapfrogs=2)}, "leapfrogs=2"),
+        ({"mean": 1.1}, "another potential"),
+    ],
+)
+def test_another_run_is_refused_and_the_file_kept(tmp_path, change, message):
+    path = tmp_path / "walk"
+    with pytest.raises(Interruption):
+        anneal(TARGET, HMC(), **SETTINGS, checkpoint=path, progress=interrupting(2))
+    content = path.read_bytes()
+    settings = {"kernel": HMC(), **SETTINGS, **change}
+    target = mixture(mean=settings.pop("mean")) if "mean" in settings else TARGET
+    with pytest.raises(ValueError, match=message) as error:
+        anneal(target, **settings, checkpoint=path)
+    assert not hasattr(error.value, "__notes__"), "nothing goes on"
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"notes of mine", "truncated"])
+def test_a_file_that_is_no_checkpoint_is_refused_and_kept(tmp_path, content):
+    path = tmp_path / "walk"
+    if content == "truncated":
+        anneal(TARGET, HMC(), **SETTINGS, checkpoint=path)
+        content = path.read_bytes()[:-100]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="not the checkpoint of a walk, or it is damaged"):
+        anneal(TARGET, HMC(), **SETTINGS, checkpoint=path)
+    assert path.read_bytes() == content
+
+
+def test_where_a_checkpoint_cannot_be_is_said_before_the_walk(tmp_path):
+    with pytest.raises(FileNotFoundError, match="mkdir -p"):
+        anneal(TARGET, HMC(), **SETTINGS, checkpoint=tmp_path / "nowhere" / "walk")
+    with pytest.raises(ValueError, match="not the checkpoint of a walk"):
+        anneal(TARGET, HMC(), **SETTINGS, checkpoint=tmp_path)
+    with pytest.raises(TypeError, match="checkpoint is a file"):
+        anneal(TARGET, HMC(), **SETTINGS, checkpoint=3)
