@@ -17,7 +17,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
-results: $(VENV)/.ready  ## every benchmark, into benchmarks/results/ and the README (hours on two cores)
+results: $(VENV)/.ready  ## every benchmark that needs no GPU, into benchmarks/results/ and the README (hours on two cores)
 	$(BIN)/python -m benchmarks.oracle
 	$(BIN)/python -m benchmarks.composition
 	$(BIN)/python -m benchmarks.overhead

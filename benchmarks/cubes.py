@@ -203,7 +203,9 @@ def _by_level(walks: Sequence[Mapping[str, np.ndarray]], further: Sequence[str])
     """Return means over walks at some levels: spread of log-weights in nats, ESS share, distinct ancestors, ..."""
     keys = ["spread", "ess", "ancestors", *further]
     shown = [(i, level) for i, level in enumerate(walks[0]["level"]) if level % 10 == 0 or level > 96 or level < 6]
-    means = {str(level): {key: float(np.mean([walk[key][i] for walk in walks])) for key in keys} for i, level in shown}
+    # A second walk begins at the level where the first ended, without a change of level: the first one's row stays.
+    shown = list({level: i for i, level in reversed(shown)}.items())[::-1]
+    means = {str(level): {key: float(np.mean([walk[key][i] for walk in walks])) for key in keys} for level, i in shown}
     return {
         level: {key: round(mean, 3) for key, mean in row.items() if np.isfinite(mean)} for level, row in means.items()
     }

@@ -235,15 +235,20 @@ def levels(content: Mapping[str, Any]) -> str:
 
 def forms(content: Mapping[str, Any]) -> str:
     """Return the table of loss and quality of pictures by form of the energy."""
-    lines = ["| form | steps | held-out loss | cubes a picture | one to five | spread at level 20 |", "|---" * 6 + "|"]
+    lines = [
+        "| form | steps | held-out loss | cubes a picture | one to five | distance | spread at level 20 |",
+        "|---" * 7 + "|",
+    ]
     for name, row in content["rows"].items():
         kind = "imitation" if "distilled" in name else "energy"
         values = [f"{row['denoising loss']:.4f}", f"{row['cubes found']:.2f}", f"{row['one to five']:.0%}"]
+        values.append(f"{row['sliced distance']:.3f}")
         lines.append(
             f"| {name} | {content['steps'][kind]} | {' | '.join(values)} | {row['in place']['20']['spread']:.2g} |"
         )
     real = content["real pictures"]
-    lines.append(f"| real pictures | | | {real['cubes found']:.2f} | {real['one to five']:.0%} | |")
+    values = [f"{real['cubes found']:.2f}", f"{real['one to five']:.0%}", f"{real['sliced distance']:.3f}"]
+    lines.append(f"| real pictures | | | {' | '.join(values)} | |")
     return "\n".join(lines)
 
 

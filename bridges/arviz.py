@@ -68,7 +68,9 @@ def to_inference_data(trace: Trace, *, prior: Mapping[str, Any] | None = None) -
 
     Raises:
         ValueError: ``prior`` has a site that the trace lacks.
+        TypeError: ``trace`` is not a Trace.
     """
+    _check_trace("to_inference_data", trace)
     library = arviz()
     variables = dict(trace.sites) or {"x": trace.positions}
     if _event_size(trace) > SCALARS:
@@ -80,7 +82,9 @@ def to_inference_data(trace: Trace, *, prior: Mapping[str, Any] | None = None) -
     variables = _dotted_keys(variables)
     dims = {name: [dotted(dim) for dim in dims_of_site] for name, dims_of_site in _dotted_keys(dims).items()}
     stats = {name: value.to_numpy() for name, value in trace.sample_stats.items()}
-    stats["diverging"] = np.nan_to_num(stats.get("diverging", np.zeros_like(stats["lp"]))).astype(bool)
+    diverging = stats.pop("diverging", np.array(np.nan))
+    if not np.isnan(diverging).all():  # else the kernel does not report it
+        stats["diverging"] = np.nan_to_num(diverging).astype(bool)
     attributes = {k: str(v) for k, v in trace.attributes.items() if k != "versions"}
     attributes |= {"inference_library": "ppl-diffusion"}
     attributes["inference_library_version"] = str(dict(trace.attributes.get("versions", {})).get("ppl-diffusion", ""))
@@ -104,6 +108,11 @@ def to_inference_data(trace: Trace, *, prior: Mapping[str, Any] | None = None) -
         data.extend(library.from_dict(sample_stats=stats))  # apart: a site may have the name of a statistic
         data.add_groups({"annealing": rungs})
     return data
+
+
+def _check_trace(reader: str, trace: Any) -> None:
+    if not isinstance(trace, Trace):
+        raise TypeError(f"{reader} reads a Trace, got {type(trace).__name__}: give Trace.load('run.nc')")
 
 
 def dotted(name: str) -> str:
@@ -151,8 +160,7 @@ def diagnose(trace: Trace) -> Diagnosis:
     Raises:
         TypeError: ``trace`` is not a Trace.
     """
-    if not isinstance(trace, Trace):
-        raise TypeError(f"diagnose reads a Trace, got {type(trace).__name__}: give Trace.load('run.nc')")
+    _check_trace("diagnose", trace)
     stats, steps = trace.stats, np.array(trace.attributes["steps"])
     increments = np.where(np.isfinite(stats.log_weight), stats.log_weight, np.nan)
     change, jumps = (stats.energy - stats.energy_midway).to_numpy(), stats.jump_distance

@@ -32,6 +32,9 @@ from ppl_diffusion.step import Adaptive, StepPolicy
 from .blackjax_walker import BlackJAXKernel, Info, LogDensity, info_of
 from .from_blackjax import FromBlackJAX, from_blackjax
 
+DIVERGENCE = 1000.0
+"""Growth of the Hamiltonian, in nats, from which on a trajectory of an unadjusted kernel diverges; BlackJAX's value."""
+
 __all__ = ["HMC", "MALA", "NUTS", "UHMC", "ULA", "FromBlackJAX", "from_blackjax"]
 
 
@@ -111,7 +114,8 @@ class MALA(HMC):
 class UHMC(HMC):
     """Unadjusted HMC with partial momentum refreshment: without an accept/reject step, the step size biases the draws.
 
-    A trajectory that ends at a non-finite log-density is discarded.
+    A trajectory that diverges is discarded: one that ends at a non-finite log-density, or at a Hamiltonian that has
+    grown by 1,000 nats. A chain that has been thrown so far does not come back.
 
     Args:
         step: leapfrog step; the default adapts to the acceptance rate that a Metropolis test would have had.
@@ -134,9 +138,10 @@ class UHMC(HMC):
         ended = integrate(begun, step, self.leapfrogs)
         finite = jnp.isfinite(ended.logdensity)
         before, after = (kinetic(state.momentum) - state.logdensity for state in (begun, ended))
-        would_accept = jnp.where(finite, jnp.exp(jnp.minimum(before - after, 0.0)), 0.0)
-        chain = jax.tree.map(lambda new, old: jnp.where(finite, new, old), ended, begun)
-        info = info_of(jnp.nan, jnp.nan, ~finite, self.leapfrogs, jnp.where(finite, after, before))
+        kept = finite & (after - before < DIVERGENCE)
+        would_accept = jnp.where(kept, jnp.exp(jnp.minimum(before - after, 0.0)), 0.0)
+        chain = jax.tree.map(lambda new, old: jnp.where(kept, new, old), ended, begun)
+        info = info_of(jnp.nan, ~kept, ~finite, self.leapfrogs, jnp.where(kept, after, before))
         return chain, info._replace(adaptation=would_accept)
 
 

@@ -131,7 +131,7 @@ class BlackJAXWalker:
             state.carried, np.array(state.step, dtype=np.float64), state.level, steps, seed, state.scales
         )
         stats = dict(zip(MOVE_STATS, np.asarray(moved), strict=True))
-        stats["gradient_calls"] = np.array(int(calls) if begun is None else self._calls() - begun)
+        stats["gradient_calls"] = _as_count(calls) if begun is None else np.array(self._calls() - begun)
         return self._state(state.level, chains, found, StepState(*np.asarray(step).tolist()), state.scales), stats
 
     @_in_jax_context
@@ -142,12 +142,12 @@ class BlackJAXWalker:
         )
         positions = scaled(np.asarray(flat), state.scales).reshape(*flat.shape[:2], *self.potential.event_shape)
         stats = {name: np.asarray(value) for name, value in info._asdict().items() if name != "adaptation"}
-        calls = int(stats["n_steps"].max(axis=0).sum()) if begun is None else self._calls() - begun
+        calls = _as_count(stats["n_steps"].max(axis=0).sum()) if begun is None else np.array(self._calls() - begun)
         stats |= {"lp": np.asarray(log_density), "step_size": np.full(log_density.shape, float(step))}
         return (
             self._state(state.level, chains, found, state.step, state.scales),
             positions,
-            {**stats, "gradient_calls": np.array(calls)},
+            {**stats, "gradient_calls": calls},
         )
 
     @_in_jax_context
@@ -223,7 +223,7 @@ class BlackJAXWalker:
     def _move(self, chains: Any, step: Array, level: Array, steps: Array, seed: Array, scales: Array) -> Any:
         key, count = jax.random.key(seed), chains.position.shape[0]
         totals = dict.fromkeys(MOVE_STATS[:4], jnp.zeros(count))
-        totals |= {"energy_midway": -chains.logdensity, "gradient_calls": jnp.zeros((), dtype=jnp.int64)}
+        totals |= {"energy_midway": -chains.logdensity, "gradient_calls": jnp.zeros(())}
 
         def body(i: Array, carry: Any) -> Any:
             chains, step, totals = carry
@@ -235,7 +235,7 @@ class BlackJAXWalker:
                 "nonfinite": totals["nonfinite"] + info.nonfinite,
                 "jump_distance": totals["jump_distance"] + jump,
                 "energy_midway": jnp.where(i < steps // 2, -moved.logdensity, totals["energy_midway"]),
-                "gradient_calls": totals["gradient_calls"] + jnp.max(info.n_steps).astype(jnp.int64),
+                "gradient_calls": totals["gradient_calls"] + jnp.max(info.n_steps),
             }
             # A chain that cannot leave where the density is zero rejects every step, however short.
             alive = jnp.isfinite(chains.logdensity) | jnp.isfinite(moved.logdensity)
@@ -256,6 +256,11 @@ class BlackJAXWalker:
 
         chains, drawn = jax.lax.scan(body, chains, jax.random.split(jax.random.key(seed), draws))
         return chains, self._describe(chains, scales), jax.tree.map(lambda array: jnp.swapaxes(array, 0, 1), drawn)
+
+
+def _as_count(calls: Any) -> np.ndarray:
+    """Return a number of evaluations as an integer, or NaN if it is not known."""
+    return np.array(int(calls) if np.isfinite(calls) else np.nan)
 
 
 @jax.jit

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from blackjax.mcmc import hmc
 
 from ppl_diffusion.arrays import Array
+from ppl_diffusion.kernel import check_count
 from ppl_diffusion.step import Adaptive, StepPolicy, StepState, centred
 
 from .blackjax_walker import BlackJAXKernel, Info, LogDensity, info_of
@@ -27,6 +28,7 @@ class FromBlackJAX(BlackJAXKernel):
     init: Callable[..., Any] = hmc.init
     parameters: tuple[tuple[str, Any], ...] = ()
     exact: bool = True
+    evaluations: int | None = None
     init_takes: tuple[str, ...] = ("logdensity_fn",)
 
     @property
@@ -59,13 +61,18 @@ class FromBlackJAX(BlackJAXKernel):
         rate = getattr(info, "acceptance_rate", jnp.nan)
         if isinstance(self.step, Adaptive) and not hasattr(info, "acceptance_rate"):
             raise TypeError("this kernel reports no acceptance_rate to adapt its step by: give step_size= a number")
-        count = getattr(info, "num_integration_steps", 1)
+        count = getattr(info, "num_integration_steps", jnp.nan if self.evaluations is None else self.evaluations)
         # What other kernels call energy may be that of a rejected proposal.
         return chain, info_of(rate, getattr(info, "is_divergent", jnp.nan), jnp.nan, count, jnp.nan)
 
 
 def from_blackjax(
-    build_kernel: Callable[..., Any], init: Callable[..., Any], *, adjusted: bool = True, **parameters: Any
+    build_kernel: Callable[..., Any],
+    init: Callable[..., Any],
+    *,
+    adjusted: bool = True,
+    evaluations: int | None = None,
+    **parameters: Any,
 ) -> FromBlackJAX:
     """Wrap any BlackJAX MCMC kernel, given its ``build_kernel`` and ``init``.
 
@@ -81,6 +88,9 @@ def from_blackjax(
             as ``elliptical_slice``, sample the density times that prior: divide the potential by it. The start, the
             weights and the log-normaliser are then those of the quotient: give ``init=``, and do not resample.
         adjusted: whether the kernel leaves the density invariant; if not, ``diagnose`` warns.
+        evaluations: number of evaluations of the density in a step, such as 1 for ``mala``, for a kernel that does not
+            report ``num_integration_steps``. If neither is known, ``gradient_calls`` is NaN, unless the potential is
+            a torch network, whose calls are counted.
         parameters: passed to the kernel by name. ``step_size`` has BlackJAX's meaning for this kernel, and may also be
             ``SigmaScaled`` or ``Adaptive`` where it is a length (that of ``mala`` is half the square of one). Arrays
             are passed unchanged.
@@ -93,6 +103,8 @@ def from_blackjax(
             "from_blackjax takes an algorithm in parts: pass its .build_kernel and its .init, such as "
             "blackjax.mala.build_kernel, blackjax.mala.init"
         )
+    if evaluations is not None:
+        check_count("evaluations", evaluations, example=1)
     needed = _required(init)[1:]
     others = [name for name in needed if name not in KEY_NAMES][1:]
     if others:
@@ -121,6 +133,7 @@ def from_blackjax(
         init=init,
         parameters=frozen,
         exact=adjusted,
+        evaluations=evaluations,
         init_takes=tuple(needed) or FromBlackJAX.init_takes,
     )
 

@@ -23,6 +23,9 @@ EXTENT = 1.1
 MOST_IMAGES, MOST_COORDINATES = 64, 6
 """What is shown of samples."""
 
+MOST_OBLONG = 16
+"""Ratio of the sides of a picture above which it is shown as coordinates."""
+
 
 def plot_ladder(trace: Trace) -> Figure:
     """Plot acceptance rate, step size, jump distance, and the effective sample size of the weights by level."""
@@ -51,15 +54,18 @@ def plot_samples(samples: Trace | np.ndarray, *, site: str | None = None, title:
     Points in the plane are scattered, images are tiled; of anything else the first coordinates are shown as histograms.
 
     Args:
-        samples: a trace, or an array ``(n, *event_shape)``; images, in [-1, 1], are ``(n, height, width)`` or
+        samples: a trace, or an array ``(n, *event_shape)``; images, in [-1, 1] or bytes, are ``(n, height, width)`` or
             ``(n, channels, height, width)`` with 1 or 3 channels.
         site: which site of a Pyro model is shown; by default the largest one.
         title: title of the figure.
 
     Raises:
-        ValueError: there is no such site.
+        ValueError: there is no such site, or there are no samples.
     """
     x = _last_draws(samples, site) if isinstance(samples, Trace) else np.asarray(samples)
+    if not x.size:
+        raise ValueError(f"there are no samples to plot in an array of shape {x.shape}")
+    x = x / 127.5 - 1 if x.dtype == np.uint8 else x
     if x.ndim == 2 and x.shape[1] == 2:
         return plot_planar({title: x}, extent=None)
     if not _are_images(x):
@@ -130,7 +136,9 @@ def _plot_coordinates(x: np.ndarray, title: str) -> Figure:
 
 
 def _are_images(x: np.ndarray) -> bool:
-    return x.ndim == 3 or (x.ndim == 4 and x.shape[1] in (1, 3))
+    """Whether ``x`` holds pictures, of a shape that can be seen as one."""
+    sides = sorted(x.shape[-2:])
+    return (x.ndim == 3 or (x.ndim == 4 and x.shape[1] in (1, 3))) and sides[1] <= MOST_OBLONG * sides[0]
 
 
 def image_grid(images: np.ndarray) -> np.ndarray:
@@ -143,7 +151,8 @@ def image_grid(images: np.ndarray) -> np.ndarray:
     """
     if not _are_images(images):
         raise ValueError(
-            f"images are (n, height, width) or (n, channels, height, width) with 1 or 3 channels, got {images.shape}"
+            "images are (n, height, width) or (n, channels, height, width) with 1 or 3 channels, of sides that differ "
+            f"by a factor of at most {MOST_OBLONG}, got {images.shape}"
         )
     x = images[:, None] if images.ndim == 3 else images
     n, channels, height, width = x.shape

@@ -136,6 +136,7 @@ def anneal(
             walk.notes += (
                 [] if isinstance(kernel, Still) else check_quotient(potential, levels=_levels_to_check(ladder))
             )
+            walk.notes += proposals.check_observations(potential)
             if init is not None:
                 walk.notes += proposals.check_init(potential, ladder.levels[0], positions)
             if reverse_step and resample is not None:
@@ -166,7 +167,7 @@ def anneal(
             record |= moved
             failed = ~np.isfinite(arrival.energy)
             record["nonfinite"] = np.where(failed, np.nan_to_num(record["nonfinite"]) + 1, record["nonfinite"])
-            record["gradient_calls"] = 1 + int(moved["gradient_calls"])
+            record["gradient_calls"] = 1 + moved["gradient_calls"]
             record["energy"] = np.asarray(walk.state.energy)
             walk.rungs.append(record)
             kept.mark(walk)
@@ -252,6 +253,8 @@ def _record_draws(
     while walk.draws < draws:
         count = min(block, draws - walk.draws)
         walk.state, x, info = walker.record(walk.state, count, seed=walk.next_seed())
+        if "lp" not in info:
+            raise TypeError(f"record() of {type(walker).__name__} returns no lp, the log-density of each draw: add it")
         walk.positions.append(x)
         walk.statistics.append(info)
         kept.mark(walk)
@@ -259,7 +262,7 @@ def _record_draws(
             rate, rungs = float(np.mean(info.get("acceptance_rate", np.nan))), len(walk.rungs)
             progress(Progress(rungs, rungs, walk.state.level, walk.draws, draws, rate, np.nan))
     found = joined(walk.statistics)
-    calls = int(found.pop("gradient_calls"))
+    calls = found.pop("gradient_calls").item()
     dataset = xr.Dataset(
         {name: (("chain", "draw"), values) for name, values in found.items()}, attrs={"gradient_calls": calls}
     )

@@ -30,13 +30,13 @@ def as_backend(x: Any, backend: Backend, name: str = "this potential", *, device
     if backend == "jax":
         if isinstance(x, torch.Tensor):
             raise TypeError(f"{name} computes with JAX and got a torch tensor: pass x.numpy()")
-        x = x if isinstance(x, jax.Array) else jnp.asarray(_in_native_byte_order(x))
+        x = x if isinstance(x, jax.Array) else jnp.asarray(native(x))
         floating = jnp.issubdtype(x.dtype, jnp.floating)
     else:
         if isinstance(x, jax.Array):
             raise TypeError(f"{name} computes with torch and got a JAX array: pass np.asarray(x)")
         if not isinstance(x, torch.Tensor):
-            x = _in_native_byte_order(x)
+            x = native(x)
             x = torch.from_numpy(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy()).to(device)
         x = x.clone() if x.is_inference() else x  # autograd rejects inference tensors
         floating = x.dtype.is_floating_point
@@ -105,7 +105,8 @@ def as_numpy(x: Array) -> np.ndarray:
     return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
 
 
-def _in_native_byte_order(x: Any) -> np.ndarray:
+def native(x: Any) -> np.ndarray:
+    """Return a numpy array in native byte order, the only one that torch and JAX know."""
     x = np.asarray(x)
     return x.astype(x.dtype.newbyteorder("="), copy=False)
 

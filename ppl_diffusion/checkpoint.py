@@ -72,8 +72,15 @@ def resume(run: Run, path: Path, config: Config, source: Data) -> None:
         with safe_open(path, framework="pt") as stored:
             header = stored.metadata() or {}
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
-        if Config(**json.loads(header["config"])) != config:
-            raise ValueError(f"{path} belongs to another configuration: give another checkpoint, or remove it")
+        if "schedule" in header:
+            raise ValueError(f"{path} is a weight file, not a checkpoint: give another --checkpoint")
+        there, here = asdict(Config(**json.loads(header["config"]))), asdict(config)
+        changed = [name for name in here if there[name] != here[name]]
+        if changed:
+            raise ValueError(
+                f"{path} belongs to another configuration ({changed[0]} is {there[changed[0]]!r} there, "
+                f"{here[changed[0]]!r} here): give another checkpoint, or remove it"
+            )
         if header.get("data", _fingerprint(source)) != _fingerprint(source):
             raise ValueError(f"{path} was trained on other data: give those, or another checkpoint")
         groups: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimiser": {}}

@@ -60,6 +60,23 @@ def main() -> None:
     sys.exit(status)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from .trace import versions
+
+        typer.echo(versions().get("ppl-diffusion", "not installed"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def sample(
     expression: Annotated[str, typer.Argument(help="For example 'ring * bar' or 'digits[3]'.")],
@@ -117,11 +134,10 @@ def sample(
         chains = usual_chains if chains is None else chains
         ladder = Ladder.spaced(schedule, rungs=count, steps=usual_steps if steps is None else steps)
         options: dict[str, Any] = {"ladder": ladder, "chains": chains, "seed": seed}
-        terminal.tell_where_from(checkpoint, quiet)
         with (
             terminal.resume_hint(checkpoint),
             terminal.staging(out) as folder,
-            terminal.bar(expression, quiet or as_json) as progress,
+            terminal.bar(expression, quiet or as_json, kept=checkpoint) as progress,
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore", SamplingWarning)  # the diagnosis contains them
@@ -141,9 +157,9 @@ def sample(
             found = diagnose(trace)
             trace.save(folder / "trace.nc")
             (folder / "diagnosis.txt").write_text(f"{found}\n", encoding="utf-8")
-            if draws >= 4 and chains >= 2:
-                scalars = ["~x"] if trace.positions[0, 0].size > SCALARS else None
-                arviz().summary(to_inference_data(trace), var_names=scalars).to_csv(folder / "summary.csv")
+            scalars = ["~x"] if trace.positions[0, 0].size > SCALARS else None
+            kind = "all" if draws >= 4 and chains >= 2 else "stats"  # R-hat and ESS need as many
+            arviz().summary(to_inference_data(trace), var_names=scalars, kind=kind).to_csv(folder / "summary.csv")
             plot_samples(trace, title=expression).savefig(folder / "samples.png", dpi=150)
             plot_ladder(trace).savefig(folder / "ladder.png", dpi=150)
         terminal.report(found, quiet, as_json, extra={"out": str(out), "gradient_calls": trace.gradient_calls})
@@ -205,8 +221,9 @@ def train(
         if not os.access(weights.parent, os.W_OK):
             raise ValueError(f"the folder {weights.parent} cannot be written: give another --out")
         kept = checkpoint or Path(f"{settings.name}.checkpoint.safetensors")
-        terminal.tell_where_from(kept, quiet)
-        with terminal.bar(settings.name, quiet) as progress, terminal.resume_hint(kept):
+        if kept.resolve() == weights.resolve():
+            raise ValueError(f"{kept} would be checkpoint and weights: give another --checkpoint")
+        with terminal.bar(settings.name, quiet, kept=kept) as progress, terminal.resume_hint(kept):
             model = training.train(settings, checkpoint=kept, data=data, device=device, progress=progress)
         zoo.save_weights(model, weights)
         if not quiet:

@@ -13,8 +13,12 @@ import torch
 from torch import Tensor
 
 from . import planar
+from .arrays import native
 from .condition import Classes, Conditions, Positions
 from .energy import Reference
+
+MAX_PIXEL = 20.0
+"""Largest absolute value of a floating-point picture; anything larger is not scaled to about [-1, 1]."""
 
 
 class Data(NamedTuple):
@@ -74,7 +78,7 @@ def image_data(
     try:
         with Path(source).open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             names = list(stored)
-            found = [stored[name] for name in keys if name in stored]
+            found = [native(stored[name]) for name in keys if name in stored]
     except (ValueError, TypeError, EOFError, BadZipFile) as error:
         raise ValueError(f"{source} is not an .npz file, or it is damaged: write one with numpy.savez") from error
     if len(found) < len(keys):
@@ -85,10 +89,15 @@ def image_data(
     if not (whole or (real and points.ndim > 1)) or len(given) != len(points) or not len(points):
         raise ValueError(
             f"{source} must hold uint8 images (n, ..., height, width) or floating points (n, ...), and as many "
-            f"conditions, got {points.dtype} {points.shape} and {given.shape}"
+            f"conditions, got {points.dtype} {points.shape} and {given.shape}: try .astype('uint8') for bytes"
         )
     if real and not np.isfinite(points).all():
         raise ValueError(f"{images!r} in {source} holds values that are not finite: leave those points out")
+    if real and points.ndim > 2 and np.abs(points).max() > MAX_PIXEL:
+        raise ValueError(
+            f"{images!r} in {source} are pictures from {points.min():.4g} to {points.max():.4g}: scale them to "
+            "[-1, 1], bytes by x / 127.5 - 1, or store bytes as uint8"
+        )
     pixels = torch.from_numpy(points)
 
     def scaled(values: Tensor) -> Tensor:

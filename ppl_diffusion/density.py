@@ -50,7 +50,8 @@ class Density(ABC):
 
         Args:
             x: points, shape ``(*chains, *event_shape)``, of floating dtype; numpy arrays are converted.
-            level: noise level, an integer; under a JAX transformation it may be traced.
+            level: noise level, an integer; under a JAX transformation it may be traced, and energies and gradients
+                are NaN at one that is out of range.
 
         Returns:
             Energies in nats, shape ``(*chains,)``: float64, except in JAX without 64-bit mode.
@@ -69,7 +70,7 @@ class Density(ABC):
 
         Args:
             x: points, shape ``(*chains, *event_shape)``, of floating dtype; numpy arrays are converted.
-            level: noise level, an integer; under a JAX transformation it may be traced.
+            level: as in :meth:`energy`.
 
         Returns:
             Energies, shape ``(*chains,)`` as in :meth:`energy`, and gradients of the shape and
@@ -244,8 +245,13 @@ class Density(ABC):
         """Check the level and the shape of ``x``; return ``x`` as an array of the backend, and a known level as an
         integer."""
         if not isinstance(level, jax.core.Tracer):
-            level = level.item() if isinstance(level, jax.Array) and level.ndim == 0 else level
+            level = level.item() if isinstance(level, (jax.Array, np.ndarray)) and level.ndim == 0 else level
             self.schedule.check_level(level)
+        elif level.ndim or not jnp.issubdtype(level.dtype, jnp.integer):
+            raise TypeError(
+                f"level must be an integer, got {level.dtype}{list(level.shape)}: for several levels, jax.vmap over "
+                "points and levels together"
+            )
         x = as_backend(x, self.backend, self.name, device=self.device)
         rank = len(self.event_shape)
         if x.ndim < rank or tuple(x.shape[x.ndim - rank :]) != self.event_shape:

@@ -31,6 +31,7 @@ from .arrays import Array, constant, on_cpu
 from .chunks import Chunks
 from .condition import Classes, Conditions, Token, stacked
 from .density import Density
+from .networks import is_conditional
 from .potential import Potential
 from .schedule import NoiseSchedule
 
@@ -63,7 +64,8 @@ class EnergyModel(Potential):
         chunks: chunked evaluation of the network, shared between conditions; see ``ppl_diffusion.chunks``.
 
     Raises:
-        ValueError: an unknown form; at evaluation, a network that returns a shape other than that of its points.
+        ValueError: an unknown form, or a conditional network of this library without ``conditions``; at evaluation, a
+            network that returns a shape other than that of its points, or that is in training mode.
         TypeError: ``network`` is not a module with parameters, or ``schedule`` is not a NoiseSchedule.
     """
 
@@ -88,6 +90,13 @@ class EnergyModel(Potential):
             raise ValueError(f"unknown form {form!r}: use one of {', '.join(get_args(Form))}")
         if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
             raise TypeError(f"network must be a torch module with parameters, got {network!r}: see EnergyFunction")
+        if isinstance(event_shape, int):
+            raise TypeError(f"event_shape is a tuple: try event_shape=({event_shape},)")
+        if conditions is None and is_conditional(network):
+            raise ValueError(
+                "the network has conditions: give conditions=, Classes(n) or Positions(low, high) of "
+                "ppl_diffusion.condition"
+            )
         if not isinstance(schedule, NoiseSchedule):
             raise TypeError(f"schedule must be a NoiseSchedule, got {schedule!r}: try NoiseSchedule.cosine(100)")
         self.network = network.eval().requires_grad_(False)
@@ -108,8 +117,15 @@ class EnergyModel(Potential):
         return self.chunks.device
 
     def to(self, device: str | torch.device) -> EnergyModel:
-        """Move the network to ``device`` in place, for all models that share it, and return this model."""
-        self.network.to(device)
+        """Move the network to ``device`` in place, for all models that share it, and return this model.
+
+        Raises:
+            ValueError: the device cannot be used.
+        """
+        try:
+            self.network.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"{self.name} cannot be moved to {device} ({str(error).splitlines()[0]})") from error
         return self
 
     def given(self, *condition: Any, **named: Any) -> EnergyModel:
@@ -173,6 +189,11 @@ class EnergyModel(Potential):
 
     def _stack_points(self, members: Sequence[Density], points: Sequence[Array]) -> tuple[Tensor, list[int], Tensor]:
         """Return all points ``(batch, *event_shape)``, the count of each member, and the condition tensor."""
+        if self.network.training:
+            raise ValueError(
+                f"the network of {self.name} is in training mode, where dropout and batch norms make energies "
+                "random or dependent on other chains: call network.eval()"
+            )
         flat = [x.reshape(-1, *self.event_shape) for x in points]
         sizes = [len(x) for x in flat]
         for x in flat:

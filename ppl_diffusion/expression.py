@@ -34,7 +34,7 @@ def parse(text: str, *, load: Callable[[str], Potential], known: Sequence[str]) 
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        column = getattr(error, "offset", None) or 1
+        column = getattr(error, "offset", None) or len(text) + 1  # 0 is the end
         raise ValueError(f"cannot read {text!r} at position {column}: write for example 'ring * bar'") from error
     try:
         value = _Evaluator(text, load, known).evaluate(tree)

@@ -19,7 +19,8 @@ class EnergyFunction(Potential):
 
     Args:
         function: maps points ``(*chains, *event_shape)`` and a level to energies ``(*chains,)``, with arrays of the
-            backend and differentiably; the energy of a chain must not depend on other chains.
+            backend and differentiably; the energy of a chain must not depend on other chains. Kernels of JAX call it
+            with a single point ``(*event_shape)``: index axes from the last, ``x[..., 0]``.
             In JAX, ``level`` is a traced integer during sampling, and other values that the function reads are
             compiled in at the first run: to change them, make a new ``EnergyFunction``.
         schedule: the noise levels.

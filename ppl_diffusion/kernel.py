@@ -47,7 +47,10 @@ class State(NamedTuple):
 
 
 class Walker(Protocol):
-    """A kernel bound to a potential."""
+    """A kernel bound to a potential.
+
+    Energies are float64: a walker that computes with JAX enters ``jax.enable_x64(True)`` in every method.
+    """
 
     def arrive(self, positions: Array, level: int, previous: State | None, *, seed: int) -> State:
         """Evaluate the potential at positions ``(chains, *event_shape)`` and a new level, in one call for all chains.
@@ -61,15 +64,16 @@ class Walker(Protocol):
         Returns:
             The new state, and per chain (shape ``(chains,)``): ``acceptance_rate``, ``step_size``,
             ``diverging`` and ``nonfinite`` (counts), ``jump_distance`` (mean Euclidean length of a
-            step), ``energy_midway``; and ``gradient_calls``, a scalar.
+            step), ``energy_midway``; and ``gradient_calls``, a scalar. NaN for what the kernel does not report.
         """
 
     def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
         """Take and record ``draws`` kernel steps without adapting the step size.
 
         Returns:
-            The new state, positions ``(chains, draws, *event_shape)``, and statistics per chain and
-            draw, shape ``(chains, draws)``; ``gradient_calls`` is a scalar.
+            The new state, positions ``(chains, draws, *event_shape)``, and statistics per chain and draw, shape
+            ``(chains, draws)``: ``lp``, the log-density (minus the energy), and others under ArviZ's names, such as
+            ``acceptance_rate``, ``diverging`` and ``energy``; ``gradient_calls`` is a scalar.
         """
 
     def select(self, state: State, ancestors: np.ndarray) -> State:

@@ -44,7 +44,7 @@ class LevelEmbedding(nn.Module):
 
     def __init__(self, width: int, *, classes: int) -> None:
         super().__init__()
-        self.register_buffer("frequencies", torch.logspace(-2, 0, width // 4), persistent=False)
+        self.register_buffer("frequencies", torch.logspace(-2, 0, width // 4, dtype=torch.float32), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(2 * (width // 4), width), nn.SiLU(), nn.Linear(width, width))
         self.labels = nn.Embedding(classes + 1, width) if classes else None
 
@@ -74,7 +74,7 @@ class EnergyMLP(nn.Module):
         self, size: int, *, width: int = 128, hidden: int = 256, blocks: int = 4, octaves: int = 5, classes: int = 0
     ) -> None:
         super().__init__()
-        self.register_buffer("octaves", 2.0 ** torch.arange(octaves), persistent=False)
+        self.register_buffer("octaves", 2.0 ** torch.arange(octaves, dtype=torch.float32), persistent=False)
         self.enter = nn.Linear(size * (1 + 2 * octaves), width)
         self.embedding = LevelEmbedding(width, classes=classes)
         self.into = nn.ModuleList(nn.Linear(width, hidden) for _ in range(blocks))
@@ -104,7 +104,8 @@ class EnergyUNet(nn.Module):
         positions: whether conditions are positions ``(x, y, 1)`` in the picture; ``(0, 0, 0)`` is no condition.
 
     Raises:
-        ValueError: a side is not divisible by ``2 ** len(widths)``, or a width not by 8.
+        ValueError: ``shape`` has not three numbers; a side is not divisible by ``2 ** len(widths)``, or a width not by
+            8.
     """
 
     def __init__(
@@ -117,6 +118,8 @@ class EnergyUNet(nn.Module):
         positions: bool = False,
     ) -> None:
         super().__init__()
+        if len(shape) != 3:
+            raise ValueError(f"shape is (channels, height, width), got {list(shape)}: gray pictures have one channel")
         channels, height, width = shape
         self.positions = positions
         if height % 2 ** len(widths) or width % 2 ** len(widths):
@@ -188,11 +191,18 @@ class _Block(nn.Module):
         return x + self.second(F.silu(h * (1 + scale) + shift))
 
 
+def is_conditional(network: nn.Module) -> bool:
+    """Whether a network is one of this library with conditions, which it cannot be evaluated without."""
+    labels = isinstance(network, (EnergyMLP, EnergyUNet)) and network.embedding.labels is not None
+    return labels or (isinstance(network, EnergyUNet) and network.positions)
+
+
 @on_cpu()
 def build_network(kind: str, *, seed: int = 0, **options: Any) -> nn.Module:
     """Build a network, "mlp" or "unet", from its constructor's arguments, as weight files store them.
 
-    The initial weights are drawn from ``seed``; torch's global generator is not changed.
+    The initial weights are drawn from ``seed``; torch's global generator is not changed. They are in single precision,
+    whatever torch's default is.
 
     Raises:
         ValueError: an unknown kind, or arguments that its constructor does not accept.
@@ -203,7 +213,7 @@ def build_network(kind: str, *, seed: int = 0, **options: Any) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return kinds[kind](**options)
+            return kinds[kind](**options).float()
     except TypeError as error:
         raise ValueError(f"network {kind!r} cannot be built from {options}: {error}") from error
 

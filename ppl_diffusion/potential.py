@@ -61,6 +61,12 @@ class Potential(Density):
             raise TypeError(f"only a density can be added to a density, not {other!r}: try 0.5 * p + 0.5 * q")
         return mixture([self, other], log_weights=[0.0, 0.0])
 
+    def __sub__(self, other: Any) -> Potential:
+        raise TypeError(f"densities cannot be subtracted: for a quotient write {self} / {other}")
+
+    def __neg__(self) -> Potential:
+        raise TypeError(f"a density cannot be negative: for its inverse, as a factor, write {self} ** -1")
+
     def __radd__(self, other: Any) -> Potential:
         return self if isinstance(other, int) and other == 0 else self + other  # sum([p, q]) begins with 0
 

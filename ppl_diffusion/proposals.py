@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from .arrays import as_numpy
+from .compose import Observation
+from .density import common_reference
 from .kernel import State, Walker
 from .potential import Potential
 
@@ -36,7 +38,7 @@ def start(
 
 
 MAX_INIT_RMS = 10.0
-"""Root mean square of ``init``, in standard deviations of the noised data, above which a warning is given."""
+"""Root mean square of ``init`` or of observed values, in standard deviations of the data, that is warned of."""
 
 
 def check_init(potential: Potential, level: int, positions: np.ndarray) -> list[str]:
@@ -56,6 +58,24 @@ def check_init(potential: Potential, level: int, positions: np.ndarray) -> list[
         f"init lies {size:.3g} standard deviations away from noised data of {potential} at level {level} (values from "
         f"{positions.min():.3g} to {positions.max():.3g}): pictures are in [-1, 1], scale bytes by x / 127.5 - 1"
     ]
+
+
+def check_observations(potential: Potential) -> list[str]:
+    """Return warnings about observed values that are far from the data of the other factors, as bytes would be."""
+    leaves, notes = potential.leaves(), []
+    mean, variance = common_reference([leaf for leaf in leaves if not isinstance(leaf, Observation)] or leaves)
+    if np.ndim(mean) == np.ndim(variance) == 0 and (mean, variance) == (0.0, 1.0):
+        return []
+    for leaf in leaves:
+        if isinstance(leaf, Observation):
+            values = ((leaf.values - mean) / np.sqrt(np.asarray(variance) + leaf.scale**2))[leaf.seen]
+            size = float(np.sqrt(np.mean(values**2)))
+            if size > MAX_INIT_RMS:
+                notes.append(
+                    f"the values of {leaf} lie {size:.3g} standard deviations away from the data of {potential}: "
+                    "pictures are in [-1, 1], scale bytes by x / 127.5 - 1"
+                )
+    return notes
 
 
 def advise_on_start(potential: Potential, level: int, ess: float, chains: int) -> list[str]:

@@ -51,7 +51,9 @@ def staging(out: Path) -> Iterator[Path]:
         raise ValueError(f"{out} cannot be written ({error.strerror}): give another --out") from error
     try:
         yield folder
-        folder.chmod(0o755)
+        mask = os.umask(0o022)
+        os.umask(mask)
+        folder.chmod(0o777 & ~mask)
         os.rename(folder, out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -59,9 +61,13 @@ def staging(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def bar(title: str, silent: bool) -> Iterator[Callable[[Any], None] | None]:
-    """Yield a progress callback: a bar on a terminal, else a printed line at every 10%; None if ``silent``."""
+def bar(title: str, silent: bool, *, kept: Path | None = None) -> Iterator[Callable[[Any], None] | None]:
+    """Yield a progress callback: a bar on a terminal, else a printed line at every 10%; None if ``silent``.
+
+    The first call, or the end, says that the command goes on from a checkpoint, if the file ``kept`` was there.
+    """
     console = Console(stderr=True)
+    opening = [f"going on from {kept}"] if kept is not None and kept.is_file() else []
     if silent:
         yield None
         return
@@ -70,11 +76,13 @@ def bar(title: str, silent: bool) -> Iterator[Callable[[Any], None] | None]:
 
         def print_progress(state: Any) -> None:
             share, text = _progress(state)
+            _print_once(console, opening)
             if int(share * 10) > last[0]:
                 last[0] = int(share * 10)
                 console.print(f"{title}: {share:.0%}, {text}", markup=False, highlight=False, soft_wrap=True)
 
         yield print_progress
+        _print_once(console, opening)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -82,9 +90,16 @@ def bar(title: str, silent: bool) -> Iterator[Callable[[Any], None] | None]:
 
         def update_bar(state: Any) -> None:
             share, text = _progress(state)
+            _print_once(console, opening)
             bar.update(task, completed=share, text=text)
 
         yield update_bar
+        _print_once(console, opening)
+
+
+def _print_once(console: Console, lines: list[str]) -> None:
+    while lines:
+        console.print(lines.pop(), markup=False, highlight=False, soft_wrap=True)
 
 
 def _progress(state: Any) -> tuple[float, str]:
@@ -94,13 +109,8 @@ def _progress(state: Any) -> tuple[float, str]:
     share = (state.rung + state.draw) / (state.rungs + state.draws)
     if state.draw:
         return share, f"draw {state.draw} of {state.draws}"
-    return share, f"level {state.level}, acceptance {state.acceptance_rate:.2f}"
-
-
-def tell_where_from(kept: Path | None, quiet: bool) -> None:
-    """Say that a command goes on from a checkpoint, if there is one."""
-    if kept is not None and kept.exists() and not quiet:
-        typer.echo(f"going on from {kept}", err=True)
+    known = state.acceptance_rate == state.acceptance_rate  # NaN for unadjusted kernels
+    return share, f"level {state.level}" + (f", acceptance {state.acceptance_rate:.2f}" if known else "")
 
 
 @contextmanager
@@ -122,6 +132,12 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (ValueError, TypeError, OSError) as error:
         typer.echo(f"ppl-diffusion: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+    except MemoryError as error:
+        reason = f" ({' '.join(str(error).split())})" if str(error) else ""
+        typer.echo(
+            f"ppl-diffusion: there is not enough memory{reason}: take fewer chains, or a smaller batch", err=True
+        )
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
         typer.echo("ppl-diffusion: interrupted, nothing half-written is left", err=True)

@@ -62,14 +62,16 @@ class Trace:
         return float(self.stats["log_normaliser"].sum())
 
     @property
-    def gradient_calls(self) -> int:
-        """Number of evaluations of the potential in the whole run, including recorded draws.
+    def gradient_calls(self) -> float:
+        """Number of evaluations of the potential by the walk, including recorded draws; NaN if it is not known.
 
         With BlackJAX kernels each is of all chains. With Pyro's kernels the evaluation on arrival at a level is of all
         chains, and every other one of a single chain. On a potential without torch parts, NUTS may make more than are
         reported (by a tenth in one case), since chains wait for each other, and so may kernels of ``from_blackjax``.
+        Not counted are the few evaluations that check quotients for tails that cannot be normalised.
         """
-        return int(self.stats["gradient_calls"].sum()) + int(self.sample_stats.attrs.get("gradient_calls", 0))
+        calls = self.stats["gradient_calls"].sum(skipna=False).item() + self.sample_stats.attrs.get("gradient_calls", 0)
+        return calls if np.isnan(calls) else int(calls)
 
     def __repr__(self) -> str:
         chains, draws = self.positions.shape[:2]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .arrays import check_device, on_cpu
+from .arrays import check_device, on_cpu, outside_inference_mode
 from .checkpoint import Run, resume, save
 from .condition import Conditions
 from .config import Config, load_config
@@ -51,6 +51,8 @@ class TrainingProgress(NamedTuple):
     loss: float
 
 
+@outside_inference_mode()
+@torch.enable_grad()
 @on_cpu()
 def train(
     config: Config,
@@ -102,7 +104,8 @@ def train(
     saved = time.monotonic()
     try:
         while run.step < config.steps:
-            _step(run, config, source, schedule)
+            with torch.autocast(device.type, enabled=False):
+                _step(run, config, source, schedule)
             if progress is not None and run.step % 10 == 0:
                 progress(TrainingProgress(run.step, config.steps, float(run.loss)))
             if run.step % every == 0 or run.step == config.steps or time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -150,6 +153,8 @@ def _model(config: Config, run: Run, schedule: NoiseSchedule, source: Data) -> E
 
 def _data(config: Config, source: str | Path | None) -> Data:
     if config.data != "npz":
+        if source is not None:
+            raise ValueError(f"{config.name} draws its data, {config.data!r}: leave {source} out, or set data = 'npz'")
         return planar_data(config.data, batch=config.batch, seed=config.seed)
     return image_data(
         source,
@@ -162,6 +167,9 @@ def _data(config: Config, source: str | Path | None) -> Data:
 
 
 def _network_options(config: Config, conditions: Conditions) -> dict[str, Any]:
+    for option, needed in conditions.options.items():
+        if config.network.get(option, needed) != needed:
+            raise ValueError(f"the data give {option} = {needed!r}, not {config.network[option]!r}: leave it out")
     return {**config.network, **conditions.options}
 
 

@@ -67,8 +67,9 @@ def normalise(log_weights: np.ndarray) -> np.ndarray:
     largest = log_weights.max()
     if largest == -np.inf:
         return np.full(len(log_weights), 1 / len(log_weights))
-    weights = np.exp(log_weights - largest)
-    return weights / weights.sum()
+    with np.errstate(under="ignore"):
+        weights = np.exp(log_weights - largest)
+        return weights / weights.sum()
 
 
 def nonfinite_to_minus_inf(log_weights: np.ndarray) -> np.ndarray:
@@ -90,7 +91,8 @@ def log_normaliser_increment(log_weights: np.ndarray, increments: np.ndarray) ->
     """
     shares = normalise(log_weights)
     before = np.log(shares, where=shares > 0, out=np.full(len(increments), -np.inf))
-    return float(np.logaddexp.reduce(nonfinite_to_minus_inf(before + nonfinite_to_minus_inf(increments))))
+    with np.errstate(under="ignore"):
+        return float(np.logaddexp.reduce(nonfinite_to_minus_inf(before + nonfinite_to_minus_inf(increments))))
 
 
 def systematic_resample(log_weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from .arrays import on_cpu, outside_inference_mode
@@ -71,6 +72,7 @@ def load(name: str | Path) -> EnergyModel:
     header, tensors = _read(path)
     try:
         network = build_network(**json.loads(header["network"]))
+        network.to(torch.float64 if any(t.dtype == torch.float64 for t in tensors.values()) else torch.float32)
         network.load_state_dict(tensors)
         return EnergyModel(
             network,
@@ -92,8 +94,10 @@ def save_weights(model: EnergyModel, path: str | Path) -> Path:
     """Write a model to a safetensors file with its schedule, network and provenance in the header.
 
     Raises:
-        ValueError: the model's ``info`` does not describe how to build its network.
+        ValueError: the model's ``info`` does not describe how to build its network, or the model is conditioned.
     """
+    if model.token != model.conditions.anything:
+        raise ValueError(f"{model} is conditioned: save the model that it was made of, and condition that when loaded")
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"{path} is to be a weight file: save_weights(model, '{Path(path).name}.safetensors')")
     if "network" not in model.info:
@@ -102,6 +106,7 @@ def save_weights(model: EnergyModel, path: str | Path) -> Path:
             "with the options of ppl_diffusion.networks.build_network"
         )
     header = {
+        "name": model.name,
         "format": FORMAT,
         "form": model.form,
         "schedule": json.dumps({"alphas": model.schedule.alphas, "sigmas": model.schedule.sigmas}),
@@ -109,17 +114,18 @@ def save_weights(model: EnergyModel, path: str | Path) -> Path:
         "conditions": dump(model.conditions),
         "reference": json.dumps([np.asarray(value).tolist() for value in model.reference]),
     }
-    header = {"name": model.name} | {key: value for key, value in model.info.items() if key not in header} | header
+    header = {key: str(value) for key, value in model.info.items() if key not in header} | header
     return write(model.network.state_dict(), header, Path(path))
 
 
 def write(tensors: Mapping[str, Tensor], header: Mapping[str, str], path: Path) -> Path:
     """Write a safetensors file, which appears at ``path`` only when it is complete, and return ``path``."""
+    content = to_bytes({k: v.contiguous() for k, v in tensors.items()}, metadata=dict(header))
     try:
         with replacing(path) as partial:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata=dict(header))
-    except SafetensorError as error:
-        raise OSError(f"{path} cannot be written ({_first_line(error)}): give another path") from error
+            partial.write_bytes(content)  # a file that safetensors creates can be read by its owner only
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error.strerror or error}): give another path") from error
     return path
 
 

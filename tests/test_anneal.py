@@ -15,6 +15,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 from scipy import stats
 
 import bridges.pyro as pyro_bridge
@@ -37,7 +38,9 @@ from ppl_diffusion import (
     observation,
     reverse_diffusion,
 )
+from ppl_diffusion.anneal import _check_last_draws
 from ppl_diffusion.planar import SCHEDULE, exact
+from ppl_diffusion.proposals import check_init
 from ppl_diffusion.step import block_scales
 
 SHORT = Ladder.spaced(SCHEDULE, rungs=12, steps=2)
@@ -629,3 +632,132 @@ def test_scales_of_coordinates_are_told_by_their_gradients():
     lost = np.array([[np.nan] * 53, [np.inf] * 53])
     np.testing.assert_array_equal(block_scales(scales, lost, diffused), scales)
     np.testing.assert_array_equal(block_scales(np.ones(5), np.ones((3, 5)), np.ones(5, bool)), np.ones(5))
+
+
+def test_evaluations_that_a_kernel_does_not_count_are_not_known():
+    """A slice sampler makes many in a step; a number that is made up would make its effective draws cheap."""
+    mala = {"build_kernel": blackjax.mala.build_kernel, "init": blackjax.mala.init, "step_size": 0.01}
+    trace = walk(kernel=from_blackjax(**mala), draws=4)
+    assert np.isnan(trace.gradient_calls)
+    assert np.isnan(trace.stats.gradient_calls).all()
+    assert np.isnan(trace.sample_stats.n_steps).all()
+    told = walk(kernel=from_blackjax(**mala, evaluations=1), draws=4)
+    assert told.gradient_calls == len(SHORT) * (1 + 2) + 4
+    home = GaussianMixture([[0.2, 0.1]], [0.5], schedule=SCHEDULE, backend="torch")
+    counted = walk(home, from_blackjax(**mala), draws=4)
+    assert counted.gradient_calls == told.gradient_calls
+    with pytest.raises(ValueError, match="evaluations must be a whole number"):
+        from_blackjax(**mala, evaluations=0)
+
+
+def test_a_walker_that_lacks_the_log_density_of_its_draws_is_told_of(monkeypatch):
+    kernel = HMC()
+    walker = kernel.bind(PRODUCT)
+    record = walker.record
+
+    def without(*args, **options):
+        state, x, info = record(*args, **options)
+        return state, x, {name: value for name, value in info.items() if name != "lp"}
+
+    monkeypatch.setattr(walker, "record", without)
+    with pytest.raises(TypeError, match="returns no lp"):
+        walk(kernel=kernel)
+
+
+def test_observed_bytes_are_named():
+    """Also as floating points, which the factor itself cannot tell from data of another scale."""
+    digits, values = load("digits"), np.zeros((28, 28))
+    values[10:18] = 255.0
+    for scaled, named in ((values, True), (values / 127.5 - 1, False)):
+        target = digits * observation(scaled, scale=0.5, schedule=digits.schedule, backend="torch")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            anneal(target, HMC(), ladder=Ladder(levels=(99,), steps=0), chains=2, seed=0)
+        assert any("scale bytes by x / 127.5 - 1" in str(one.message) for one in caught) == named
+
+
+def test_numpy_may_raise_on_underflow():
+    with np.errstate(all="raise"):
+        trace = walk(GAUSS, resample=0.5, ladder=Ladder(levels=(99, 50, 0), steps=1))
+    assert np.isfinite(trace.log_normaliser)
+
+
+def test_energies_on_arrival_are_those_of_the_chains_that_took_the_place():
+    trace = walk(kernel=MALA(step=1e-9), chains=20, resample=1.0)
+    assert trace.stats.resampled.sum() > 2
+    np.testing.assert_allclose(trace.stats.energy_arrival, trace.stats.energy, atol=1e-4)
+
+
+def test_chains_are_resampled_on_arriving_at_the_last_rung_however_even_their_weights():
+    trace = walk(GAUSS, resample=0.01)
+    assert trace.stats.resampled.to_numpy().tolist() == [False] * 11 + [True]
+
+
+def test_progress_tells_the_effective_share_of_the_chains():
+    told = []
+    trace = walk(draws=2, progress=told.append)
+    np.testing.assert_allclose([progress.ess for progress in told[:-1]], trace.stats.ess / 50)
+    assert np.isnan(told[-1].ess)
+
+
+def test_every_rung_and_every_block_of_draws_has_random_numbers_of_its_own():
+    slow = HMC(step=1e-4, leapfrogs=1)  # a random walk, whose variance is the sum over steps
+    ladder, init = Ladder((53, 52, 51, 50), steps=1), np.zeros((2000, 2))
+    x = walk(GAUSS, slow, ladder=ladder, chains=2000, init=init).positions
+    assert np.var(x) == pytest.approx(5e-8, rel=0.15), "four rungs and a draw"
+    moves = np.diff(walk(GAUSS, slow, draws=50).positions, axis=1)  # two blocks of 25
+    assert abs(np.corrcoef(moves[:, :24].ravel(), moves[:, 25:49].ravel())[0, 1]) < 0.2
+
+
+def test_the_two_cleanest_rungs_of_a_ladder_are_looked_at():
+    """Only the cleanest levels of this quotient are not normalisable."""
+    p, q = (GaussianMixture([[0.0, 0.0]], [v**0.5], schedule=SCHEDULE, backend="jax") for v in (0.02, 0.01))
+    with pytest.warns(SamplingWarning, match="not normalisable at levels 0, 1:"):
+        walk(p / q**0.6, ladder=Ladder.full(SCHEDULE, steps=0), chains=4)
+
+
+def test_a_tenth_of_the_chains_outside_the_support_is_told_of():
+    ring, wide = exact("ring", backend="jax"), exact("wide", backend="jax")
+    x = ring.sample(100, level=20, seed=0)
+    assert check_quotient(ring / wide**0.5, levels=(), positions=x, level=20) == []
+    x[:10] = 30.0
+    (note,) = check_quotient(ring / wide**0.5, levels=(), positions=x, level=20)
+    assert note.startswith("10% of the chains")
+
+
+def test_a_start_is_measured_in_standard_deviations():
+    narrow = GaussianMixture([[0.3, -0.1]], [0.1], schedule=SCHEDULE, backend="jax")
+    noise = np.random.default_rng(0).standard_normal((100, 2))
+    assert check_init(narrow, 0, narrow.means + 0.5 * noise) == []
+    assert "standard deviations away" in check_init(narrow, 0, narrow.means + 2.0 * noise)[0]
+
+
+def test_draws_that_are_not_finite_are_told_of():
+    drawn = np.zeros((3, 4, 2))
+    drawn[1, 2:] = np.nan
+    lp = xr.Dataset({"lp": (("chain", "draw"), np.zeros((3, 4)))})
+    (note,) = _check_last_draws(PRODUCT, drawn, lp, still=False)
+    assert "draws of 1 of 3 chains are not finite" in note
+
+
+def test_the_jump_distance_is_the_mean_over_steps():
+    walker = HMC(step=1e-3, leapfrogs=1).bind(MODES)
+    state = walker.arrive(MODES.sample(2000, level=50, seed=0), 50, None, seed=0)
+    for steps in (1, 10):
+        _, info = walker.move(state, steps, seed=1)
+        assert info["jump_distance"].mean() == pytest.approx(1e-3 * np.sqrt(np.pi / 2), rel=0.05)
+
+
+def test_nuts_doubles_as_often_as_it_may_and_its_longest_trajectory_is_counted():
+    few = {"ladder": Ladder((50,), steps=1), "chains": 6, "draws": 10}
+    small = walk(kernel=NUTS(step=0.001, max_doublings=3), **few)
+    assert (small.sample_stats.n_steps == 2**3 - 1).all()
+    trace = walk(kernel=NUTS(step=0.1, max_doublings=5), **few)
+    assert trace.sample_stats.attrs["gradient_calls"] == int(trace.sample_stats.n_steps.max("chain").sum())
+
+
+def test_trajectories_that_diverge_are_counted():
+    trace = walk(kernel=HMC(step=50.0), ladder=Ladder((50, 0), steps=2), draws=3)
+    assert trace.stats.diverging.sum() > 0
+    assert trace.sample_stats.diverging.sum() > 0
+    assert any("trajectories diverged" in words for words in diagnose(trace).warnings)

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+import ppl_diffusion
 from ppl_diffusion import GaussianMixture, Trace, cli, load
 from ppl_diffusion.expression import parse
 from ppl_diffusion.planar import NAMES, SCHEDULE, exact
@@ -66,6 +67,42 @@ def test_every_kernel_has_a_name(run, tmp_path, kernel, name):
     few = ("--chains", 4, "--rungs", 3, "--quiet")
     assert run("sample", "0.5*left + 0.5*right", "--kernel", *kernel, "--out", out, *few) == (0, "", "")
     assert name in Trace.load(out / "trace.nc").attributes["kernel"]
+
+
+def test_the_version_is_printed(run):
+    status, printed, _ = run("--version")
+    assert (status, printed.strip()) == (0, ppl_diffusion.__version__)
+
+
+def test_a_run_of_single_draws_has_a_summary_too(run, tmp_path):
+    assert run("sample", "ring", "--out", tmp_path / "x", *QUICK, "--quiet")[0] == 0
+    rows = (tmp_path / "x" / "summary.csv").read_text().splitlines()
+    assert rows[0].startswith(",mean,sd")
+    assert len(rows) == 3
+
+
+def test_a_checkpoint_that_cannot_be_used_is_one_line(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(MINE)
+    np.savez("points.npz", x=np.random.default_rng(0).normal(size=(40, 2)))
+    assert run("train", "mine.toml", "--data", "points.npz", "--quiet")[0] == 0
+    np.savez("points.npz", x=np.random.default_rng(1).normal(size=(40, 2)))
+    again = ["train", "mine.toml", "--data", "points.npz", "--out", "again.safetensors"]
+    for more in (
+        [],
+        ["--checkpoint", "mine.safetensors"],
+        ["--checkpoint", "again.safetensors"],
+        ["--checkpoint", "."],
+    ):
+        status, _, error = run(*again, *more)
+        assert (status, len(error.strip().splitlines())) == (2, 1), error
+
+
+def test_a_lack_of_memory_is_one_line(run, tmp_path):
+    status, _, error = run("sample", "ring", "--chains", 10**13, "--rungs", 2, "--steps", 0, "--out", tmp_path / "x")
+    assert (status, len(error.strip().splitlines())) == (2, 1)
+    assert "not enough memory" in error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_pictures_have_fewer_chains_and_steps_unless_told_otherwise(run, tmp_path):

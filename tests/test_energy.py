@@ -344,6 +344,11 @@ def test_a_unet_takes_images_with_and_without_a_channel_axis():
     assert colour.energy(points(5, (3, 8, 8)), level=0).shape == (5,)
 
 
+def in_training(model):
+    model.network.train()
+    return model
+
+
 REFUSED = {
     "unknown form": (lambda: mlp(form="norm"), ValueError, "squared_distance"),
     "no classes": (lambda: mlp().given(1), ValueError, "not conditional"),
@@ -358,6 +363,20 @@ REFUSED = {
     "unknown network": (lambda: build_network("transformer"), ValueError, "mlp, unet"),
     "unknown option": (lambda: build_network("mlp", size=2, depth=3), ValueError, "depth"),
     "another device": (lambda: mlp().energy(points().to("meta"), level=0), ValueError, r"x\.to\('cpu'\)"),
+    "a device that is not there": (lambda: mlp().to("nowhere"), ValueError, "cannot be moved to nowhere"),
+    "in training": (lambda: in_training(mlp()).energy(points(), level=0), ValueError, r"call network\.eval\(\)"),
+    "no conditions": (
+        lambda: EnergyModel(pictures().network, form="squared_norm", schedule=SCHEDULE, event_shape=(3, 8, 8)),
+        ValueError,
+        "conditions=",
+    ),
+    "a number as shape": (
+        lambda: EnergyModel(mlp().network, form="squared_norm", schedule=SCHEDULE, event_shape=2),
+        TypeError,
+        r"event_shape=\(2,\)",
+    ),
+    "a picture without channels": (lambda: EnergyUNet((8, 8)), ValueError, "gray pictures have one channel"),
+    "a conditioned model": (lambda: save_weights(mlp(classes=3).given(1), "w.safetensors"), ValueError, "conditioned"),
     "unknown model": (lambda: load("cubes9"), ValueError, "digits"),
 }
 
@@ -391,6 +410,45 @@ def test_weights_come_back_as_they_went(tmp_path):
     torch.testing.assert_close(loaded.given(1).energy(x, level=3), model.given(1).energy(x, level=3), rtol=0, atol=0)
     assert loaded.schedule == SCHEDULE
     assert str(loaded) == "small"
+
+
+def test_weights_keep_their_name_and_precision_whatever_torchs_default_is(tmp_path):
+    ring = load("ring")
+    ring.network.double()
+    own = EnergyModel(
+        ring.network,
+        form=ring.form,
+        schedule=ring.schedule,
+        event_shape=(2,),
+        reference=ring.reference,
+        name="own",
+        info=ring.info,
+    )
+    path, x = save_weights(own, tmp_path / "own.safetensors"), points()
+    before = torch.get_default_dtype()
+    try:
+        for default in (torch.float32, torch.float64, torch.float16):
+            torch.set_default_dtype(default)
+            assert next(load("ring").network.parameters()).dtype == torch.float32
+            again = load(path)
+            assert (again.name, next(again.network.parameters()).dtype) == ("own", torch.float64)
+            torch.testing.assert_close(again.energy(x, level=3), own.energy(x, level=3), rtol=0, atol=0)
+    finally:
+        torch.set_default_dtype(before)
+    others = path.stat().st_mode & 0o777
+    (tmp_path / "plain").write_text("")
+    assert others == (tmp_path / "plain").stat().st_mode & 0o777, "as readable as any other file"
+
+
+def test_autocast_does_not_round_energies():
+    model, x = load("ring"), points().float()
+    value, gradient = model.value_and_grad(x, level=3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model.network(x, model.schedule.log_snr(torch.tensor([3])).float(), None)
+        energy, (again, slope) = model.energy(x, level=3), model.value_and_grad(x, level=3)
+    assert rounded.dtype == torch.bfloat16, "autocast was on"
+    for one, other in ((value, energy), (value, again), (gradient, slope)):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_weights_that_could_not_be_loaded_are_not_written(tmp_path):

@@ -291,6 +291,46 @@ def test_bias_of_unadjusted_kernels_falls_with_the_square_of_the_step(kernel):
         assert variance - 1 > 4 * error
 
 
+@pytest.mark.parametrize("kernel", [ULA(), UHMC()])
+def test_unadjusted_chains_do_not_run_away(kernel):
+    """In a potential steeper than a parabola a step that is too long for one chain would throw it out for good."""
+
+    def well(x, level):
+        return 0.5 * ((x[..., 0] ** 2 - 0.3) / 0.3) ** 2 + 0.5 * (x[..., 1] / 0.4) ** 2
+
+    potential = EnergyFunction(well, schedule=SCHEDULE, event_shape=(2,), backend="jax")
+    walker = kernel.bind(potential)
+    x = np.random.default_rng(0).standard_normal((500, 2))
+    state, info = walker.move(walker.arrive(x, 0, None, seed=0), 200, seed=1)
+    assert np.abs(state.positions).max() < 10
+    assert info["diverging"].sum() > 0, "and it is told"
+    assert info["nonfinite"].sum() == 0
+    assert info["step_size"][0] > 0.05, "nor do such chains shorten the step of all"
+
+
+@pytest.mark.parametrize("refreshment", [0.01, 1.0])
+def test_a_momentum_that_is_kept_keeps_its_direction(refreshment):
+    """Flipping it at every step, and not only on rejection, is invariant too, but leads back and forth."""
+    walker = HMC(step=0.05, leapfrogs=1, refreshment=refreshment).bind(MODES)
+    states = [walker.arrive(MODES.sample(1000, level=50, seed=0), 50, None, seed=0)]
+    for seed in (1, 2):
+        states.append(walker.move(states[-1], 1, seed=seed)[0])
+    first, second = np.diff([np.asarray(state.positions) for state in states], axis=0)
+    correlation = np.corrcoef(first.ravel(), second.ravel())[0, 1]
+    assert correlation > 0.8 if refreshment < 1 else abs(correlation) < 0.2
+
+
+def test_gradients_are_those_of_the_energy_in_scaled_coordinates_too():
+    walker = HMC(step=0.3).bind(MODES)
+    state = walker.arrive(np.random.default_rng(0).standard_normal((5, 2)), 30, None, seed=0)
+    state = walker.arrive(state.positions, 30, state._replace(scales=np.array([1.0, 0.5])), seed=1)
+    state, _ = walker.move(state, 3, seed=2)
+    with jax.enable_x64(True):
+        energy, gradient = MODES.value_and_grad(np.asarray(state.positions), level=30)
+    np.testing.assert_allclose(state.energy, energy, rtol=1e-10)
+    np.testing.assert_allclose(state.gradient, gradient, rtol=1e-10)
+
+
 @pytest.mark.parametrize(("jitter", "left"), [(0.03, 0.01), (1.0, None)])
 def test_chains_in_a_steep_place_are_not_left_behind(jitter, left):
     """A tenth of the chains start where steps that suit the others are always rejected; the mean does not show it."""

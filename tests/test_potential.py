@@ -78,6 +78,16 @@ EXPRESSIONS = {
     "conjunction": (lambda p, q, b: conjunction([p, b], q), lambda u, v, w: u + w - v),
     "many": (lambda p, q, b: product([p, q, b, p]), lambda u, v, w: 2 * u + v + w),
     "cancelled": (lambda p, q, b: p * q / p, lambda u, v, w: v),
+    "power of a scaled": (lambda p, q, b: (3.0 * p) ** 2, lambda u, v, w: 2 * u - 2 * np.log(3.0)),
+    "divided by a scaled": (lambda p, q, b: q / (3.0 * p), lambda u, v, w: v - u + np.log(3.0)),
+    "sum of sums": (
+        lambda p, q, b: 2 * (0.3 * p + 0.7 * q) + b,
+        lambda u, v, w: -np.logaddexp(np.logaddexp(np.log(0.6) - u, np.log(1.4) - v), -w),
+    ),
+    "a shared factor": (
+        lambda p, q, b: p * q + 2 * (p**2 * b),
+        lambda u, v, w: -np.logaddexp(-u - v, np.log(2) - 2 * u - w),
+    ),
 }
 
 
@@ -138,6 +148,14 @@ def test_the_exact_densities_are_the_noised_ones(backend):
             x = np.linspace(-1.5, 1.5, 13)
             kernel = np.exp(-0.5 * ((x[:, None] - alpha * axis) / sigma) ** 2) / (np.sqrt(2 * np.pi) * sigma)
             np.testing.assert_allclose(energies(density, x[:, None], level), -np.log(kernel @ clean), atol=3e-3)
+
+
+def test_references_are_the_moments_of_the_data(backend):
+    modes, _, box = parts(backend)
+    for density in (modes, box):
+        clean = density.sample_clean(100_000, seed=0)
+        np.testing.assert_allclose(density.reference[0], clean.mean(0), atol=0.02)
+        np.testing.assert_allclose(density.reference[1], clean.var(0), rtol=0.02)
 
 
 def test_boxes_are_stable_far_outside(backend):
@@ -226,12 +244,31 @@ def test_a_function_is_a_potential(backend):
     np.testing.assert_allclose(gradient, points())
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_energies_of_a_function_in_single_precision_are_float64_as_all_are():
+    u = EnergyFunction(lambda x, level: (x.float() ** 2).sum(-1), schedule=SCHEDULE, event_shape=(2,), backend="torch")
+    assert u.energy(torch.zeros(3, 2), level=0).dtype == torch.float64
+    assert u.value_and_grad(torch.zeros(3, 2), level=0)[0].dtype == torch.float64
+
+
 def test_a_level_may_be_a_number_of_jax(backend):
     p, _, _ = parts(backend)
     np.testing.assert_array_equal(p.energy(points(), level=jnp.array(3)), p.energy(points(), level=3))
     with pytest.raises(ValueError, match=r"0 \(cleanest\) to 99"):
         p.energy(points(), level=jnp.array(100))
+
+
+def test_levels_that_are_an_array_are_refused_under_transformations_too():
+    """Broadcast against the coordinates they gave energies that were wrong."""
+    density, x = GaussianMixture([[0.0, 0.0]], [0.5], schedule=SCHEDULE, backend="jax"), jnp.zeros((2, 2))
+    for level in (jnp.array([3, 7]), jnp.array(3.0), jnp.array(True)):
+        for method in (density.energy, density.value_and_grad):
+            with pytest.raises(TypeError, match="level must be an integer"):
+                jax.jit(lambda x, level, method=method: method(x, level=level))(x, level)
+    several = jax.vmap(lambda x, level: density.energy(x, level=level))(x, jnp.array([3, 7]))
+    np.testing.assert_allclose(
+        several, [density.energy(x[i], level=level) for i, level in enumerate((3, 7))], rtol=1e-6
+    )
+    assert density.energy(x, level=np.array(3)).shape == (2,)
 
 
 def test_conditions_that_are_equal_are_one_factor():

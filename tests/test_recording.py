@@ -85,7 +85,7 @@ def test_a_recorder_is_copied_with_its_network():
 
 def test_networks_of_others_are_recorded_if_asked_for():
     own = {"form": "squared_norm", "schedule": NoiseSchedule.cosine(20), "event_shape": (3, 8, 8)}
-    assert EnergyModel(unet(), **own).chunks.launch.most == RECORDED
+    assert EnergyModel(unet(), conditions=Positions(0.1, 0.9), **own).chunks.launch.most == RECORDED
     assert EnergyModel(Network(), **own).chunks.launch.most == 0
 
 

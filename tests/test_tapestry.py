@@ -237,3 +237,13 @@ def test_whole_numbers_are_asked_for():
     with pytest.raises(TypeError, match="whole numbers for canvas and windows"):
         tapestry([p, p], (3.7, 4.2), [(0, 0), (0, 1)])
     assert tapestry([p, p], np.array([3, 4]), np.array([[0, 0], [0, 1]])).event_shape == (3, 4)
+
+
+def test_a_reference_of_pixels_is_none_of_a_canvas():
+    network = build_network("unet", shape=[1, 8, 8], widths=[8], blocks=1, classes=0)
+
+    def window(reference):
+        return EnergyModel(network, form="squared_norm", schedule=SCHEDULE, event_shape=(8, 8), reference=reference)
+
+    for reference, expected in (((0.1, 0.5), (0.1, 0.5)), ((np.zeros((8, 8)), np.ones((8, 8))), (0.0, 1.0))):
+        assert tapestry([window(reference)] * 2, (8, 12), [(0, 0), (0, 4)]).reference == expected

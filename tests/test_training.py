@@ -180,6 +180,36 @@ def test_levels_that_are_told_apart_agree_where_denoising_is_blind(mistakes, mon
     assert mistakes(1)[0].std() > 3 * seeing.std(), "negative control: labels swapped"
 
 
+def test_the_second_loss_is_of_pairs_inside_the_schedule_in_nats_per_coordinate(monkeypatch):
+    monkeypatch.setattr(objective, "surprise", torch.ones_like)
+    network = build_network("mlp", size=2, width=16, hidden=16, blocks=1, classes=0)
+    levels = Levels.of(NoiseSchedule.cosine(20), size=2)
+    clean, count = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)), len(levels.schedule)
+    losses = levels.losses(network, "squared_norm", clean, generator=torch.Generator().manual_seed(1))
+    share, places = (levels.share / levels.share.sum()).numpy(), np.arange(count)
+    steps = [sign * distance for sign in (1, -1) for distance in DISTANCES]
+    inside = np.mean([np.sum(share[(places + step >= 0) & (places + step < count)]) for step in steps])
+    assert inside < 0.9
+    assert float(losses.which_level) * 2 == pytest.approx(inside, abs=4 * 0.5 / 4000**0.5)
+
+
+def test_constants_begin_at_the_log_normalisers_of_the_network():
+    """If the network returns nothing the energy is that of the reference, whose normaliser is known."""
+    network = build_network("mlp", size=64, width=16, hidden=16, blocks=1, classes=0)
+    with torch.no_grad():
+        for parameter in network.head.parameters():
+            parameter.zero_()
+    levels = Levels.of(NoiseSchedule.cosine(20), size=64)
+
+    def draw(generator):
+        return 0.5 * torch.randn(64, 64, generator=generator), None
+
+    levels.measure(network, "squared_norm", draw, reference=(0.0, 0.25), seed=0)
+    exact = -32 * np.log(0.25 * np.square(levels.schedule.alphas) + np.square(levels.schedule.sigmas))
+    assert np.ptp(exact) > 20
+    np.testing.assert_allclose(levels.constants.detach(), exact - exact[0], atol=4)
+
+
 def test_a_pair_of_levels_costs_two_calls():
     calls = []
     network = build_network(seed=0, classes=0, **SMALL.network)
@@ -411,6 +441,43 @@ def test_data_that_cannot_be_learned_are_refused(tmp_path, arrays, words):
     own = dataclasses.replace(SMALL, data="npz", images="x", labels="y", steps=4)
     with pytest.raises(ValueError, match=words):
         train(own, checkpoint=tmp_path / "c.safetensors", data=tmp_path / "points.npz")
+
+
+def test_what_has_no_effect_is_refused(tmp_path, images):
+    with pytest.raises(ValueError, match=r"draws its data, 'ring': leave .* out"):
+        train(SMALL, checkpoint=tmp_path / "c", data=images)
+    network = {**PICTURES.network, "classes": 7}
+    with pytest.raises(ValueError, match=r"the data give classes = .*, not 7: leave it out"):
+        train(dataclasses.replace(PICTURES, network=network), checkpoint=tmp_path / "c", data=images)
+
+
+def test_pictures_of_floating_bytes_are_refused_and_byte_orders_are_not(tmp_path):
+    x = np.random.default_rng(0).uniform(0, 255, (40, 8, 8))
+    own = dataclasses.replace(PICTURES, labels="", images="x", steps=2)
+    np.savez(tmp_path / "bytes.npz", x=x)
+    with pytest.raises(ValueError, match=r"bytes by x / 127.5 - 1"):
+        train(own, checkpoint=tmp_path / "c", data=tmp_path / "bytes.npz")
+    np.savez(tmp_path / "scaled.npz", x=(x / 127.5 - 1).astype(">f4"))
+    assert train(own, checkpoint=tmp_path / "c", data=tmp_path / "scaled.npz").event_shape == (8, 8)
+
+
+def test_training_may_be_called_where_gradients_are_off(tmp_path):
+    short = dataclasses.replace(SMALL, steps=4)
+    plain = train(short, checkpoint=tmp_path / "plain")
+    contexts = (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16))
+    for i, context in enumerate(contexts):
+        with context:
+            model = train(short, checkpoint=tmp_path / f"{i}")
+        for name, value in plain.network.state_dict().items():
+            torch.testing.assert_close(model.network.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_a_weight_file_is_no_checkpoint_and_need_not_be_removed(tmp_path):
+    weights = save_weights(train(SMALL, checkpoint=tmp_path / "c"), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="is a weight file, not a checkpoint"):
+        train(SMALL, checkpoint=weights)
+    with pytest.raises(ValueError, match=r"another configuration \(seed is 0 there, 1 here\)"):
+        train(dataclasses.replace(SMALL, seed=1), checkpoint=tmp_path / "c")
 
 
 def test_labels_may_use_all_of_their_type(tmp_path):

@@ -14,6 +14,14 @@ def test_effective_sample_size():
     assert weights.effective_sample_size(np.full(3, -np.inf)) == 0
 
 
+def test_resampled_chains_weigh_the_same():
+    walk = weights.Weights(4)
+    walk.move(np.array([0.0, 1.0, 2.0, -np.inf]))
+    assert walk.resample(0.9, last=False, rng=np.random.default_rng(0)) is not None
+    assert (walk.log == 0).all()
+    assert walk.move(np.zeros(4))["ess"] == pytest.approx(4)
+
+
 def test_systematic_resampling_is_unbiased_and_differs_from_its_mean_by_less_than_one():
     rng = np.random.default_rng(0)
     log_weights = rng.standard_normal(40)

@@ -299,6 +299,31 @@ def test_a_collapsed_population_is_named(good):
     assert not says(anneal(TARGET, HMC(), ladder=LADDER, chains=100, draws=5, seed=0, resample=0.5), "ancestors")
 
 
+def test_ancestors_are_followed_to_the_start(good):
+    rungs = good.stats.sizes["rung"]
+    halves = np.broadcast_to(np.arange(100) // 2, (rungs, 100))
+    trace = dataclasses.replace(good, stats=good.stats.assign(ancestor=(("rung", "chain"), halves)))
+    assert diagnose(trace).rungs.ancestors.to_numpy().tolist() == [50, 25, 13, 7, 4, 2] + [1] * (rungs - 6)
+
+
+@pytest.mark.parametrize("adjusted", [True, False])
+def test_weights_of_an_unadjusted_kernel_are_approximate(good, adjusted):
+    rungs = good.stats.sizes["rung"]
+    log_weight = 0.3 * np.random.default_rng(0).standard_normal((rungs, 100))
+    stats = good.stats.assign(log_weight=(("rung", "chain"), log_weight), ess=("rung", np.full(rungs, 40.0)))
+    trace = dataclasses.replace(good, stats=stats, attributes={**good.attributes, "adjusted": adjusted})
+    (words,) = [sentence for sentence in diagnose(trace).warnings if "resample=0.5 would correct" in sentence]
+    assert ("approximately" in words) != adjusted
+
+
+def test_few_independent_draws_are_told_of(good):
+    draws = np.random.default_rng(0).standard_normal((4, 20, 2))
+    chains = {"stats": good.stats.isel(chain=slice(4)), "sample_stats": good.sample_stats.isel(chain=slice(4))}
+    trace = dataclasses.replace(good, positions=draws, **chains)
+    trace = dataclasses.replace(trace, sample_stats=trace.sample_stats.isel(draw=slice(20)))
+    assert any("independent ones: record more" in sentence for sentence in diagnose(trace).warnings)
+
+
 def test_reverse_diffusion_has_no_acceptance_to_report():
     found = diagnose(reverse_diffusion(TARGET, ladder=LADDER, chains=20, seed=0))
     assert np.isnan(found.rungs.acceptance).all()
@@ -323,9 +348,31 @@ def test_plots_show_what_they_are_given(good, pictures, tmp_path):
         plot_samples(np.zeros((20, 1))),
         plot_samples(np.random.default_rng(0).normal(size=(20, 2, 3, 4))),
         plot_samples(np.full((5, 2), np.nan)),
+        plot_samples(np.zeros((3, 512, 2))),
     ):
         figure.savefig(tmp_path / "picture.png")
         assert (tmp_path / "picture.png").stat().st_size > 2000
+
+
+def test_bytes_are_shown_as_the_pictures_that_they_are():
+    x = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8)).astype(np.uint8)
+    shown, scaled = (plot_samples(one).axes[0].images[0].get_array() for one in (x, x / 127.5 - 1))
+    np.testing.assert_allclose(shown, scaled)
+    with pytest.raises(ValueError, match="no samples"):
+        plot_samples(x[:0])
+
+
+def test_only_traces_are_converted(good):
+    for reader in (to_inference_data, diagnose):
+        with pytest.raises(TypeError, match="reads a Trace"):
+            reader(np.zeros((3, 4)))
+
+
+def test_divergences_that_a_kernel_does_not_report_are_not_zero(good):
+    unknown = good.sample_stats.assign(diverging=good.sample_stats.diverging * np.nan)
+    trace = dataclasses.replace(good, sample_stats=unknown)
+    assert "diverging" in to_inference_data(good)["sample_stats"]
+    assert "diverging" not in to_inference_data(trace)["sample_stats"]
 
 
 def test_the_largest_site_of_a_model_is_shown_or_the_one_that_is_asked_for(good):

@@ -23,6 +23,8 @@ from bridges.pyro import HMC, NUTS, DiffusionPrior, JointPotential, anneal_model
 from bridges.pyro.likelihood import Linearisation, annealed_distribution, clean_estimate
 from bridges.pyro.walker import PyroWalker
 from ppl_diffusion import Adaptive, EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, Trace, anneal, load
+from ppl_diffusion.kernel import Still
+from ppl_diffusion.proposals import reverse_step
 
 SCHEDULE = NoiseSchedule.cosine(100)
 PRIOR = GaussianMixture(
@@ -748,3 +750,82 @@ def test_the_front_door_runs_on_digits_in_single_precision():
         model, (y,), kernel=NUTS(max_doublings=1), ladder=Ladder(levels=(99, 0), steps=1), chains=1, seed=0
     )
     assert turn.sites["x"].shape == (1, 1, 28, 28)
+
+
+def test_a_large_energy_changes_no_acceptance_of_pyros_kernels():
+    rates = []
+    for offset in (0.0, 1e6):
+        u = EnergyFunction(
+            lambda x, level, c=offset: c + 0.5 * (x**2).sum(-1), schedule=SCHEDULE, event_shape=(2,), backend="torch"
+        )
+        walker = HMC(step=1.0).bind(u)
+        state = walker.arrive(np.random.default_rng(0).standard_normal((20, 2)), 0, None, seed=0)
+        rates.append(walker.move(state, 2, seed=1)[1]["acceptance_rate"])
+    np.testing.assert_allclose(*rates, atol=1e-6)
+
+
+def test_scales_are_those_of_the_inverse_mass():
+    walker = HMC(step=0.8).bind(GaussianMixture([[0.0, 0.0]], [0.5], schedule=SCHEDULE, backend="torch"))
+    state = walker.arrive(np.zeros((3, 2)), 30, None, seed=0)
+    state = walker.arrive(np.zeros((3, 2)), 30, state._replace(scales=np.array([1.0, 0.5])), seed=0)
+    np.testing.assert_array_equal(state.carried, [[1.0, 0.25]] * 3)
+
+
+@pytest.mark.parametrize("kernel", [HMC(step=0.5), NUTS(step=0.5, max_doublings=3)], ids=["HMC", "NUTS"])
+def test_energies_that_are_not_finite_are_counted(kernel):
+    def energy(x, level):
+        return torch.where(x[..., 0] > 0.5, torch.inf, 0.5 * (x**2).sum(-1))
+
+    wall = EnergyFunction(energy, schedule=SCHEDULE, event_shape=(2,), backend="torch", name="wall")
+    init = np.random.default_rng(0).uniform(-1, 0.4, (20, 2))
+    trace = anneal(wall, kernel, ladder=Ladder((20, 0), steps=3), chains=20, draws=5, seed=0, init=init)
+    assert trace.stats.nonfinite.sum() > 0
+    assert trace.sample_stats.nonfinite.sum() > 0
+
+
+def test_trajectories_that_diverge_are_counted():
+    steep = EnergyFunction(lambda x, level: 0.5 * (x**4).sum(-1), schedule=SCHEDULE, event_shape=(2,), backend="torch")
+    init = np.full((20, 2), 1.0)
+    trace = anneal(steep, HMC(step=3.0), ladder=Ladder((20, 0), steps=3), chains=20, draws=5, seed=0, init=init)
+    assert trace.stats.diverging.sum() > 0
+    assert trace.sample_stats.diverging.sum() > 0
+
+
+def test_drift_and_doublings_are_those_of_pyros_kernels_too():
+    target = GaussianMixture([[0.3, 0.1]], [0.5], schedule=SCHEDULE, backend="torch")
+    cold = np.full((100, 2), 3.0)
+    trace = anneal(target, HMC(step=0.05), ladder=Ladder((0,), steps=4), chains=100, seed=0, init=cold)
+    assert any("still drifted" in words for words in diagnose(trace).warnings)
+    small = NUTS(step=0.001, max_doublings=3)
+    trace = anneal(target, small, ladder=Ladder((50,), steps=1), chains=3, draws=3, seed=0, init=cold[:3] / 3)
+    assert (trace.sample_stats.n_steps == 2**3 - 1).all()
+
+
+def test_a_prior_at_a_level_is_sampled_at_that_level(monkeypatch):
+    monkeypatch.setattr("bridges.pyro.prior.SAMPLE_LADDER", {"rungs": 6, "steps": 4})
+    narrow = GaussianMixture([[1.0]], [0.05], schedule=SCHEDULE, backend="torch")
+    pyro.set_rng_seed(0)
+    drawn = DiffusionPrior(narrow, level=60).sample((400,))
+    assert float(drawn.std()) == pytest.approx(np.hypot(0.05 * SCHEDULE.alpha(60), SCHEDULE.sigma(60)), rel=0.2)
+
+
+def test_a_reverse_step_leaves_other_sites_where_they_are():
+    joint = JointPotential(unknown_noise, (SEEN,), likelihood="widened")
+    points = np.random.default_rng(0).standard_normal((50, 4))
+    state = Still().bind(joint).arrive(points, 60, None, seed=0)
+    moved, ratio = reverse_step(joint, state, 50, rng=np.random.default_rng(1))
+    np.testing.assert_array_equal(moved[:, 3], points[:, 3])
+    x, to, slope = points[:, :3], moved[:, :3], state.gradient[:, :3]
+    (a_s, s_s), (a_t, s_t) = ((SCHEDULE.alpha(level), SCHEDULE.sigma(level)) for level in (60, 50))
+    alpha, sigma = SCHEDULE.forward(50, 60)
+    mean = (alpha * s_t**2 * x + a_t * sigma**2 * (x - s_s**2 * slope) / a_s) / s_s**2
+    expected = stats.norm(alpha * to, sigma).logpdf(x) - stats.norm(mean, sigma * s_t / s_s).logpdf(to)
+    np.testing.assert_allclose(ratio, expected.sum(1), rtol=1e-8)
+
+
+def test_a_joint_density_widens_by_the_level_that_is_asked_for():
+    joint = JointPotential(unknown_noise, (SEEN,), likelihood="widened")
+    x = np.random.default_rng(0).standard_normal((5, 4))
+    for level in (90, 40, 3):
+        fresh = JointPotential(unknown_noise, (SEEN,), likelihood="widened")
+        torch.testing.assert_close(joint.energy(x, level=level), fresh.energy(x, level=level))

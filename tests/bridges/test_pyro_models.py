@@ -993,3 +993,28 @@ def test_sites_that_have_no_density_of_their_own_are_refused():
 
         with pytest.raises(ValueError, match=words):
             anneal_model(model, **QUICK)
+
+
+def test_chains_of_a_plate_start_as_they_are_distributed():
+    def rows():
+        with pyro.plate("n", 3):
+            pyro.sample("x", DiffusionPrior(PRIOR))
+
+    joint = JointPotential(rows, likelihood="rescaled")
+    x, log_density = joint.start(19, chains=20, rng=np.random.default_rng(0))
+    np.testing.assert_allclose(-joint.energy(torch.from_numpy(x), level=19).numpy(), log_density, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("handler", "counted"), [(poutine.scale(scale=0.5), 0.5), (poutine.mask(mask=torch.tensor(False)), 0.0)]
+)
+def test_a_jacobian_is_neither_scaled_nor_masked(handler, counted):
+    def scaled():
+        pyro.sample("x", DiffusionPrior(PRIOR))
+        with handler:
+            pyro.sample("s", dist.HalfNormal(1.0))
+
+    x = np.array([[0.0, 0.0, -1.0], [0.0, 0.0, 0.5]])
+    log_p = counted * stats.halfnorm.logpdf(np.exp(x[:, 2])) + x[:, 2]
+    found = JointPotential(scaled, likelihood="widened").energy(x, level=0).numpy()
+    np.testing.assert_allclose(found[0] - found[1], log_p[1] - log_p[0], rtol=1e-5)
