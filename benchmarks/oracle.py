@@ -69,6 +69,7 @@ def main() -> None:
                 trace, seconds = run(target, sampler, options.chains, seed)
                 rate = float(trace.stats.acceptance_rate.mean())
                 extra = {"acceptance": rate, "calls": float(trace.gradient_calls), "seconds": seconds}
+                extra["resamplings"] = float(trace.stats.resampled.sum())
                 found.append(judge(problem, last(trace), reference, constant) | extra)
             rows[sampler] = summarise(found)
             print(f"{problem.name}: {sampler}: out {rows[sampler]['out']['mean']:.4f}", flush=True)
