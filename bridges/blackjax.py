@@ -115,7 +115,7 @@ class UHMC(HMC):
     """Unadjusted HMC with partial momentum refreshment: without an accept/reject step, the step size biases the draws.
 
     A trajectory that diverges is discarded: one that ends at a non-finite log-density, or at a Hamiltonian that has
-    grown by 1,000 nats. A chain that has been thrown so far does not come back.
+    grown by 1,000 nats, because a chain thrown so far would not come back.
 
     Args:
         step: leapfrog step; the default adapts to the acceptance rate that a Metropolis test would have had.

@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from blackjax.mcmc import hmc
 
-from ppl_diffusion.arrays import Array
+from ppl_diffusion.arrays import Array, digest
 from ppl_diffusion.kernel import check_count
 from ppl_diffusion.step import Adaptive, StepPolicy, StepState, centred
 
@@ -37,14 +40,11 @@ class FromBlackJAX(BlackJAXKernel):
         return self.exact
 
     def __repr__(self) -> str:
-        known = (getattr(f, "func", f) for f in (self.build_kernel, self.init))  # of a functools.partial
-        functions = [f"{f.__module__}.{getattr(f, '__qualname__', type(f).__qualname__)}" for f in known]
-        step = [] if isinstance(self.step, _NoStep) else [f"step_size={self.step!r}"]
-        values = ((name, constant.value) for name, constant in self.parameters)
-        given = [
-            f"{name}={value!r}" if isinstance(value, (int, float, str)) else f"{name}=..." for name, value in values
-        ]
-        return f"from_blackjax({', '.join([*functions, *step, *given])})"
+        given = {name: constant.value for name, constant in self.parameters}
+        given |= {} if isinstance(self.step, _NoStep) else {"step_size": self.step}
+        given |= {} if self.evaluations is None else {"evaluations": self.evaluations}
+        shown = [f"{name}={_describe(value)}" for name, value in given.items()]
+        return f"from_blackjax({', '.join([_describe(self.build_kernel), _describe(self.init), *shown])})"
 
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
         chain = self.init(position, *(key if name in KEY_NAMES else log_density for name in self.init_takes))
@@ -146,6 +146,19 @@ def _required(function: Callable[..., Any]) -> list[str]:
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.default is inspect.Parameter.empty and parameter.kind not in variadic
     ]
+
+
+def _describe(value: Any) -> str:
+    """Return a text that tells values apart and is the same in every process; of a function only its name."""
+    if isinstance(value, partial):
+        parts = [_describe(value.func), *map(_describe, value.args)]
+        return f"partial({', '.join(parts + [f'{name}={_describe(one)}' for name, one in value.keywords.items()])})"
+    if callable(value):
+        return f"{value.__module__}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    if isinstance(value, (int, float, str, StepPolicy)):
+        return repr(value)
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(value)]
+    return f"<{digest(leaves)[:8]}>" if all(leaf.dtype != object for leaf in leaves) else "..."
 
 
 @dataclass(frozen=True)

@@ -65,12 +65,11 @@ def plot_samples(samples: Trace | np.ndarray, *, site: str | None = None, title:
     x = _last_draws(samples, site) if isinstance(samples, Trace) else np.asarray(samples)
     if not x.size:
         raise ValueError(f"there are no samples to plot in an array of shape {x.shape}")
-    x = x / 127.5 - 1 if x.dtype == np.uint8 else x
     if x.ndim == 2 and x.shape[1] == 2:
         return plot_planar({title: x}, extent=None)
     if not _are_images(x):
         return _plot_coordinates(x.reshape(len(x), -1), title)
-    sheet = image_grid(x[:MOST_IMAGES])
+    sheet = image_grid(x[:MOST_IMAGES] / 127.5 - 1 if x.dtype == np.uint8 else x[:MOST_IMAGES])
     figure = Figure(figsize=(5, 0.4 + 5 * sheet.shape[0] / sheet.shape[1]), layout="constrained")
     axes = figure.subplots()
     axes.imshow(sheet, cmap="gray", vmin=-1, vmax=1)

@@ -103,7 +103,9 @@ def anneal(
             them only at noisier levels.
         checkpoint: a file that keeps the walk, written about every minute, on an interruption or error, and at the end.
             If it exists, the walk goes on from there and gives the trace of an uninterrupted one, that of a finished
-            walk at once. This costs one evaluation, which is not counted. Remove the file when it has served.
+            walk at once. It costs an evaluation at the start, and a second one when the walk goes on, by which other
+            potentials and data are told apart; they are not counted. Remove the file when it has served. Functions
+            that a kernel is made of are known by their names only.
         progress: called with a :class:`Progress` after every rung and every block of recorded draws.
 
     Returns:
@@ -129,9 +131,10 @@ def anneal(
         "resample": None if resample is None else float(resample),
         "reverse_step": bool(reverse_step),
     }
-    run = settings | {"chains": int(chains), "draws": int(draws)}
+    table = potential.schedule
+    run = settings | {"chains": int(chains), "draws": int(draws)} | {"alphas": table.alphas, "sigmas": table.sigmas}
     with Checkpoint(checkpoint, run, positions) as kept:
-        kept.restore(walk, walker)
+        kept.restore(walk, walker, ladder.levels[-1])
         if walk.state is None:
             walk.notes += (
                 [] if isinstance(kernel, Still) else check_quotient(potential, levels=_levels_to_check(ladder))
@@ -175,6 +178,7 @@ def anneal(
                 rate = float(np.mean(moved["acceptance_rate"]))
                 progress(Progress(rung + 1, len(ladder), level, 0, draws, rate, record["ess"] / chains))
         drawn, sample_stats = _record_draws(walk, walker, draws, kept, progress)
+    walk.notes += [] if kept.lost is None else [kept.lost]
     walk.notes += _check_last_draws(potential, drawn, sample_stats, still=isinstance(kernel, Still))
     with jax.enable_x64(True):
         walk.notes += check_quotient(potential, levels=(), positions=drawn[:256, -1], level=ladder.levels[-1])

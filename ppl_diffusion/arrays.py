@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from hashlib import sha256
 from typing import Any, Literal
 
 import jax
@@ -109,6 +110,15 @@ def native(x: Any) -> np.ndarray:
     """Return a numpy array in native byte order, the only one that torch and JAX know."""
     x = np.asarray(x)
     return x.astype(x.dtype.newbyteorder("="), copy=False)
+
+
+def digest(arrays: Sequence[np.ndarray]) -> str:
+    """Return a digest of the types, shapes and values of arrays."""
+    found = sha256()
+    for array in arrays:
+        found.update(f"{array.dtype}{array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
 
 
 def read_only(*arrays: np.ndarray) -> None:

@@ -104,6 +104,8 @@ def sample(
     with terminal.one_line_errors():
         if out.exists():
             raise ValueError(f"{out} exists and is kept: give another --out, or remove it first")
+        if checkpoint is not None and out.resolve() == checkpoint.resolve():
+            raise ValueError(f"{out} would be folder and checkpoint: give another --checkpoint")
         from bridges.arviz import SCALARS, arviz, diagnose, to_inference_data
         from bridges.plots import plot_ladder, plot_samples
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from hashlib import sha256
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import planar
+from .arrays import digest as array_digest
 from .arrays import native
 from .condition import Classes, Conditions, Positions
 from .energy import Reference
@@ -103,7 +103,7 @@ def image_data(
     def scaled(values: Tensor) -> Tensor:
         return values.float() if real else values.float() / 127.5 - 1
 
-    digest = _digest(found)
+    digest = array_digest(found)
     sample = scaled(pixels[:: -(-len(pixels) // 1000)]).double()  # spread over the whole file, which may be sorted
     reference: Reference = (float(sample.mean()), float(sample.var()))
     if points.ndim == 2:  # vectors, whose coordinates may have different scales
@@ -125,14 +125,6 @@ def image_data(
         return scaled(pixels[index]), torch.where(kept, tokens, anything)
 
     return Data(draw, tuple(points.shape[1:]), conditions, reference, digest)
-
-
-def _digest(arrays: Sequence[np.ndarray]) -> str:
-    digest = sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 PickTokens = Callable[[Tensor, torch.Generator], Tensor]

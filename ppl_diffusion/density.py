@@ -50,8 +50,8 @@ class Density(ABC):
 
         Args:
             x: points, shape ``(*chains, *event_shape)``, of floating dtype; numpy arrays are converted.
-            level: noise level, an integer; under a JAX transformation it may be traced, and energies and gradients
-                are NaN at one that is out of range.
+            level: noise level, an integer; under a JAX transformation it may be traced. One that is out of range then
+                gives NaN, or an error of JAX's if a torch network is inside.
 
         Returns:
             Energies in nats, shape ``(*chains,)``: float64, except in JAX without 64-bit mode.

@@ -62,10 +62,12 @@ class Potential(Density):
         return mixture([self, other], log_weights=[0.0, 0.0])
 
     def __sub__(self, other: Any) -> Potential:
-        raise TypeError(f"densities cannot be subtracted: for a quotient write {self} / {other}")
+        raise TypeError(f"densities cannot be subtracted: for a quotient write ({self}) / ({other})")
+
+    __rsub__ = __sub__
 
     def __neg__(self) -> Potential:
-        raise TypeError(f"a density cannot be negative: for its inverse, as a factor, write {self} ** -1")
+        raise TypeError(f"a density cannot be negative: for its inverse, as a factor, write ({self}) ** -1")
 
     def __radd__(self, other: Any) -> Potential:
         return self if isinstance(other, int) and other == 0 else self + other  # sum([p, q]) begins with 0

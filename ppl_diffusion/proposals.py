@@ -73,7 +73,7 @@ def check_observations(potential: Potential) -> list[str]:
             if size > MAX_INIT_RMS:
                 notes.append(
                     f"the values of {leaf} lie {size:.3g} standard deviations away from the data of {potential}: "
-                    "pictures are in [-1, 1], scale bytes by x / 127.5 - 1"
+                    "scale them as the data are; bytes of pictures by x / 127.5 - 1"
                 )
     return notes
 

@@ -6,9 +6,9 @@ random numbers, the weights, and what was recorded, so that a resumed walk gives
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
+from .arrays import digest
 from .kernel import State, Walker
 from .trace import replacing
 from .weights import Weights
@@ -29,8 +30,8 @@ from .weights import Weights
 FORMAT = "ppl-diffusion walk 1"
 EVERY = 60.0
 """Longest time between two saves, in seconds, unless a single rung takes longer."""
-TOLERANCE = 1e-4
-"""Relative change of an energy from which on it is another potential's; rounding on a GPU changes less."""
+TOLERANCE = 1e-6
+"""Relative change of an energy from which on it is another potential's. Another number of threads changes 1e-8."""
 REMEDY = "give another checkpoint, or remove it to start anew"
 
 
@@ -77,10 +78,13 @@ class Checkpoint:
 
     As a context, it saves on leaving, also by an exception. Without a path it does nothing.
 
+    Attributes:
+        lost: what to say if the last save failed, or None.
+
     Args:
         path: the file, or None.
-        run: what the walk depends on beside the potential's values and the start; stored as JSON.
-        start: starting positions, of which a digest is stored.
+        run: what the walk depends on beside the values of its potential; stored as JSON.
+        start: starting positions, shape ``(chains, *event_shape)``.
 
     Raises:
         TypeError: ``path`` is no path.
@@ -90,10 +94,11 @@ class Checkpoint:
     def __init__(self, path: str | Path | None, run: Mapping[str, Any], start: np.ndarray) -> None:
         if not isinstance(path, (str, os.PathLike, NoneType)):
             raise TypeError(f"checkpoint is a file, got {path!r}: try checkpoint='walk.safetensors'")
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else Path(path).resolve()
         self.saved, self.begun = -float("inf"), time.monotonic()
-        self.marked: tuple[dict[str, str], dict[str, Any]] | None = None
-        self.of_this_walk = False
+        self.marked: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self.lost: str | None = None
+        self.of_this_walk, self.start = False, start
         if self.path is None:
             return
         folder = self.path.parent
@@ -101,7 +106,9 @@ class Checkpoint:
             raise FileNotFoundError(f"the folder {folder} of the checkpoint does not exist: mkdir -p {folder}")
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"the folder {folder} cannot be written: give another checkpoint")
-        self.run = json.loads(json.dumps({**run, "start": hashlib.sha256(start.tobytes()).hexdigest()[:16]}))
+        text = json.dumps({**run, "start": digest([np.asarray(start, dtype=np.float64)])[:16]})
+        self.run = json.loads(re.sub(" at 0x[0-9a-f]+", "", text))  # addresses differ from process to process
+        self.known = self._signature()
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -109,45 +116,56 @@ class Checkpoint:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        lost = self._save()
+        self._save()
         if error is not None and self.of_this_walk:
-            error.add_note(lost or f"The same call with checkpoint='{self.path}' goes on from where the walk was.")
+            told = f"The same call with checkpoint='{self.path}' goes on from where the walk was."
+            error.add_note(self.lost or told)
 
     def mark(self, walk: Walk) -> None:
-        """Note the state of a walk between two calls of its walker, to be saved now or later."""
+        """Note the state of a walk between two calls of its walker, to be saved now or later.
+
+        Raises:
+            TypeError: the state has another structure than on arrival, so that it could not be restored.
+        """
         if self.path is None or walk.state is None:
             return
+        if str(jax.tree.structure(walk.state)) != self.structure:
+            raise TypeError(
+                "this kernel's state has another structure after move() than after arrive(), and could not be "
+                "restored: let arrive() return all of its fields, or leave checkpoint= out"
+            )
+        self.of_this_walk = True
         progress = {
             "spawned": walk.streams.n_children_spawned,
             "rng": walk.rng.bit_generator.state,
-            "notes": walk.notes,
+            "notes": list(walk.notes),
             "seconds": walk.seconds + time.monotonic() - self.begun,
         }
-        self.of_this_walk = True
-        header = {"format": FORMAT, "run": json.dumps(self.run), "progress": json.dumps(progress)}
-        self.marked = (
-            header,
-            {
-                "state": walk.state,
-                "weights": walk.weights.log,
-                "rungs": list(walk.rungs),
-                "blocks": list(zip(walk.positions, walk.statistics, strict=True)),
-            },
-        )
+        blocks = list(zip(walk.positions, walk.statistics, strict=True))
+        found = {"state": walk.state, "weights": walk.weights.log, "rungs": list(walk.rungs), "blocks": blocks}
+        self.marked = progress, found
         if time.monotonic() - self.saved >= EVERY:
-            lost = self._save()
-            if lost is not None and lost not in walk.notes:
-                walk.notes.append(lost)
+            self._save()
 
-    def restore(self, walk: Walk, walker: Walker) -> None:
+    def restore(self, walk: Walk, walker: Walker, level: int) -> None:
         """Bring a new walk to the state that is stored, if a file is there.
 
-        The potential is evaluated once, at the stored positions, to see whether it is the same.
+        The potential is evaluated at the start, at ``level``, the last one of the ladder, and at the stored positions:
+        its values are those by which it is known.
 
         Raises:
             ValueError: the file is of another run or another potential, or it is no checkpoint of a walk, or damaged.
+            TypeError: the kernel's state holds what cannot be stored.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None:
+            return
+        made = walker.arrive(self.start, level, None, seed=0)
+        self.structure, self.probe = str(jax.tree.structure(made)), np.asarray(made.energy)
+        kinds = {str(_stored(leaf).dtype): _stored(leaf).dtype.kind for leaf in jax.tree.leaves(made)}
+        strange = [dtype for dtype, kind in kinds.items() if kind not in "biuf"]
+        if strange:
+            raise TypeError(f"this kernel's state holds {strange[0]}, which cannot be stored: leave checkpoint= out")
+        if not self.path.exists():
             return
         header, arrays = _read(self.path)
         run, progress = json.loads(header["run"]), json.loads(header["progress"])
@@ -155,13 +173,14 @@ class Checkpoint:
             there, here = run.get(name), self.run.get(name)
             if there != here:
                 raise ValueError(f"{self.path} is of another run ({name} is {there!r} there, {here!r} here): {REMEDY}")
+        self._compare(self.probe, arrays["probe"])
         walk.state = self._state(arrays, walker)
         walk.weights.log = arrays["weights"]
-        rungs = {key.removeprefix("rungs."): value for key, value in arrays.items() if key.startswith("rungs.")}
+        rungs = {name: arrays[f"rungs.{name}"] for name in progress["rungs"]}
         walk.rungs = [dict(zip(rungs, values, strict=True)) for values in zip(*rungs.values(), strict=True)]
-        block = {key.removeprefix("draws."): value for key, value in arrays.items() if key.startswith("draws.")}
-        if block:
-            walk.positions, walk.statistics = [block.pop("positions")], [block]
+        if "draws.positions" in arrays:
+            walk.positions = [arrays["draws.positions"]]
+            walk.statistics = [{name: arrays[f"draws.{name}"] for name in progress["draws"]}]
         walk.rng.bit_generator.state = progress["rng"]
         walk.streams = np.random.SeedSequence(walk.seed, n_children_spawned=progress["spawned"])
         walk.notes, walk.seconds = progress["notes"], progress["seconds"]
@@ -169,12 +188,8 @@ class Checkpoint:
 
     def _state(self, arrays: Mapping[str, np.ndarray], walker: Walker) -> State:
         """Return the stored state, in the structure of one that ``walker`` makes at the same positions."""
-        level, energy = int(arrays["state.level.0"]), arrays["state.energy.0"]
-        made = walker.arrive(arrays["state.positions.0"], level, None, seed=0)
-        here, finite = np.asarray(made.energy), np.isfinite(energy)
-        off = np.abs(here[finite] - energy[finite]) > TOLERANCE * (1 + np.abs(energy[finite]))
-        if not np.array_equal(finite, np.isfinite(here)) or off.any():
-            raise ValueError(f"{self.path} is of another potential, whose energies at the same points differ: {REMEDY}")
+        made = walker.arrive(arrays["state.positions.0"], int(arrays["state.level.0"]), None, seed=0)
+        self._compare(np.asarray(made.energy), arrays["state.energy.0"])
         fields = {}
         for name, value in made._asdict().items():
             leaves, structure = jax.tree.flatten(value)
@@ -185,26 +200,59 @@ class Checkpoint:
             fields[name] = jax.tree.unflatten(structure, stored)
         return State(**fields)
 
-    def _save(self) -> str | None:
-        """Write what was marked, unless it is written; return what to say if it cannot be."""
-        if self.path is None or self.marked is None:
+    def _compare(self, here: np.ndarray, there: np.ndarray) -> None:
+        """Raise ``ValueError`` unless energies at the same points are equal but for rounding."""
+        finite = np.isfinite(there)
+        off = np.abs(here[finite] - there[finite]) > TOLERANCE * (1 + np.abs(there[finite]))
+        if not np.array_equal(finite, np.isfinite(here)) or off.any():
+            raise ValueError(
+                f"{self.path} is of another potential, other data or another device, as energies at the same points "
+                f"differ: {REMEDY}"
+            )
+
+    def _signature(self) -> tuple[int, int, int] | None:
+        """What tells the file from one that somebody else has written."""
+        if self.path is None or not self.path.exists():
             return None
-        header, found = self.marked
-        arrays = {"weights": found["weights"]}
+        stat = self.path.stat()
+        return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+    def _save(self) -> None:
+        """Write what was marked, unless it is written; note in ``lost`` what to say if it cannot be."""
+        if self.path is None or self.marked is None:
+            return
+        self.saved = time.monotonic()
+        if self._signature() not in (None, self.known):
+            self.lost = f"{self.path} was written by somebody else and is left alone: give another checkpoint"
+            return
+        try:
+            content = to_bytes(*self._content())
+            with replacing(self.path) as partial:
+                partial.write_bytes(content)
+        except (OSError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            self.lost = f"the checkpoint {self.path} could not be written ({reason}): make room, or give another one"
+            return
+        self.known, self.marked, self.lost = self._signature(), None, None
+
+    def _content(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Return what was marked as the arrays and the header of a file."""
+        assert self.marked is not None
+        progress, found = self.marked
+        arrays = {"weights": found["weights"], "probe": self.probe}
         for name, value in found["state"]._asdict().items():
             arrays |= {f"state.{name}.{i}": _stored(leaf) for i, leaf in enumerate(jax.tree.leaves(value))}
-        arrays |= {f"rungs.{name}": values for name, values in stacked(found["rungs"]).items()}
+        rungs, drawn = stacked(found["rungs"]), {}
+        arrays |= {f"rungs.{name}": values for name, values in rungs.items()}
         if found["blocks"]:
             blocks, statistics = zip(*found["blocks"], strict=True)
-            drawn = joined(statistics) | {"positions": np.concatenate(blocks, axis=1)}
+            drawn = joined(statistics)
+            arrays["draws.positions"] = np.concatenate(blocks, axis=1)
             arrays |= {f"draws.{name}": values for name, values in drawn.items()}
-        try:
-            with replacing(self.path) as partial:
-                partial.write_bytes(to_bytes({key: np.array(v, order="C") for key, v in arrays.items()}, header))
-        except OSError as error:
-            return f"the checkpoint {self.path} could not be written ({error.strerror or error}): make room for it"
-        self.saved, self.marked = time.monotonic(), None
-        return None
+        arrays = {key: np.require(values, requirements="C") for key, values in arrays.items()}
+        progress = {**progress, "rungs": list(rungs), "draws": list(drawn)}
+        header = {"format": FORMAT, "run": json.dumps(self.run), "progress": json.dumps(progress)}
+        return arrays, header | {"digest": _digest(header, arrays)}
 
 
 def stacked(rungs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -227,11 +275,21 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     try:
         with safe_open(path, framework="np") as stored:
             header = stored.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise KeyError("it has another format")
-            return header, {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, OSError) as error:
-        raise ValueError(f"{path} is not the checkpoint of a walk, or it is damaged ({error}): {REMEDY}") from error
+            arrays = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not the checkpoint of a walk, or it is damaged: give another checkpoint"
+        ) from error
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} is not the checkpoint of a walk: give another checkpoint")
+    if header.get("digest") != _digest(header, arrays):
+        raise ValueError(f"{path} is not the checkpoint of a walk any more, it is damaged: {REMEDY}")
+    return header, arrays
+
+
+def _digest(header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
+    texts = [np.frombuffer(header.get(key, "").encode(), dtype=np.uint8) for key in ("run", "progress")]
+    return digest(texts + [arrays[key] for key in sorted(arrays)])
 
 
 def _stored(leaf: Any) -> np.ndarray:
@@ -253,7 +311,7 @@ def _like(leaf: Any, value: np.ndarray) -> Any:
     with jax.enable_x64(True):
         if _is_key(leaf):
             return jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(leaf))
-        return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
+        return jax.device_put(value, leaf.sharding)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -673,7 +673,7 @@ def test_observed_bytes_are_named():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             anneal(target, HMC(), ladder=Ladder(levels=(99,), steps=0), chains=2, seed=0)
-        assert any("scale bytes by x / 127.5 - 1" in str(one.message) for one in caught) == named
+        assert any("bytes of pictures by x / 127.5 - 1" in str(one.message) for one in caught) == named
 
 
 def test_numpy_may_raise_on_underflow():

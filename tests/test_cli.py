@@ -281,7 +281,7 @@ def test_an_interrupted_walk_goes_on_from_its_checkpoint(run, tmp_path, monkeypa
     status, _, progress = run(*command)
     assert status == 0
     assert "going on from walk" in progress
-    assert "ring: 0%" not in progress
+    assert "ring: 1%" not in progress
     assert Trace.load("run/trace.nc").stats.sizes["rung"] == 100
     status, _, error = run(*command[:-1], "run/trace.nc")
     assert (status, "run exists and is kept" in error) == (2, True)
