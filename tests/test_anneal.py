@@ -637,15 +637,14 @@ def test_scales_of_coordinates_are_told_by_their_gradients():
 def test_evaluations_that_a_kernel_does_not_count_are_not_known():
     """A slice sampler makes many in a step; a number that is made up would make its effective draws cheap."""
     mala = {"build_kernel": blackjax.mala.build_kernel, "init": blackjax.mala.init, "step_size": 0.01}
-    trace = walk(kernel=from_blackjax(**mala), draws=4)
+    few = {"ladder": Ladder((50, 0), steps=2), "chains": 6, "draws": 4}
+    trace = walk(GAUSS, from_blackjax(**mala), **few)
     assert np.isnan(trace.gradient_calls)
     assert np.isnan(trace.stats.gradient_calls).all()
     assert np.isnan(trace.sample_stats.n_steps).all()
-    told = walk(kernel=from_blackjax(**mala, evaluations=1), draws=4)
-    assert told.gradient_calls == len(SHORT) * (1 + 2) + 4
+    assert walk(GAUSS, from_blackjax(**mala, evaluations=1), **few).gradient_calls == 2 * (1 + 2) + 4
     home = GaussianMixture([[0.2, 0.1]], [0.5], schedule=SCHEDULE, backend="torch")
-    counted = walk(home, from_blackjax(**mala), draws=4)
-    assert counted.gradient_calls == told.gradient_calls
+    assert walk(home, from_blackjax(**mala), **few).gradient_calls == 2 * (1 + 2) + 4, "calls of torch are counted"
     with pytest.raises(ValueError, match="evaluations must be a whole number"):
         from_blackjax(**mala, evaluations=0)
 
@@ -672,7 +671,7 @@ def test_observed_bytes_are_named():
         target = digits * observation(scaled, scale=0.5, schedule=digits.schedule, backend="torch")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            anneal(target, HMC(), ladder=Ladder(levels=(99,), steps=0), chains=2, seed=0)
+            reverse_diffusion(target, ladder=Ladder(levels=(99,), steps=0), chains=2, seed=0)
         assert any("bytes of pictures by x / 127.5 - 1" in str(one.message) for one in caught) == named
 
 
@@ -750,9 +749,9 @@ def test_the_jump_distance_is_the_mean_over_steps():
 
 def test_nuts_doubles_as_often_as_it_may_and_its_longest_trajectory_is_counted():
     few = {"ladder": Ladder((50,), steps=1), "chains": 6, "draws": 10}
-    small = walk(kernel=NUTS(step=0.001, max_doublings=3), **few)
-    assert (small.sample_stats.n_steps == 2**3 - 1).all()
-    trace = walk(kernel=NUTS(step=0.1, max_doublings=5), **few)
+    trace = walk(GAUSS, NUTS(step=0.15, max_doublings=3), **few)
+    assert trace.sample_stats.n_steps.max() == 2**3 - 1
+    assert trace.sample_stats.n_steps.min() < 2**3 - 1
     assert trace.sample_stats.attrs["gradient_calls"] == int(trace.sample_stats.n_steps.max("chain").sum())
 
 
