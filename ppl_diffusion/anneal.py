@@ -131,8 +131,7 @@ def anneal(
         "resample": None if resample is None else float(resample),
         "reverse_step": bool(reverse_step),
     }
-    table = potential.schedule
-    run = settings | {"chains": int(chains), "draws": int(draws)} | {"alphas": table.alphas, "sigmas": table.sigmas}
+    run = settings | {"chains": int(chains), "draws": int(draws), "schedule": potential.schedule}
     with Checkpoint(checkpoint, run, positions) as kept:
         kept.restore(walk, walker, ladder.levels[-1])
         if walk.state is None:

@@ -125,7 +125,9 @@ class EnergyModel(Potential):
         try:
             self.network.to(device)
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"{self.name} cannot be moved to {device} ({str(error).splitlines()[0]})") from error
+            raise ValueError(
+                f"{self.name} cannot be moved to {device} ({str(error).splitlines()[0]}): use cpu"
+            ) from error
         return self
 
     def given(self, *condition: Any, **named: Any) -> EnergyModel:

@@ -83,7 +83,8 @@ class Checkpoint:
 
     Args:
         path: the file, or None.
-        run: what the walk depends on beside the values of its potential; stored as JSON.
+        run: what the walk depends on beside the values of its potential, by name; stored as JSON, of the ``schedule``
+            a digest.
         start: starting positions, shape ``(chains, *event_shape)``.
 
     Raises:
@@ -98,15 +99,18 @@ class Checkpoint:
         self.saved, self.begun = -float("inf"), time.monotonic()
         self.marked: tuple[dict[str, Any], dict[str, Any]] | None = None
         self.lost: str | None = None
-        self.of_this_walk, self.start = False, start
+        self.of_this_walk = False
         if self.path is None:
             return
+        self.start = start
         folder = self.path.parent
         if not folder.is_dir():
             raise FileNotFoundError(f"the folder {folder} of the checkpoint does not exist: mkdir -p {folder}")
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"the folder {folder} cannot be written: give another checkpoint")
-        text = json.dumps({**run, "start": digest([np.asarray(start, dtype=np.float64)])[:16]})
+        levels = [np.array(values) for values in (run["schedule"].alphas, run["schedule"].sigmas)]
+        digests = {"schedule": digest(levels)[:16], "start": digest([np.asarray(start, dtype=np.float64)])[:16]}
+        text = json.dumps({**run, **digests})
         self.run = json.loads(re.sub(" at 0x[0-9a-f]+", "", text))  # addresses differ from process to process
         self.known = self._signature()
 
@@ -201,7 +205,7 @@ class Checkpoint:
         return State(**fields)
 
     def _compare(self, here: np.ndarray, there: np.ndarray) -> None:
-        """Raise ``ValueError`` unless energies at the same points are equal but for rounding."""
+        """Raise ``ValueError`` unless energies ``(chains,)`` at the same points are equal but for rounding."""
         finite = np.isfinite(there)
         off = np.abs(here[finite] - there[finite]) > TOLERANCE * (1 + np.abs(there[finite]))
         if not np.array_equal(finite, np.isfinite(here)) or off.any():
@@ -256,7 +260,7 @@ class Checkpoint:
 
 
 def stacked(rungs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Stack statistics of rungs along a new first axis."""
+    """Stack statistics of rungs, each ``(chains,)`` or a number, to ``(rungs, chains)`` or ``(rungs,)``."""
     return {name: np.stack([np.asarray(row[name]) for row in rungs]) for name in rungs[0]}
 
 
