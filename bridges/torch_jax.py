@@ -87,7 +87,7 @@ def reraise_torch_errors(potential: Potential) -> Iterator[None]:
     except BaseException as error:
         failures = _forget_failures(called)
         if failures and isinstance(error, Exception):
-            raise failures[0] from None
+            raise failures[0] from failures[0].__cause__
         if isinstance(error, Exception) and "KeyboardInterrupt" in str(error):  # in JAX's part of a callback
             raise KeyboardInterrupt from None
         raise

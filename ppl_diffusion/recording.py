@@ -1,8 +1,9 @@
 """Recording of network calls as CUDA graphs, which replay all kernels of a call with a single launch.
 
 The gradient of an energy consists of some hundreds of small kernels. Unless the batch is large, the CPU launches them
-more slowly than the GPU computes them. A call is therefore recorded as a CUDA graph when it is made for the second
-time with arguments of the same shapes, and replayed from then on: the same kernels, with bitwise equal results.
+more slowly than the GPU computes them. A call is therefore recorded as a CUDA graph when a thread makes it for the
+second time with arguments of the same shapes, and replayed from then on: the same kernels, with bitwise equal results.
+(A thread's first call sets up its handles and plans of CUDA's libraries, which a recording must not do.)
 
 A replay runs no Python code. Networks of this library are recorded by default, unless they have hooks. Another network
 can be recorded if its ``forward`` always computes the same function of its tensors, parameters and buffers and copies
@@ -11,6 +12,7 @@ no value to the CPU: set ``model.chunks.launch.most = ppl_diffusion.recording.RE
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -57,7 +59,8 @@ class Recorder:
 
     def __init__(self, network: nn.Module, generators: Sequence[torch.Generator] = (), *, most: int) -> None:
         self.network, self.generators, self.most = network, tuple(generators), most
-        self._known: OrderedDict[Hashable, _Recorded | str] = OrderedDict()
+        # Recorded calls, threads that have made a call which is not recorded yet, None for one that cannot be recorded.
+        self._known: OrderedDict[Hashable, _Recorded | set[int] | None] = OrderedDict()
         self._memory: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,11 +84,13 @@ class Recorder:
         if torch.cuda.is_current_stream_capturing() or _has_hooks(modules):
             return function(*inputs)
         with _lock, torch.cuda.device(x.device):
-            key = (kind, _recording_key(modules, inputs))
-            found = self._known.get(key)
-            if found == "once":
-                found = self._record(function, inputs)
-            self._known[key] = found or "once"
+            key, thread = (kind, _recording_key(modules, inputs)), threading.get_ident()
+            found = self._known.setdefault(key, set())
+            if isinstance(found, set):
+                if thread in found:
+                    found = self._known[key] = self._record(function, inputs)
+                else:
+                    found.add(thread)
             self._known.move_to_end(key)
             while len(self._known) > MOST_RECORDINGS:
                 self._known.popitem(last=False)
@@ -101,19 +106,23 @@ class Recorder:
             self._known.clear()
             self._memory = None
 
-    def _record(self, function: Function, inputs: Sequence[Tensor]) -> _Recorded | str:
+    def _record(self, function: Function, inputs: Sequence[Tensor]) -> _Recorded | None:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        static_inputs = tuple(x.detach().clone() for x in inputs)
+        static_inputs, handled = tuple(x.detach().clone() for x in inputs), sys.exception()
         try:
             for generator in self.generators:
                 graph.register_generator_state(generator)
             with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
                 outputs = function(*static_inputs)
         except torch.OutOfMemoryError:
-            return "never"
+            return None
         except RuntimeError as error:
+            first: BaseException = error  # what made the capture invalid, before its end failed for that reason
+            while first.__context__ not in (None, handled):
+                first = first.__context__
+            reason = str(first).splitlines()[0]
             raise RuntimeError(
-                f"this call of {type(self.network).__name__} cannot be recorded ({str(error).splitlines()[0]}), and "
+                f"this call of {type(self.network).__name__} cannot be recorded ({reason}), and "
                 "CUDA may be of no use to this process any more: start anew, with model.chunks.launch.most = 0"
             ) from error
         finally:

@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -131,6 +132,24 @@ def test_replays_are_the_same_to_the_last_bit(form):
     assert recorded(base) == [True]
     assert base.network.calls == 2
     assert plain.network.calls == 12
+
+
+@cuda
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_call_is_recorded_by_a_thread_that_has_made_it_before(layout):
+    """Callbacks of JAX come from a pool of threads; a recording must not set up CUDA's libraries for a new one."""
+    base, plain = model(), model(most=0)
+    base.network.to(memory_format=layout)
+    plain.network.to(memory_format=layout)
+    x, found = points(3), []
+    pools = [ThreadPoolExecutor(1) for _ in range(3)]
+    for pool in (*pools, pools[1], pools[2], pools[0]):
+        same(
+            pool.submit(two(base).value_and_grad, x, level=3).result(),
+            two(plain).value_and_grad(x, level=3),
+        )
+        found += recorded(base)
+    assert found == [False] * 3 + [True] * 3
 
 
 @cuda

@@ -155,11 +155,12 @@ def test_a_callback_that_would_call_jax_says_so_instead_of_waiting_for_ever():
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 def test_errors_inside_a_callback_reach_the_caller(kind):
     def fails(x, level):
-        raise kind("the network is out of order")
+        raise kind("the network is out of order") from ValueError("a fuse")
 
     broken = EnergyFunction(fails, schedule=SCHEDULE, event_shape=(2,), backend="torch", name="broken")
-    with pytest.raises(kind, match=r"^the network is out of order$"):  # the original error
+    with pytest.raises(kind, match=r"^the network is out of order$") as caught:  # the original error
         anneal(broken, HMC(), ladder=Ladder(levels=(29, 0), steps=1), chains=3, seed=0)
+    assert str(caught.value.__cause__) == "a fuse"
     crossed = to_jax(broken)
     with pytest.raises(kind, match=r"^the network is out of order$"), reraise_torch_errors(crossed):
         try:  # on the caller's own thread, JAX may raise an error of another type
