@@ -62,9 +62,9 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from .trace import versions
+        from . import __version__
 
-        typer.echo(versions().get("ppl-diffusion", "not installed"))
+        typer.echo(__version__)
         raise typer.Exit
 
 

@@ -150,7 +150,7 @@ REFUSED = {
     "output exists": (["sample", "ring", "--out", "{tmp}"], "exists and is kept"),
     "no output": (["sample", "ring"], "--out"),
     "no chains": (["sample", "ring", "--out", "{tmp}/x", "--chains", "0"], "chains"),
-    "text for chains": (["sample", "ring", "--out", "{tmp}/x", "--chains", "many"], "valid integer"),
+    "text for chains": (["sample", "ring", "--out", "{tmp}/x", "--chains", "many"], "valid int"),
     "too many rungs": (["sample", "ring", "--out", "{tmp}/x", "--rungs", "1000"], "2 to 100"),
     "unknown kernel": (["sample", "ring", "--out", "{tmp}/x", "--kernel", "gibbs"], "gibbs"),
     "negative step": (["sample", "ring", "--out", "{tmp}/x", "--step", "-1"], "positive"),
