@@ -191,10 +191,10 @@ class EnergyModel(Potential):
 
     def _stack_points(self, members: Sequence[Density], points: Sequence[Array]) -> tuple[Tensor, list[int], Tensor]:
         """Return all points ``(batch, *event_shape)``, the count of each member, and the condition tensor."""
-        if self.network.training:
+        if any(module.training for module in self.network.modules()):
             raise ValueError(
-                f"the network of {self.name} is in training mode, where dropout and batch norms make energies "
-                "random or dependent on other chains: call network.eval()"
+                f"the network of {self.name}, or a part of it, is in training mode, where dropout and batch norms make "
+                "energies random or dependent on other chains: call network.eval()"
             )
         flat = [x.reshape(-1, *self.event_shape) for x in points]
         sizes = [len(x) for x in flat]

@@ -344,8 +344,8 @@ def test_a_unet_takes_images_with_and_without_a_channel_axis():
     assert colour.energy(points(5, (3, 8, 8)), level=0).shape == (5,)
 
 
-def in_training(model):
-    model.network.train()
+def in_training(model, module=0):
+    list(model.network.modules())[module].train()
     return model
 
 
@@ -365,6 +365,7 @@ REFUSED = {
     "another device": (lambda: mlp().energy(points().to("meta"), level=0), ValueError, r"x\.to\('cpu'\)"),
     "a device that is not there": (lambda: mlp().to("nowhere"), ValueError, "cannot be moved to nowhere"),
     "in training": (lambda: in_training(mlp()).energy(points(), level=0), ValueError, r"call network\.eval\(\)"),
+    "a part in training": (lambda: in_training(mlp(), -1).energy(points(), level=0), ValueError, "or a part of it"),
     "no conditions": (
         lambda: EnergyModel(pictures().network, form="squared_norm", schedule=SCHEDULE, event_shape=(3, 8, 8)),
         ValueError,
