@@ -211,10 +211,10 @@ def table(rows: Mapping[str, Mapping[str, Mapping[str, float]]], columns: Iterab
 
 
 def cell(value: Mapping[str, float]) -> str:
-    """Format a mean and its standard error for a table; empty for NaN."""
+    """Format a mean and its standard error, of two significant digits, for a table; empty for NaN."""
     if np.isnan(value["mean"]):
         return ""
     if not value.get("se", 0) > 0:
         return f"{value['mean']:.3g}"
-    digits = max(0, -int(np.floor(np.log10(value["se"]))) + (value["se"] < 0.1))
+    digits = max(0, 1 - int(np.floor(np.log10(value["se"]))))
     return f"{value['mean']:.{digits}f} ± {value['se']:.{digits}f}"
