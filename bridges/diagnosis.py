@@ -183,9 +183,10 @@ def _weight_warnings(trace: Trace, rungs: xr.Dataset) -> list[str]:
                 f"{spread}, but the start density fits level {int(rungs.level[0])} badly, so that resampling would "
                 "leave few ancestors: pass init= before resample=0.5"
             ]
+        cost = "" if trace.attributes.get("reverse_step") else ", at no cost"
         return [
             f"{spread} and keep {left:.0%} of the chains: resample=0.5 would correct the shares of the "
-            f"modes{biased}, at no cost"
+            f"modes{biased}{cost}"
         ]
     return collapsed
 

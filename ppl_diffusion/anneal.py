@@ -41,6 +41,9 @@ from .weights import Weights
 BLOCK = 25
 """Maximum number of draws recorded by one call of the walker."""
 
+FAR = 1e6
+"""Distance from the origin, in standard deviations of the data, at which most chains of no use end."""
+
 
 class SamplingWarning(UserWarning):
     """A problem of a run that cannot be seen from its samples."""
@@ -151,6 +154,8 @@ def anneal(
                 walker, potential, positions, level, previous, reverse_step, walk.rng, walk.next_seed()
             )
             state, increments = arrival.state, arrival.increments
+            if previous is not None and resample is not None and not any("threw" in note for note in walk.notes):
+                walk.notes += proposals.advise_on_throw(potential, previous.level, level, arrival.throw)
             if rung == 0:
                 uniform = np.where(np.isfinite(arrival.energy), 0.0, -np.inf)
                 increments = uniform if init is not None else -arrival.energy - log_density
@@ -234,6 +239,12 @@ def _check_last_draws(potential: Potential, drawn: np.ndarray, sample_stats: xr.
     if lost:
         notes.append(
             f"draws of {lost} of {len(drawn)} chains are not finite: leave them out, and look at `nonfinite` by rung"
+        )
+    ends = np.abs(drawn[finite, -1][:, np.broadcast_to(potential.diffused, potential.event_shape)])
+    if ends.size and np.median(ends.max(1)) > FAR * (1 + float(np.mean(potential.reference[1])) ** 0.5):
+        notes.append(
+            f"most chains of {potential} end {np.median(ends.max(1)):.0e} away from the origin, thrown out on the way: "
+            "plot the trace's energy by rung; a likelihood that does not widen with the noise needs reverse_step=False"
         )
     if 0 < outside < len(drawn):  # if all chains fail, the warning about weights says so
         notes.append(

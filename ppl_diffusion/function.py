@@ -28,6 +28,7 @@ class EnergyFunction(Potential):
         backend: "torch" or "jax".
         exponent: 1 for a density of noised data; 0 for a likelihood, or any other factor that carries no noise of its
             own. By default chains start from ``N(0, I / s)``, where ``s`` is the sum of the exponents of an expression.
+            Reverse steps throw chains out where such a likelihood is steep and does not widen with the noise.
         device: for torch, the device on which ``function`` receives its points and holds its tensors.
         name: name in reports; by default the name of the function.
 

@@ -122,6 +122,7 @@ class Product(Composite):
     def __init__(self, factors: Sequence[Potential], exponents: Sequence[float], *, log_scale: float = 0.0) -> None:
         _set_common_ground(self, factors)
         collected: dict[Potential, float] = {}
+        sizes: dict[Potential, float] = {}
         known: dict[Any, Potential] = {}
         for factor, exponent in zip(factors, exponents, strict=True):
             if isinstance(factor, Product):
@@ -132,8 +133,10 @@ class Product(Composite):
             for one, power in inner:
                 potential = known.setdefault(one.identity, one)
                 collected[potential] = collected.get(potential, 0.0) + float(exponent * power)
-        # p * q / p is q: a factor that cancels is not evaluated, so a NaN of its energy cannot spread.
-        collected = {factor: a for factor, a in collected.items() if a != 0} or collected
+                sizes[potential] = sizes.get(potential, 0.0) + abs(float(exponent * power))
+        # p * q / p is q: a factor that cancels but for rounding is not evaluated, so a NaN of its energy cannot spread.
+        left = {factor: a for factor, a in collected.items() if abs(a) > 1e-12 * sizes[factor]}
+        collected = left or dict.fromkeys(collected, 0.0)
         self.factors, self.exponents = tuple(collected), tuple(collected.values())
         self.log_scale = float(log_scale)
         self.name = _product_name(self)
@@ -199,7 +202,7 @@ class Mixture(Composite):
         total = logsumexp(xp.stack(terms), axis=0)
         weights: dict[Density, Any] = {}
         for term, (_, slopes) in zip(terms, pairs, strict=True):
-            share = xp.exp(term - total)
+            share = xp.where(term == -xp.inf, 0.0, xp.exp(term - total))  # also where all terms are: not NaN
             for leaf, slope in slopes.items():
                 weights[leaf] = weights.get(leaf, 0.0) + share * slope
         return -total, weights

@@ -104,6 +104,25 @@ dimensions a leap of 1 costs a tenth to a fifth of the evidence, 1.5 a quarter, 
 at most .4 cost none."""
 
 
+MAX_THROW = 5.0
+"""Distance by which reverse steps may move half of the chains, in multiples of their norm or of that of noised data.
+A sound step takes less than 3: it moves a chain to the scale of the next level, and adds noise."""
+
+
+def advise_on_throw(potential: Potential, s: int, t: int, throw: float) -> list[str]:
+    """Return a warning that a reverse step has thrown chains out, unless :func:`check_reverse_weights` has said so.
+
+    A likelihood whose gradient does not shrink where all is noise is followed too far by Tweedie's estimate.
+    """
+    if not throw > MAX_THROW or _leap(potential, s, t) > MAX_LEAP:
+        return []
+    return [
+        f"the reverse step from level {s} to {t} threw chains of {potential} {throw:.2g} times as far as they were, so "
+        "that weights and log_normaliser mean nothing: a factor is too steep for pure noise, such as a likelihood that "
+        "does not widen with the noise; take observation(...), likelihood='widened', or reverse_step=False"
+    ]
+
+
 def check_reverse_weights(potential: Potential, levels: Sequence[int]) -> list[str]:
     """Return warnings about reverse steps between ``levels`` whose weights have a variance too large to be used."""
     schedule, notes = potential.schedule, []
@@ -190,6 +209,16 @@ def reverse_step(
     return proposed, np.where(failed, 0.0, ratio)
 
 
+def _throw(potential: Potential, before: np.ndarray, after: np.ndarray, level: int) -> float:
+    """Return how far chains moved to ``after (chains, *event_shape)`` at ``level``, see :data:`MAX_THROW`."""
+    diffused = np.broadcast_to(potential.diffused, potential.event_shape)
+    axes, size = tuple(range(1, before.ndim)), float(np.sum(diffused))
+    moved, norm = (np.sqrt(np.sum(np.square(x), axis=axes, where=diffused)) for x in (after - before, before))
+    alpha, sigma = potential.schedule.alpha(level), potential.schedule.sigma(level)
+    data = float(np.sqrt(size * (alpha**2 * np.mean(potential.reference[1]) + sigma**2)))
+    return float(np.median(moved)) / max(float(np.median(norm)), data)
+
+
 @dataclass(frozen=True)
 class Arrival:
     """All chains on arrival at a level, before its kernel steps.
@@ -198,11 +227,13 @@ class Arrival:
         state: state of the walker.
         increments: log-weight increments from the previous level, shape ``(chains,)``; zero at the first rung.
         energy: energy at this level before ``Potential.refresh`` moved the chains, shape ``(chains,)``.
+        throw: how far a reverse step moved the chains, see :data:`MAX_THROW`; 0 without one.
     """
 
     state: State
     increments: np.ndarray
     energy: np.ndarray
+    throw: float
 
 
 def arrive(
@@ -217,14 +248,16 @@ def arrive(
 ) -> Arrival:
     """Move chains at ``positions (chains, *event_shape)`` to ``level`` and compute their log-weight increments."""
     correction: Any = 0.0
+    throw = 0.0
     if reverse and previous is not None:
         positions, correction = reverse_step(potential, previous, level, rng=rng)
+        throw = _throw(potential, np.asarray(previous.positions), positions, level)
     change: Any = 0.0
     if type(potential).refresh is not Potential.refresh:  # the default would fetch positions from a device for nothing
         positions, change = potential.refresh(np.array(positions, dtype=np.float64), level, rng=rng)
     state = walker.arrive(positions, level, previous, seed=seed)
     energy = np.asarray(state.energy) - change  # weights use the energy before the refresh, which is invariant
     if previous is None:
-        return Arrival(state, np.zeros(len(energy)), energy)
+        return Arrival(state, np.zeros(len(energy)), energy, throw)
     with np.errstate(invalid="ignore"):
-        return Arrival(state, np.asarray(previous.energy) - energy + correction, energy)
+        return Arrival(state, np.asarray(previous.energy) - energy + correction, energy, throw)

@@ -261,6 +261,34 @@ def test_what_a_kernel_does_not_count_is_not_zero():
     assert any("not finite and were refused" in words for words in diagnose(trace).warnings)
 
 
+@pytest.mark.filterwarnings("ignore::ppl_diffusion.SamplingWarning")
+@pytest.mark.parametrize(
+    ("scale", "reverse", "share", "expected"),
+    [
+        (1.0, True, 0.5, {"threw chains"}),
+        (1.0, True, None, set()),  # weights are not used, and the draws are right
+        (0.1, True, None, {"thrown out on the way"}),
+        (0.1, False, 0.5, set()),
+    ],
+)
+def test_chains_that_a_steep_likelihood_throws_out_are_warned_of(scale, reverse, share, expected):
+    """A likelihood that does not widen with the noise is followed too far by reverse steps from pure noise."""
+    schedule = NoiseSchedule.cosine(20)
+    prior = GaussianMixture([[0.0, 0.0]], [1.0], schedule=schedule, backend="jax")
+    steep = EnergyFunction(
+        lambda x, level: ((x - 1) ** 2).sum(-1) / (2 * scale**2),
+        schedule=schedule,
+        event_shape=(2,),
+        backend="jax",
+        exponent=0,
+    )
+    ladder = Ladder.full(schedule, steps=1)
+    options = {"chains": 50, "seed": 0, "ladder": ladder, "reverse_step": reverse, "resample": share}
+    trace = anneal(prior * steep, HMC(), **options)
+    found = " ".join(trace.attributes["warnings"])
+    assert {words for words in ("threw chains", "thrown out on the way") if words in found} == expected
+
+
 @pytest.mark.filterwarnings("ignore:the variance of the noise falls", "ignore:the exponents of")
 @pytest.mark.parametrize(("levels", "told"), [((60, 40, 20), False), ((6, 3, 0), True), ((2, 1, 0), False)])
 def test_reverse_steps_whose_weights_vary_too_much_are_warned_of(levels, told):

@@ -101,6 +101,39 @@ def test_expressions_are_what_they_say(expression, level, backend):
     np.testing.assert_allclose(energies(build(*leaves), x, level), expected, rtol=1e-10, atol=1e-10)
 
 
+def test_a_component_without_mass_at_a_point_leaves_the_gradient_to_the_others(backend):
+    """Also where it is a mixture itself, none of whose components has mass there, inside of a product."""
+    where, infinite = (jnp.where, jnp.inf) if backend == "jax" else (torch.where, torch.inf)
+
+    def walls(centre):
+        return EnergyFunction(
+            lambda x, level: where(abs(x[..., 0] - centre) < 0.5, 0.0 * x[..., 0], infinite),
+            schedule=SCHEDULE,
+            event_shape=(2,),
+            backend=backend,
+            exponent=0,
+        )
+
+    p, q, _ = parts(backend)
+    x = np.array([[3.0, 0.1], [-1.0, 0.2]])  # outside of both walls, and inside of one
+    for inner in ((walls(-1) + walls(1)) * p, (p * walls(-1) + p * walls(1)) ** 2 / p):
+        value, gradient = (np.asarray(found) for found in (inner + q).value_and_grad(x, level=3))
+        outside, slope = (np.asarray(found) for found in q.value_and_grad(x, level=3))
+        np.testing.assert_allclose(value[0], outside[0], rtol=1e-12)
+        np.testing.assert_allclose(gradient[0], slope[0], rtol=1e-12)
+        share = np.exp(value - outside)[1]  # of q
+        np.testing.assert_allclose(
+            gradient[1], share * slope[1] + (1 - share) * np.asarray(p.value_and_grad(x, level=3)[1])[1], rtol=1e-10
+        )
+
+
+def test_exponents_that_cancel_but_for_rounding_cancel(backend):
+    p, q, box = parts(backend)
+    for expression in (box**0.1 * box**0.2 / box**0.3 * q, p * q * box**0.3 / box**0.1 / box**0.2 / p):
+        assert expression.factors == (q,)
+    assert (p**1e-9 * q).factors == (p, q)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_gradients_are_those_of_the_energy(expression, level, backend):

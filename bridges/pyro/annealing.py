@@ -57,9 +57,10 @@ def anneal_model(
             level, ``alpha * x + sigma * z``.
         likelihood: how the observed sites enter at level ``k``; all options are exact at level 0. "widened": at
             ``E[x | x_k]``, with a covariance enlarged by the remaining uncertainty of ``x``. "tempered": at
-            ``x_k / alpha_k``, raised to the power ``alpha_k ** 2``. "rescaled": at ``x_k / alpha_k``, which constrains
-            ``x`` too early. "tweedie": at the network's estimate of the clean ``x``, which costs second derivatives.
-            Where priors of latent sites depend on ``x``, only "widened" is of use; the others warn.
+            ``x_k / alpha_k``, raised to the power ``alpha_k ** 2 / (alpha_k ** 2 + sigma_k ** 2)``. "rescaled": at
+            ``x_k / alpha_k``, which constrains ``x`` too early. "tweedie": at the network's estimate of the clean
+            ``x``, which costs second derivatives. Where priors of latent sites depend on ``x``, only "widened" is of
+            use; the others warn.
         workers: number of processes that share the chains of a kernel of ``bridges.pyro``. More than one requires a
             model that can be imported; the trace does not depend on it.
 

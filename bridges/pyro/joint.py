@@ -144,12 +144,13 @@ class JointPotential(FlatModel, Potential):
 
     @property
     def exponent(self) -> np.ndarray:
-        """Sum of the exponents of its prior for each coordinate that has one, and 1 for the others: ``(size,)``."""
+        """Sum of the exponents of its prior for each coordinate that has one, with the site's scale, and 1 for the
+        others: ``(size,)``."""
         found = np.ones(self.event_shape)
         for site in self._prior_sites():
             prior = site.prior.potential  # type: ignore[union-attr]
-            each = np.broadcast_to(prior.exponent, prior.event_shape)
-            found[site.start : site.stop] = np.broadcast_to(each, site.shape).flatten()
+            powers = site.powers().reshape(-1, *[1] * len(prior.event_shape))
+            found[site.start : site.stop] = (powers * np.broadcast_to(prior.exponent, prior.event_shape)).flatten()
         return found
 
     def start(self, level: int, *, chains: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -165,6 +166,9 @@ class JointPotential(FlatModel, Potential):
                 batch = site.shape[: len(site.shape) - len(site.prior.event_shape)]
                 copies = chains * int(np.prod(batch))
                 x, log_q = site.prior.potential.start(level, chains=copies, rng=rng)
+                powers, rank = np.tile(site.powers().ravel(), chains), len(site.prior.event_shape)
+                x = x / np.sqrt(powers).reshape(-1, *[1] * rank)
+                log_q = log_q + 0.5 * np.log(powers) * np.prod(site.prior.event_shape)
                 values[:, site.start : site.stop] = x.reshape(chains, -1)
                 log_density += log_q.reshape(chains, -1).sum(1)
                 drawn[site.name] = self._clean_value(site, torch.from_numpy(x.reshape(chains, *site.shape)), level)

@@ -3,7 +3,7 @@
 At level ``k`` they are evaluated at an estimate of the clean ``x``, and are widened or raised to a power:
 
     widened     mean of x given x_k                        covariance scale^2 I + J V J^T, V = diag(Var(x | x_k))
-    tempered    x_k / alpha_k                              exponent alpha_k^2
+    tempered    x_k / alpha_k                              exponent alpha_k^2 / (alpha_k^2 + sigma_k^2)
     rescaled    x_k / alpha_k                              exponent 1
     tweedie     (x_k - sigma_k^2 grad U(x_k)) / alpha_k    exponent 1
 
@@ -204,7 +204,8 @@ def annealed_distribution(
 ) -> tuple[Any, float]:
     """Return the distribution that replaces an observed site's ``fn`` at a level, and the power of its density.
 
-    The power is ``alpha_k ** 2`` of the prior with the smallest ``alpha_k``, or 1 where nothing is tempered.
+    The power is ``alpha_k ** 2 / (alpha_k ** 2 + sigma_k ** 2)`` of the prior for which it is smallest, or 1 where
+    nothing is tempered.
     """
     if level == 0 or likelihood in ("rescaled", "tweedie"):
         return fn, 1.0
@@ -212,7 +213,8 @@ def annealed_distribution(
         return _CorrelatedNormal(unwrapped(fn), widening.basis, widening.variances), 1.0
     if likelihood == "widened" and isinstance(unwrapped(fn), LOCATION_SCALE_FAMILIES):
         return rewrapped(fn, lambda inner: _widened(inner, widening.variances)), 1.0
-    return fn, min(prior.schedule.alpha(level) for prior in priors) ** 2
+    scales = [(prior.schedule.alpha(level) ** 2, prior.schedule.sigma(level) ** 2) for prior in priors]
+    return fn, min(signal / (signal + noise) for signal, noise in scales)
 
 
 class ObservedSites:

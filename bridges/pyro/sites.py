@@ -62,6 +62,13 @@ class Site:
             total = self.total(leaf).sum()
             return torch.autograd.grad(total, leaf)[0] if total.requires_grad else torch.zeros_like(energy)
 
+    def powers(self) -> np.ndarray:
+        """Power to which scale and masks raise the diffusion prior, shape ``batch``; 1 where a mask leaves it out."""
+        assert self.prior is not None
+        batch = self.shape[: len(self.shape) - len(self.prior.event_shape)]
+        found = np.broadcast_to(np.asarray(self.weights(torch.zeros(1, *batch, dtype=torch.float64))), (1, *batch))[0]
+        return np.where(found > 0, found, 1.0)
+
     def has_same_prior(self, node: Any) -> bool:
         """Whether ``node``, of another run of the model, has the same diffusion prior, scale and mask."""
         prior = prior_of(node["fn"])
@@ -216,6 +223,22 @@ def _first_run(run: Callable[[SubstituteLatents], Any], model: str) -> Any:
             raise ValueError(str(error).splitlines()[0]) from error
 
 
+def _check_prior_site(name: str, node: Any, prior: DiffusionPrior, model: str) -> None:
+    if prior.level != 0:
+        raise ValueError(
+            f"the prior of {name} in {model} is at noise level {prior.level}, but annealing sets the level: leave "
+            f"level= and at_level out, and end the ladder there, Ladder(levels=(..., {prior.level}))"
+        )
+    batch = torch.Size(node["fn"].batch_shape)
+    for what in ("scale", "mask"):
+        shape = getattr(node[what], "shape", torch.Size())
+        if len(shape) > len(batch) or any(n not in (1, m) for n, m in zip(shape[::-1], batch[::-1], strict=False)):
+            raise ValueError(
+                f"{what} of shape {tuple(shape)} around {name} in {model}, whose prior has the batch shape "
+                f"{tuple(batch)}, would count it several times: sample {name} outside of poutine.{what}"
+            )
+
+
 def _site(name: str, node: Any, start: int, model: str) -> Site:
     fn, prior = node["fn"], prior_of(node["fn"])
     if isinstance(unwrapped(fn), dist.Delta):
@@ -237,5 +260,7 @@ def _site(name: str, node: Any, start: int, model: str) -> Site:
             f"the support of the latent site {name} of {model}, {fn.support}, cannot be made unconstrained: build it "
             "from sites that can"
         ) from error
+    if prior is not None:
+        _check_prior_site(name, node, prior, model)
     extra = {} if prior is None else {"fn": fn, "scale": node["scale"], "mask": node["mask"]}
     return Site(name, start, start + int(np.prod(shape)), shape, prior, **extra)

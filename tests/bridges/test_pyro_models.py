@@ -15,7 +15,7 @@ from scipy.special import betaln
 
 import bridges.blackjax as batched
 from bridges.arviz import diagnose, to_inference_data
-from bridges.pyro import HMC, NUTS, DiffusionPrior, JointPotential, anneal_model, from_model
+from bridges.pyro import HMC, NUTS, DiffusionPrior, JointPotential, anneal_model, at_level, from_model
 from bridges.pyro.coordinates import LogOdds
 from bridges.torch_jax import to_jax
 from ppl_diffusion import (
@@ -569,6 +569,64 @@ def test_starts_and_leaps_know_the_exponents_of_a_prior():
     ladder = Ladder(tuple(range(19, -1, -1)), steps=1)
     with pytest.warns(SamplingWarning, match="throws chains far out"):
         anneal_model(model, **QUICK | {"ladder": ladder}, resample=0.5, reverse_step=True)
+
+
+def test_a_scaled_prior_starts_as_its_power_does():
+    """A prior at a scale is its power, whose starting density is wider; where a mask leaves it out, it stays."""
+
+    def model(prior, handler):
+        with handler, pyro.plate("n", 2):
+            x = pyro.sample("x", DiffusionPrior(prior))
+        pyro.sample("y", dist.Normal(x, 0.5).to_event(2), obs=torch.ones(2, 2))
+
+    scaled = JointPotential(model, (PRIOR, poutine.scale(scale=0.3)), likelihood="widened")
+    power = JointPotential(model, (PRIOR**0.3, poutine.scale(scale=1.0)), likelihood="widened")
+    np.testing.assert_allclose(scaled.exponent, power.exponent)
+    starts = [joint.start(19, chains=5, rng=np.random.default_rng(0)) for joint in (scaled, power)]
+    for one, other in zip(*starts, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+    rows = JointPotential(model, (PRIOR, poutine.scale(scale=torch.tensor([0.3, 2.0]))), likelihood="widened")
+    np.testing.assert_allclose(rows.exponent, [0.3, 0.3, 2.0, 2.0])
+    masked = JointPotential(model, (PRIOR, poutine.mask(mask=KEPT)), likelihood="widened")
+    np.testing.assert_array_equal(masked.exponent, np.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("handler", "words"),
+    [
+        (poutine.scale(scale=torch.tensor([0.5, 2.0])), r"scale of shape \(2,\) around x .* outside of poutine\.scale"),
+        (poutine.mask(mask=KEPT), r"mask of shape \(2,\) around x .* outside of poutine\.mask"),
+        (at_level(7), r"noise level 7, but annealing sets the level: .*Ladder\(levels=\(\.\.\., 7\)\)"),
+    ],
+)
+def test_what_would_count_a_prior_twice_or_at_another_level_is_refused(handler, words):
+    def model():
+        with handler:
+            x = pyro.sample("x", DiffusionPrior(PRIOR))
+        pyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=Y)
+
+    with pytest.raises(ValueError, match=words) as caught:
+        JointPotential(model, likelihood="widened")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_likelihood_is_tempered_by_the_share_of_the_signal_whatever_the_schedule():
+    """An exploding schedule with the same signal-to-noise ratios tempers as the preserving one does."""
+    preserving = NoiseSchedule.cosine(20)
+    exploding = NoiseSchedule([1.0] * 20, np.array(preserving.sigmas) / np.array(preserving.alphas))
+    found = []
+    for schedule, scale in ((preserving, preserving.alpha(15)), (exploding, 1.0)):
+        prior = GaussianMixture([[0.0, 0.0]], [1.0], schedule=schedule, backend="torch")
+
+        def model(prior=prior):
+            x = pyro.sample("x", DiffusionPrior(prior))
+            pyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=Y)
+
+        x = scale * torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+        joint = JointPotential(model, likelihood="tempered")
+        found.append(joint.energy(x, level=15) - prior.energy(x, level=15))
+        clean = -dist.Normal(x / scale, 0.5).to_event(1).log_prob(Y)
+        torch.testing.assert_close(found[-1], preserving.alpha(15) ** 2 * clean)
 
 
 def test_a_network_that_depends_on_no_latent_site_has_a_gradient_of_zero():
