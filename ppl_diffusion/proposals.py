@@ -213,7 +213,8 @@ def _throw(potential: Potential, before: np.ndarray, after: np.ndarray, level: i
     """Return how far chains moved to ``after (chains, *event_shape)`` at ``level``, see :data:`MAX_THROW`."""
     diffused = np.broadcast_to(potential.diffused, potential.event_shape)
     axes, size = tuple(range(1, before.ndim)), float(np.sum(diffused))
-    moved, norm = (np.sqrt(np.sum(np.square(x), axis=axes, where=diffused)) for x in (after - before, before))
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved, norm = (np.sqrt(np.sum(np.square(x), axis=axes, where=diffused)) for x in (after - before, before))
     alpha, sigma = potential.schedule.alpha(level), potential.schedule.sigma(level)
     data = float(np.sqrt(size * (alpha**2 * np.mean(potential.reference[1]) + sigma**2)))
     return float(np.median(moved)) / max(float(np.median(norm)), data)

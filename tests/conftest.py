@@ -18,14 +18,22 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-AS_COMPILED_FOR_USERS = ("test_exact", "test_invariance", "test_readme")
+@pytest.fixture(autouse=True, scope="session")
+def processes_compile_quickly():
+    """Processes that tests start compile with few optimisations, as most tests do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
+
+
+AS_COMPILED_FOR_USERS = ("test_exact", "test_invariance")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_are_freed(request):
     """XLA maps memory for each program; a process that ran all the tests would reach Linux's limit of maps, and die.
 
-    Most tests compile for longer than they run: their programs are optimised less, those of long walks are not.
+    Most tests compile for longer than they run: their programs are optimised less, but not those of long walks.
     """
     jax.config.update("jax_disable_most_optimizations", request.module.__name__ not in AS_COMPILED_FOR_USERS)
     yield

@@ -73,7 +73,7 @@ def test_calls_of_nuts_are_counted_although_chains_wait_for_each_other():
     assert trace.sample_stats.attrs["gradient_calls"] > recorded
 
 
-@pytest.mark.filterwarnings("ignore:the variance of the noise falls")
+@pytest.mark.filterwarnings("ignore:the variance of the noise falls", "ignore:the reverse step .* threw chains")
 @pytest.mark.parametrize("resample", [None, 0.5])
 @pytest.mark.parametrize("reverse_step", [False, True])
 def test_weights_and_reverse_steps_cost_nothing(resample, reverse_step):
