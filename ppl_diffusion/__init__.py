@@ -1,7 +1,8 @@
 """Energy diffusion models as densities at every noise level: compose them, sample them, check the samples."""
 
+from .advice import SamplingWarning
 from .analytic import GaussianMixture, UniformBox
-from .anneal import Progress, SamplingWarning, anneal, reverse_diffusion
+from .anneal import Progress, anneal, reverse_diffusion
 from .compose import check_quotient, conjunction, guidance, observation
 from .energy import EnergyModel
 from .function import EnergyFunction

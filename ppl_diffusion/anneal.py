@@ -16,9 +16,7 @@ weights: Annealed Importance Sampling (Neal, 2001), https://arxiv.org/abs/physic
 
 from __future__ import annotations
 
-import sys
 import time
-import warnings
 from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
@@ -28,25 +26,20 @@ import jax
 import numpy as np
 import xarray as xr
 
-from . import proposals
+from . import advice, proposals
+from .advice import warn_caller
 from .arrays import outside_inference_mode
 from .compose import check_quotient
 from .kernel import Kernel, Still, Walker
 from .potential import Potential
 from .schedule import Ladder
 from .trace import Trace, versions
-from .walk import Checkpoint, Walk, joined, stacked
+from .walk import Walk, joined, stacked
+from .walk_checkpoint import Checkpoint
 from .weights import Weights
 
 BLOCK = 25
 """Maximum number of draws recorded by one call of the walker."""
-
-FAR = 1e6
-"""Distance from the origin, in standard deviations of the data, at which most chains of no use end."""
-
-
-class SamplingWarning(UserWarning):
-    """A problem of a run that cannot be seen from its samples."""
 
 
 class Progress(NamedTuple):
@@ -141,11 +134,11 @@ def anneal(
             walk.notes += (
                 [] if isinstance(kernel, Still) else check_quotient(potential, levels=_levels_to_check(ladder))
             )
-            walk.notes += proposals.check_observations(potential)
+            walk.notes += advice.check_observations(potential)
             if init is not None:
-                walk.notes += proposals.check_init(potential, ladder.levels[0], positions)
+                walk.notes += advice.check_init(potential, ladder.levels[0], positions)
             if reverse_step and resample is not None:
-                walk.notes += proposals.check_reverse_weights(potential, ladder.levels)
+                walk.notes += advice.check_reverse_weights(potential, ladder.levels)
         for rung in range(len(walk.rungs), len(ladder)):
             level, steps, previous = ladder.levels[rung], ladder.steps_per_rung[rung], walk.state
             if previous is not None:
@@ -155,15 +148,15 @@ def anneal(
             )
             state, increments = arrival.state, arrival.increments
             if previous is not None and resample is not None and not any("threw" in note for note in walk.notes):
-                walk.notes += proposals.advise_on_throw(potential, previous.level, level, arrival.throw)
+                walk.notes += advice.advise_on_throw(potential, previous.level, level, arrival.throw)
             if rung == 0:
                 uniform = np.where(np.isfinite(arrival.energy), 0.0, -np.inf)
                 increments = uniform if init is not None else -arrival.energy - log_density
             record = walk.weights.move(increments)
             if record["ess"] == 0 and (rung == 0 or walk.rungs[-1]["ess"] > 0):
-                walk.notes.append(_advise_on_failure(potential, level, first=rung == 0))
+                walk.notes.append(advice.advise_on_failure(potential, level, first=rung == 0))
             elif rung == 0 and init is None and record["ess"] < 0.1 * chains:
-                walk.notes += proposals.advise_on_start(potential, level, record["ess"], chains)
+                walk.notes += advice.advise_on_start(potential, level, record["ess"], chains)
             ancestors = walk.weights.resample(resample, last=rung == len(ladder) - 1, rng=walk.rng)
             if ancestors is not None:
                 state = walker.select(state, ancestors)
@@ -183,7 +176,7 @@ def anneal(
                 progress(Progress(rung + 1, len(ladder), level, 0, draws, rate, record["ess"] / chains))
         drawn, sample_stats = _record_draws(walk, walker, draws, kept, progress)
     walk.notes += [] if kept.lost is None else [kept.lost]
-    walk.notes += _check_last_draws(potential, drawn, sample_stats, still=isinstance(kernel, Still))
+    walk.notes += advice.check_last_draws(potential, drawn, sample_stats, still=isinstance(kernel, Still))
     with jax.enable_x64(True):
         walk.notes += check_quotient(potential, levels=(), positions=drawn[:256, -1], level=ladder.levels[-1])
     notes = list(dict.fromkeys(walk.notes))
@@ -213,45 +206,6 @@ def reverse_diffusion(
     return anneal(
         potential, Still(), ladder=ladder, chains=chains, seed=seed, init=init, reverse_step=True, progress=progress
     )
-
-
-def warn_caller(note: str) -> None:
-    """Issue a :class:`SamplingWarning` that points at the line outside this library from which it was called."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("ppl_diffusion", "bridges", "contextlib"):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(note, SamplingWarning, stacklevel=level)
-
-
-def _advise_on_failure(potential: Potential, level: int, *, first: bool) -> str:
-    """Return a warning that no chain has a finite energy on arrival at ``level``."""
-    where = "for any chain at level" if first else "on all levels for any chain down to"
-    return (
-        f"the energy of {potential} is not finite {where} {level}: look for NaN in what it was given, such as missing "
-        "data, and for data outside of its support"
-    )
-
-
-def _check_last_draws(potential: Potential, drawn: np.ndarray, sample_stats: xr.Dataset, *, still: bool) -> list[str]:
-    """Return warnings about chains whose draws ``(chains, draws, *event_shape)`` or last energies are not finite."""
-    finite, notes = np.isfinite(drawn).all(tuple(range(1, drawn.ndim))), []
-    lost, outside = int(np.sum(~finite)), int(np.sum(finite & ~np.isfinite(sample_stats["lp"].to_numpy()[:, -1])))
-    if lost:
-        notes.append(
-            f"draws of {lost} of {len(drawn)} chains are not finite: leave them out, and look at `nonfinite` by rung"
-        )
-    ends = np.abs(drawn[finite, -1][:, np.broadcast_to(potential.diffused, potential.event_shape)])
-    if ends.size and np.median(ends.max(1)) > FAR * (1 + float(np.mean(potential.reference[1])) ** 0.5):
-        notes.append(
-            f"most chains of {potential} end {np.median(ends.max(1)):.0e} away from the origin, thrown out on the way: "
-            "plot the trace's energy by rung; a likelihood that does not widen with the noise needs reverse_step=False"
-        )
-    if 0 < outside < len(drawn):  # if all chains fail, the warning about weights says so
-        notes.append(
-            f"{outside} of {len(drawn)} chains end where the density of {potential} is zero, or its energy not a "
-            f"number: leave them out{'' if still else ', or take resample=0.5, which replaces them'}"
-        )
-    return notes
 
 
 def _record_draws(

@@ -110,7 +110,8 @@ def sample(
         from bridges.plots import plot_ladder, plot_samples
 
         from . import zoo
-        from .anneal import SamplingWarning, anneal, reverse_diffusion
+        from .advice import SamplingWarning
+        from .anneal import anneal, reverse_diffusion
         from .arrays import check_device
         from .expression import parse
         from .schedule import Ladder

@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from .arrays import Array, Backend, logsumexp
+from .arrays import Array, logsumexp
+from .common_ground import common_ground, set_common_ground
 from .density import Density, common_reference, evaluate, evaluate_energy
-from .schedule import NoiseSchedule
 
 
 class Potential(Density):
@@ -120,7 +120,7 @@ class Product(Composite):
     log_scale: float
 
     def __init__(self, factors: Sequence[Potential], exponents: Sequence[float], *, log_scale: float = 0.0) -> None:
-        _set_common_ground(self, factors)
+        set_common_ground(self, factors)
         collected: dict[Potential, float] = {}
         sizes: dict[Potential, float] = {}
         known: dict[Any, Potential] = {}
@@ -171,7 +171,7 @@ class Mixture(Composite):
     """
 
     def __init__(self, components: Sequence[Potential], log_weights: Sequence[float]) -> None:
-        _set_common_ground(self, components)
+        set_common_ground(self, components)
         self.components = tuple(components)
         self.log_weights = tuple(float(w) for w in log_weights)
         self.name = " + ".join(
@@ -252,49 +252,6 @@ def mixture(potentials: Sequence[Potential], *, log_weights: Sequence[float] | N
             components.append(inner)
             weights.append(log_weight + scale)
     return Mixture(components, weights)
-
-
-def common_ground(potentials: Sequence[Potential]) -> tuple[Backend, NoiseSchedule, tuple[int, ...]]:
-    """Return the backend, schedule and event shape that all potentials of a composition share.
-
-    Raises:
-        ValueError, TypeError: there are no potentials, or they differ in one of these.
-    """
-    if isinstance(potentials, Potential):
-        raise TypeError(f"potentials are composed as a list, got {potentials!r}: write [p, q]")
-    if not potentials:
-        raise ValueError("a composition needs at least one potential")
-    for potential in potentials:
-        if not isinstance(potential, Potential):
-            raise TypeError(f"only potentials can be composed, got {potential!r}: wrap a function in EnergyFunction")
-        if not np.all(potential.diffused):
-            raise ValueError(
-                f"{potential} has coordinates that no noise level belongs to, and is walked on alone: compose the "
-                "priors inside the model"
-            )
-    first = potentials[0]
-    for other in potentials[1:]:
-        if other.backend != first.backend:
-            raise TypeError(
-                f"{first} computes with {first.backend} and {other} with {other.backend}: convert one, "
-                "bridges.torch_jax.to_jax(p) or bridges.torch_jax.to_torch(p)"
-            )
-        if other.event_shape != first.event_shape:
-            raise ValueError(
-                f"{first} has points of shape {first.event_shape} and {other} of {other.event_shape}: "
-                "only potentials over the same space can be composed"
-            )
-        if other.schedule != first.schedule:
-            raise ValueError(
-                f"{first} and {other} have different noise schedules ({first.schedule} and {other.schedule}): "
-                "composition is level by level, give both the same schedule="
-            )
-    return first.backend, first.schedule, first.event_shape
-
-
-def _set_common_ground(composite: Potential, potentials: Sequence[Potential]) -> None:
-    """Set the backend, schedule and event shape of a composite to those that its parts share."""
-    composite.backend, composite.schedule, composite.event_shape = common_ground(potentials)
 
 
 def _log_positive(scale: Any) -> float:

@@ -25,8 +25,9 @@ import torch
 from torch.nn import functional as F
 
 from .arrays import Array
+from .common_ground import common_ground
 from .density import Density, common_device, common_reference, energy_of_each, evaluate_each
-from .potential import Composite, Potential, common_ground
+from .potential import Composite, Potential
 
 
 class Tapestry(Composite):

@@ -38,9 +38,8 @@ from ppl_diffusion import (
     observation,
     reverse_diffusion,
 )
-from ppl_diffusion.anneal import _check_last_draws
+from ppl_diffusion.advice import check_init, check_last_draws
 from ppl_diffusion.planar import SCHEDULE, exact
-from ppl_diffusion.proposals import check_init
 from ppl_diffusion.step import block_scales
 
 SHORT = Ladder.spaced(SCHEDULE, rungs=12, steps=2)
@@ -763,7 +762,7 @@ def test_draws_that_are_not_finite_are_told_of():
     drawn = np.zeros((3, 4, 2))
     drawn[1, 2:] = np.nan
     lp = xr.Dataset({"lp": (("chain", "draw"), np.zeros((3, 4)))})
-    (note,) = _check_last_draws(PRODUCT, drawn, lp, still=False)
+    (note,) = check_last_draws(PRODUCT, drawn, lp, still=False)
     assert "draws of 1 of 3 chains are not finite" in note
 
 

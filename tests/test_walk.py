@@ -23,7 +23,7 @@ from ppl_diffusion import (
     anneal,
     load,
     observation,
-    walk,
+    walk_checkpoint,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::ppl_diffusion.SamplingWarning")  # the ladder is coarse
@@ -110,7 +110,7 @@ def test_a_walk_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, ker
 
 @pytest.mark.parametrize("lost", [None, "momentum", "step", "generator", "seeds", "weights"])
 def test_a_checkpoint_without_one_of_its_parts_is_another_walk(tmp_path, monkeypatch, lost):
-    kernel, restore = HMC(refreshment=0.3), walk.Checkpoint.restore
+    kernel, restore = HMC(refreshment=0.3), walk_checkpoint.Checkpoint.restore
 
     def wrong(self, resumed, walker, level):
         rng, spawned = resumed.rng.bit_generator.state, resumed.streams
@@ -131,7 +131,7 @@ def test_a_checkpoint_without_one_of_its_parts_is_another_walk(tmp_path, monkeyp
             resumed.weights.log = np.zeros(len(state.energy))
 
     whole = anneal(TARGET, kernel, **SETTINGS | {"resample": 0.1})
-    monkeypatch.setattr(walk.Checkpoint, "restore", wrong)
+    monkeypatch.setattr(walk_checkpoint.Checkpoint, "restore", wrong)
     resumed = with_interruptions(TARGET, kernel, tmp_path / "walk", (3,), **SETTINGS | {"resample": 0.1})
     assert same(whole, resumed) == (lost is None)
 
@@ -176,7 +176,7 @@ def test_keeping_a_walk_costs_an_evaluation_and_resuming_it_another(tmp_path):
 def test_a_walk_is_kept_while_it_runs_and_not_only_when_it_is_interrupted(tmp_path, monkeypatch):
     """As if the process were killed: what is in the file after a rung is copied."""
     path, kept = tmp_path / "walk", []
-    monkeypatch.setattr(walk, "EVERY", 0.0)
+    monkeypatch.setattr(walk_checkpoint, "EVERY", 0.0)
     whole = anneal(TARGET, HMC(), **SETTINGS, checkpoint=path, progress=lambda _: kept.append(path.read_bytes()))
     assert len(kept) == RUNGS + 2
     for content in kept:
@@ -226,7 +226,7 @@ def test_a_full_disk_does_not_stop_a_walk(tmp_path, monkeypatch, error):
 
 def test_a_file_that_somebody_else_writes_is_left_alone(tmp_path, monkeypatch):
     path = tmp_path / "walk"
-    monkeypatch.setattr(walk, "EVERY", 0.0)
+    monkeypatch.setattr(walk_checkpoint, "EVERY", 0.0)
     with pytest.warns(UserWarning, match="was written by somebody else and is left alone"):
         anneal(TARGET, HMC(), **SETTINGS, checkpoint=path, progress=lambda _: path.write_bytes(b"precious"))
     assert path.read_bytes() == b"precious"

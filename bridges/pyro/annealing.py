@@ -8,7 +8,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ppl_diffusion.anneal import Progress, anneal, warn_caller
+from ppl_diffusion.advice import warn_caller
+from ppl_diffusion.anneal import Progress, anneal
 from ppl_diffusion.arrays import on_cpu, outside_inference_mode
 from ppl_diffusion.kernel import Kernel, check_count
 from ppl_diffusion.schedule import Ladder

@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_diffusion.anneal import warn_caller
+from ppl_diffusion.advice import warn_caller
 from ppl_diffusion.arrays import on_cpu
 from ppl_diffusion.energy import Reference
 from ppl_diffusion.potential import Potential
