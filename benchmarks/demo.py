@@ -18,13 +18,16 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.cubes import draw_grid, target
-from benchmarks.problems import PROBLEMS, RESULTS, Truth, last, write
-from bridges.arviz import WORST_COORDINATE, Diagnosis, arviz, diagnose, to_inference_data
+from benchmarks.harness import RESULTS, last, write
+from benchmarks.pictures.cubes import draw_grid, target
+from benchmarks.planar.problems import PROBLEMS, Truth
+from bridges.arviz import Diagnosis, diagnose, to_inference_data
+from bridges.arviz.convert import arviz
+from bridges.arviz.diagnose import WORST_COORDINATE
+from bridges.arviz.plots import image_grid, plot_ladder, plot_planar
 from bridges.blackjax import HMC
-from bridges.plots import image_grid, plot_ladder, plot_planar
 from ppl_diffusion import Ladder, Progress, Trace, anneal, load, observation, reverse_diffusion
-from ppl_diffusion.planar import exact
+from ppl_diffusion.potentials.planar import exact
 
 WHERE = ((0.5, 0.5), (0.2, 0.35), (0.8, 0.35))
 """Positions of three cubes, x to the right and y down."""

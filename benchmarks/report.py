@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.levels import tell
-from benchmarks.problems import RESULTS, cell
+from benchmarks.harness import RESULTS, cell
+from benchmarks.pictures.levels import tell
 
 READMES = (Path(__file__).parent.parent / "README.md", Path(__file__).parent / "README.md")
 
@@ -51,7 +51,7 @@ def overhead(content: Mapping[str, Any]) -> str:
         ("the paper's evaluation pattern, per step of all chains, to it", "cubes", "paper's pattern"),
         ("256 chains of it evaluated all at once, to the fastest chunks", "cubes", "all at once"),
     ]
-    lines = ["| time, as a ratio in one run (`python -m benchmarks.overhead`) | |", "|---|---|"]
+    lines = ["| time, as a ratio in one run (`python -m benchmarks.speed.overhead`) | |", "|---|---|"]
     for words, part, start in rows:
         value = next(v for k, v in content[part].items() if k.startswith(start))
         lines.append(f"| {words} | {value:.2f} |")
@@ -88,8 +88,8 @@ def digits(content: Mapping[str, Any]) -> str:
 def models(content: Mapping[str, Any]) -> str:
     """Return the tables of closed-form posteriors, of the photographs, and of speed."""
     lines = [
-        "| linear-Gaussian posterior, 3 seeds (`python -m benchmarks.models`) | largest error | root mean square error "
-        "| error of mode masses | moments |",
+        "| linear-Gaussian posterior, 3 seeds (`python -m benchmarks.posteriors.models`) | largest error "
+        "| root mean square error | error of mode masses | moments |",
         "|---|---|---|---|---|",
     ]
     for name, row in content["linear"].items():
@@ -201,7 +201,7 @@ def gpu(content: Mapping[str, Any]) -> str:
             f"a training step of {launched['pictures a step']} pictures, kernels launched one by one, to recorded ones"
         )
         ratios[words] = launched["a training step, one by one"] / launched["a training step, recorded"]
-    lines = [f"| one {content['device']} (`python -m benchmarks.gpu`) | |", "|---|---|"]
+    lines = [f"| one {content['device']} (`python -m benchmarks.speed.gpu`) | |", "|---|---|"]
     lines += [f"| {words} | {ratio:.2f} |" for words, ratio in ratios.items() if ratio is not None]
     batches = {"recorded, where it is worth while": timed, "kernels launched one by one": launched}
     rows = {

@@ -1,19 +1,22 @@
 """Energy diffusion models as densities at every noise level: compose them, sample them, check the samples."""
 
-from .advice import SamplingWarning
-from .analytic import GaussianMixture, UniformBox
-from .anneal import Progress, anneal, reverse_diffusion
-from .compose import check_quotient, conjunction, guidance, observation
-from .energy import EnergyModel
-from .function import EnergyFunction
-from .kernel import Kernel
-from .potential import Mixture, Potential, Product, mixture, product
+from .files import versions
+from .models.energy import EnergyModel
+from .models.library import load, save_weights
+from .potentials.algebra import Mixture, Potential, Product, mixture, product
+from .potentials.analytic import GaussianMixture, UniformBox
+from .potentials.function import EnergyFunction
+from .potentials.guidance import conjunction, guidance
+from .potentials.observation import observation
+from .potentials.quotients import check_quotient
+from .potentials.tapestry import tapestry
+from .sampling.advice import SamplingWarning
+from .sampling.anneal import Progress, anneal, reverse_diffusion
+from .sampling.kernel import Kernel
+from .sampling.step import Adaptive, Fixed, SigmaScaled
+from .sampling.trace import Trace
 from .schedule import Ladder, NoiseSchedule
-from .step import Adaptive, Fixed, SigmaScaled
-from .tapestry import tapestry
-from .trace import Trace, versions
-from .training import Config, load_config, train
-from .zoo import load, save_weights
+from .training.train import Config, load_config, train
 
 __version__ = versions().get("ppl-diffusion", "unknown")
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ppl_diffusion.kernel import Kernel
-from ppl_diffusion.potential import Potential
+from ppl_diffusion.potentials.algebra import Potential
+from ppl_diffusion.sampling.kernel import Kernel
 
 ALPHA = 1e-6
 ACCEPTANCE_WINDOW = (0.6, 0.9)

@@ -35,7 +35,9 @@ def compiled_programs_are_freed(request):
 
     Most tests compile for longer than they run: their programs are optimised less, but not those of long walks.
     """
-    jax.config.update("jax_disable_most_optimizations", request.module.__name__ not in AS_COMPILED_FOR_USERS)
+    jax.config.update(
+        "jax_disable_most_optimizations", request.module.__name__.rpartition(".")[2] not in AS_COMPILED_FOR_USERS
+    )
     yield
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()

@@ -13,7 +13,7 @@ import pytest
 from typer.main import get_command
 
 from benchmarks.report import READMES, render
-from ppl_diffusion import cli
+from bridges.terminal import commands as cli
 
 README = READMES[0].read_text(encoding="utf-8")
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"

@@ -8,15 +8,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ppl_diffusion.advice import warn_caller
-from ppl_diffusion.anneal import Progress, anneal
 from ppl_diffusion.arrays import on_cpu, outside_inference_mode
-from ppl_diffusion.kernel import Kernel, check_count
+from ppl_diffusion.sampling.advice import warn_caller
+from ppl_diffusion.sampling.anneal import Progress, anneal
+from ppl_diffusion.sampling.kernel import Kernel, check_count
+from ppl_diffusion.sampling.trace import Trace
 from ppl_diffusion.schedule import Ladder
-from ppl_diffusion.trace import Trace
 
-from ..blackjax_walker import BlackJAXKernel
-from ..torch_jax import contains_jax
+from ..blackjax.walker import BlackJAXKernel
+from ..torch_jax.convert import contains_jax
 from .joint import JointPotential
 from .likelihood import Likelihood
 from .walker import PyroKernel
@@ -66,7 +66,7 @@ def anneal_model(
             model that can be imported; the trace does not depend on it.
 
     Returns:
-        A :class:`~ppl_diffusion.trace.Trace`: ``sites`` holds constrained values ``(chains, draws, *shape)`` by name,
+        A :class:`~ppl_diffusion.Trace`: ``sites`` holds constrained values ``(chains, draws, *shape)`` by name,
         ``positions`` flat, unconstrained ones ``(chains, draws, size)``, ``groups`` the log-likelihood and the data.
 
     Raises:

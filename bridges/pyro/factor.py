@@ -12,10 +12,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_diffusion.advice import warn_caller
 from ppl_diffusion.arrays import on_cpu
-from ppl_diffusion.energy import Reference
-from ppl_diffusion.potential import Potential
+from ppl_diffusion.models.energy import Reference
+from ppl_diffusion.potentials.algebra import Potential
+from ppl_diffusion.sampling.advice import warn_caller
 from ppl_diffusion.schedule import NoiseSchedule
 
 from .checks import check_rerun

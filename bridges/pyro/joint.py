@@ -20,9 +20,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_diffusion.potential import Potential
+from ppl_diffusion.potentials.algebra import Potential
 
-from ..torch_jax import contains_jax
+from ..torch_jax.convert import contains_jax
 from .checks import check_priors, check_rerun, check_same_sites, precision_warnings
 from .coordinates import log_prior, unconstrain
 from .flat import FlatModel, energies_of, gradient_of

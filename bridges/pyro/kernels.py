@@ -8,8 +8,8 @@ from typing import Any
 
 import pyro.infer.mcmc as mcmc
 
-from ppl_diffusion.kernel import check_count
-from ppl_diffusion.step import Adaptive, StepPolicy
+from ppl_diffusion.sampling.kernel import check_count
+from ppl_diffusion.sampling.step import Adaptive, StepPolicy
 
 from .walker import PyroKernel
 

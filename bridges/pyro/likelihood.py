@@ -42,7 +42,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from ppl_diffusion.potential import Potential
+from ppl_diffusion.potentials.algebra import Potential
 
 from .coordinates import log_density
 from .prior import rewrapped, unwrapped

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ..arviz import dotted
+from ..arviz.convert import dotted
 
 
 def dims_of(name: str, node: Any) -> list[str]:

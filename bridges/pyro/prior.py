@@ -13,8 +13,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_diffusion.anneal import anneal
-from ppl_diffusion.potential import Potential
+from ppl_diffusion.potentials.algebra import Potential
+from ppl_diffusion.sampling.anneal import anneal
 from ppl_diffusion.schedule import Ladder
 
 from ..blackjax import HMC

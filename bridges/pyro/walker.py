@@ -9,7 +9,7 @@ trace does not depend on how chains are distributed over processes.
 A rung of ``MASS_STEPS`` steps or more adapts a diagonal mass matrix, from the positions of all chains over the first
 half of the rung. It is scaled so that the stiffest coordinate keeps unit mass, so the leapfrog step keeps its meaning
 and continues to adapt. Every rung starts from unit mass, except that the latent sites without a diffusion prior start
-from the scales of ``ppl_diffusion.step.block_scales``.
+from the scales of ``ppl_diffusion.sampling.step.block_scales``.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pyro.ops.welford import WelfordCovariance
 from torch import Tensor
 
 from ppl_diffusion.arrays import on_cpu
-from ppl_diffusion.kernel import State, SteppedKernel
-from ppl_diffusion.potential import Potential
-from ppl_diffusion.step import as_policy, scaled
+from ppl_diffusion.potentials.algebra import Potential
+from ppl_diffusion.sampling.kernel import State, SteppedKernel
+from ppl_diffusion.sampling.step import as_policy, scaled
 
 from ..torch_jax import to_torch
 
@@ -89,7 +89,7 @@ class PyroKernel(SteppedKernel):
 
 
 class PyroWalker:
-    """A Pyro kernel bound to a potential; implements ``ppl_diffusion.kernel.Walker``.
+    """A Pyro kernel bound to a potential; implements ``ppl_diffusion.sampling.kernel.Walker``.
 
     ``run_tasks`` may run the steps of chains in other processes; by default :meth:`step_chains` runs them in this one.
     """

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ppl_diffusion.potential import Potential
+from ppl_diffusion.potentials.algebra import Potential
 
 from .joint import JointPotential
 from .sites import HeldParameters

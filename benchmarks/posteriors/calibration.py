@@ -1,0 +1,96 @@
+"""Claim: posteriors of Pyro models with a diffusion prior are calibrated, and the check sees one that is not.
+
+    python -m benchmarks.posteriors.calibration [--simulations 200]
+
+Simulation-based calibration: parameters are drawn from the prior and data from the model given them; the rank of each
+parameter among draws of the posterior must then be uniform. The model has a diffusion prior (an exact Gaussian mixture,
+so that prior draws are exact), a latent noise scale and a plate of observations. The negative control, "wrong twin",
+computes its posterior with half the noise scale.
+
+Source: Validating Bayesian Inference Algorithms with Simulation-Based Calibration (Talts et al., 2018),
+https://arxiv.org/abs/1804.06788
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from scipy import stats
+
+from benchmarks.harness import write
+from bridges.blackjax import HMC
+from bridges.pyro import DiffusionPrior, JointPotential, anneal_model
+from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, SamplingWarning
+
+SCHEDULE = NoiseSchedule.cosine(100)
+PRIOR = GaussianMixture(
+    [[-0.7, 0.2], [0.6, -0.3]], [0.4, 0.6], weights=[0.4, 0.6], schedule=SCHEDULE, backend="torch", name="prior"
+)
+LADDER = Ladder.spaced(SCHEDULE, rungs=16, steps=5)
+DRAWS, COUNT = 39, 4
+"""Posterior draws of a simulation, one from each chain; number of observations of a simulation."""
+
+
+def model(y: torch.Tensor | None, *, claimed: float = 1.0) -> torch.Tensor:
+    """Noisy sums and differences ``y (COUNT,)`` of two unknowns; ``claimed`` multiplies the scale of the noise."""
+    x = pyro.sample("x", DiffusionPrior(PRIOR))
+    noise = pyro.sample("noise", dist.HalfNormal(0.5))
+    seen = torch.stack([x[0] + x[1], x[0] - x[1]]).repeat(COUNT // 2)
+    with pyro.plate("observations", COUNT):
+        return pyro.sample("y", dist.Normal(seen, claimed * (noise + 0.1)), obs=y)
+
+
+def simulate(seed: int) -> tuple[np.ndarray, torch.Tensor]:
+    """Draw parameters ``(x_0, x_1, noise)`` from the prior, and data ``(COUNT,)`` from the model given them."""
+    x = torch.from_numpy(PRIOR.sample(1, level=0, seed=seed)[0])
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        noise = dist.HalfNormal(0.5).sample()
+        y = pyro.condition(model, {"x": x, "noise": noise})(None)
+    return np.array([*x.tolist(), float(noise)]), y.detach()
+
+
+def ranks(simulations: int, *, claimed: float) -> np.ndarray:
+    """Return ranks ``(simulations, 3)`` of the true parameters among ``DRAWS`` posterior draws."""
+    found = []
+    joint = JointPotential(partial(model, claimed=claimed), (simulate(0)[1],), likelihood="widened")
+    for seed in range(simulations):
+        truth, y = simulate(seed)
+        sites = anneal_model(joint, (y,), kernel=HMC(), ladder=LADDER, chains=DRAWS, seed=seed).sites
+        drawn = np.column_stack([sites["x"][:, 0], sites["noise"][:, 0]])
+        found.append((drawn < truth).sum(0))
+        if (seed + 1) % 50 == 0:
+            print(f"  {seed + 1} of {simulations}", flush=True)
+    return np.array(found)
+
+
+def uniformity(found: np.ndarray) -> dict[str, float]:
+    """Return p-values of the hypothesis that ranks are uniform, by parameter: a chi-square test over eight bins."""
+    names = ("x_0", "x_1", "noise")
+    counts = {name: np.histogram(found[:, i], bins=8, range=(0, DRAWS + 1))[0] for i, name in enumerate(names)}
+    return {name: float(stats.chisquare(count).pvalue) for name, count in counts.items()}
+
+
+def main() -> None:
+    """Test the model and the negative control; print and write the p-values."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--simulations", type=int, default=200)
+    options = parser.parse_args()
+    torch.set_default_dtype(torch.float64)
+    warnings.simplefilter("ignore", SamplingWarning)
+    content: dict[str, Any] = {"simulations": options.simulations, "draws": DRAWS}
+    for name, claimed in (("model", 1.0), ("wrong twin", 0.5)):
+        content[name] = uniformity(ranks(options.simulations, claimed=claimed))
+        print(f"{name}: " + ", ".join(f"{k} p = {v:.2g}" for k, v in content[name].items()), flush=True)
+    write("calibration", content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Diagnose traces: a summary in tables, and warnings of reasons not to trust the samples.
+
+ArviZ reports the full effective sample size for chains that never moved, so the diagnosis always shows acceptance
+rates and stuck chains beside it. R-hat and ESS are computed from the recorded draws only, because chains are not
+stationary along the ladder; with fewer than ``FEWEST_DRAWS`` draws they are not reported.
+
+Source: Rank-Normalization, Folding, and Localization: An Improved R-hat (Vehtari et al., 2021),
+https://arxiv.org/abs/1903.08008
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import xarray as xr
+from scipy.stats import f as f_distribution
+
+from ppl_diffusion.sampling.trace import Trace
+
+from .convert import SCALARS, arviz, check_trace, event_size, summaries
+from .words import FEWEST_DRAWS, Diagnosis, warning_sentences
+
+WORST_COORDINATE = "worst coordinate"
+"""The coordinate of a large event whose split R-hat is largest."""
+
+MAX_R_HAT_LIMIT = 1.3
+"""R-hat above which chains disagree, however few independent draws each of them has."""
+
+
+def diagnose(trace: Trace) -> Diagnosis:
+    """Diagnose a run: statistics of every rung, R-hat and ESS of the recorded draws, and warnings in words.
+
+    Drift is the change of the mean energy from the middle of a rung to its end, in standard errors. If it exceeds a
+    few standard errors, the chains had not equilibrated when they left the rung. That is expected along the ladder,
+    where every rung has few steps; at the last rung it means biased draws.
+
+    Raises:
+        TypeError: ``trace`` is not a Trace.
+    """
+    check_trace("diagnose", trace)
+    stats, steps = trace.stats, np.array(trace.attributes["steps"])
+    increments = np.where(np.isfinite(stats.log_weight), stats.log_weight, np.nan)
+    change, jumps = (stats.energy - stats.energy_midway).to_numpy(), stats.jump_distance
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        drift = np.nanmean(change, 1) / (np.nanstd(change, 1, ddof=1) / np.sqrt(change.shape[1]))
+        columns = {
+            "level": stats.level.to_numpy(),
+            "acceptance": np.nanmean(stats.acceptance_rate, 1),
+            "step": stats.step_size.to_numpy()[:, 0],
+            "diverging": stats.diverging.sum("chain", skipna=False).to_numpy(),
+            "nonfinite": stats.nonfinite.sum("chain", min_count=1).to_numpy(),
+            "jump": np.nanmean(jumps, 1),
+            "ess": stats.ess.to_numpy(),
+            "spread": np.nanstd(increments, 1),
+            "ancestors": _distinct_ancestors(stats.ancestor.to_numpy()),
+            "drift": np.where(np.isfinite(drift), drift, np.nan),
+            "stuck": np.where(steps > 0, (jumps == 0).sum("chain").where(jumps.notnull().any("chain")), np.nan),
+        }
+    rungs = xr.Dataset({name: ("rung", np.asarray(value, dtype=float)) for name, value in columns.items()})
+    draws = _draw_diagnostics(trace)
+    return Diagnosis(rungs, draws, tuple(warning_sentences(trace, rungs, draws)))
+
+
+def _draw_diagnostics(trace: Trace) -> xr.Dataset:
+    """R-hat and ESS of scalars of the recorded draws; empty with too few draws or a single chain."""
+    chains, count = trace.positions.shape[:2]
+    if count < FEWEST_DRAWS or chains < 2:
+        return xr.Dataset()
+    library = arviz()
+    if trace.sites:
+        variables = {k: v for k, v in trace.sites.items() if v[0, 0].size <= SCALARS}
+    else:
+        variables = {} if event_size(trace) > SCALARS else {"x": trace.positions}
+    large = event_size(trace) > SCALARS
+    if large:
+        variables = summaries(trace) | variables
+    scalars = {}
+    for name, value in variables.items():
+        flat = value.reshape(chains, count, -1)
+        for i in range(flat.shape[-1]):
+            scalars[name if value.ndim == 2 else f"{name}[{i}]"] = flat[..., i]
+    tried = dict.fromkeys(scalars, len(scalars))
+    if large:
+        scalars[WORST_COORDINATE], tried[WORST_COORDINATE] = _worst_coordinate(trace.positions), event_size(trace)
+    rows: dict[str, list[float]] = {"r_hat": [], "r_hat_limit": [], "ess_bulk": [], "ess_tail": []}
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        for name, value in scalars.items():
+            array = np.ascontiguousarray(value)
+            rows["r_hat"].append(float(library.rhat(array)))
+            rows["r_hat_limit"].append(_r_hat_limit(array, tried[name]))
+            rows["ess_bulk"].append(float(library.ess(array, method="bulk")))
+            rows["ess_tail"].append(float(library.ess(array, method="tail", prob=(0.05, 0.95))))
+    return xr.Dataset({k: ("variable", v) for k, v in rows.items()}, coords={"variable": list(scalars)})
+
+
+def _worst_coordinate(positions: np.ndarray) -> np.ndarray:
+    """Return the draws ``(chains, draws)`` of the coordinate of ``positions (chains, draws, *event)`` whose split R-hat
+    is largest."""
+    flat = positions.reshape(*positions.shape[:2], -1)
+    half = flat.shape[1] // 2
+    ratios = np.empty(flat.shape[-1])
+    for begin in range(0, len(ratios), 1024):
+        part = flat[:, : 2 * half, begin : begin + 1024].reshape(2 * len(flat), half, -1)
+        within = part.var(1, ddof=1).mean(0)
+        ratios[begin : begin + 1024] = part.mean(1).var(0, ddof=1) / np.where(within > 0, within, np.inf)
+    return flat[..., int(np.argmax(ratios))]
+
+
+def _r_hat_limit(draws: np.ndarray, tried: int) -> float:
+    """Return the R-hat that chance and autocorrelation explain in ``draws (chains, draws)``: above it chains disagree.
+
+    The squared split R-hat of half-chains of n draws is ``(n - 1) / n`` plus the ratio of the variance of their means
+    to the mean of their variances. For a stationary autoregressive process of order one, with variance 1 and
+    correlation ``r`` of successive draws, these have the expectations ``v`` and ``(1 - v) n / (n - 1)``,
+
+        v = [(1 + r) / (1 - r) - 2 r (1 - r^n) / (n (1 - r)^2)] / n
+
+    and the ratio follows an F distribution about theirs. The limit is exceeded once in a hundred times by the largest
+    of ``tried`` scalars. The correlation is estimated within half-chains, so that disagreement does not hide itself.
+
+    Source of the correction of the correlation: Note on Bias in the Estimation of Autocorrelation (Kendall, 1954),
+    https://doi.org/10.1093/biomet/41.3-4.403
+    """
+    n, chains = draws.shape[1] // 2, len(draws)
+    halves = draws[:, : 2 * n].reshape(2 * chains, n)
+    explained = 1.05
+    for values in (halves, np.abs(halves - np.median(halves))):  # R-hat is the larger one of the two
+        about = values - values.mean(1, keepdims=True)
+        correlation = np.sum(about[:, 1:] * about[:, :-1]) / np.sum(about**2)
+        r = float(np.clip((correlation + 1 / n) / (1 - 3 / n), -0.9, 0.99)) if np.isfinite(correlation) else 0.0
+        v = ((1 + r) / (1 - r) - 2 * r * (1 - r**n) / (n * (1 - r) ** 2)) / n
+        quantile = f_distribution.ppf(1 - 0.01 / tried, 2 * chains - 1, 2 * chains * (1 / v - 1))
+        explained = max(explained, float(np.sqrt((n - 1) / n * (1 + v / (1 - v) * quantile))))
+    return min(explained, MAX_R_HAT_LIMIT)
+
+
+def _distinct_ancestors(ancestors: np.ndarray) -> list[int]:
+    """Number of starting chains that have descendants at every rung, from ``ancestors (rungs, chains)``."""
+    origin = np.arange(ancestors.shape[1])
+    left = []
+    for row in ancestors:
+        origin = origin[row]
+        left.append(len(np.unique(origin)))
+    return left

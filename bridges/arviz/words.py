@@ -1,0 +1,206 @@
+"""The diagnosis of a run: statistics of its rungs and recorded draws, and warnings in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from ppl_diffusion.sampling.importance import effective_sample_size
+from ppl_diffusion.sampling.trace import Trace
+
+LOW_ESS = 0.1
+"""ESS of one rung's log-weight increments, as a share of the chains, below which resampling is not recommended."""
+
+NOTABLE_R_HAT = 1.1
+"""R-hat above which it is spoken of in any case."""
+
+FEWEST_DRAWS = 20
+"""Fewest recorded draws for which R-hat and ESS are reported: short stationary chains give false alarms."""
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """The findings of :func:`diagnose`; ``print`` shows them as tables and sentences.
+
+    Attributes:
+        rungs: one row per rung (dimension ``rung``): ``level``, ``acceptance``, ``step``, ``diverging``, ``nonfinite``
+            (counts over all chains), ``jump`` (mean length of a step), ``ess`` (of the weights, in chains),
+            ``spread`` (standard deviation of the log-weight increments, nats), ``ancestors``
+            (starting chains that have descendants), ``drift`` (change of the mean energy over the second half of the
+            rung, in standard errors), ``stuck`` (chains that never moved). A value that is not available is NaN.
+        draws: per scalar (dimension ``variable``): ``r_hat``, ``r_hat_limit`` (the largest that chance and
+            autocorrelation explain), ``ess_bulk``, ``ess_tail``; empty with too few draws.
+        warnings: one sentence per problem; empty when nothing suspicious was found.
+    """
+
+    rungs: xr.Dataset
+    draws: xr.Dataset
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        columns = {
+            "level": "{:.0f}",
+            "acceptance": "{:.2f}",
+            "step": "{:.3g}",
+            "diverging": "{:.0f}",
+            "nonfinite": "{:.0f}",
+            "jump": "{:.3g}",
+            "ess": "{:.0f}",
+            "spread": "{:.3g}",
+            "ancestors": "{:.0f}",
+            "drift": "{:.1f}",
+            "stuck": "{:.0f}",
+        }
+        count = self.rungs.sizes["rung"]
+        shown = range(count) if count <= 24 else sorted({*np.linspace(0, count - 1, 24).astype(int)})
+        rows = [list(columns)]
+        for i in shown:
+            values = {name: float(self.rungs[name][i]) for name in columns}
+            rows.append(["-" if np.isnan(v) else columns[name].format(v) for name, v in values.items()])
+        text = _table(rows)
+        if len(shown) < count:
+            text += f"\n({len(shown)} of {count} rungs; all are in .rungs)"
+        if self.draws.sizes.get("variable", 0):
+            rows = [["recorded draws", "r_hat", "ess_bulk", "ess_tail"]]
+            for name in self.draws["variable"].to_numpy():
+                row = self.draws.sel(variable=name)
+                sizes = [f"{float(row[kind]):.0f}" for kind in ("ess_bulk", "ess_tail")]
+                r_hat = float(row.r_hat)
+                rows.append([str(name), f"{r_hat:.3f}" if r_hat < 1e4 else f"{r_hat:.0e}", *sizes])
+            text += "\n\n" + _table(rows)
+        quiet = "nothing suspicious was found"
+        if not self.draws.sizes.get("variable", 0):
+            quiet += f" on the way (R-hat and ESS need two chains, {FEWEST_DRAWS} draws)"
+        return text + "".join(f"\n* {sentence}" for sentence in self.warnings or (quiet,))
+
+
+def warning_sentences(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> list[str]:
+    """Return the warnings about a trace; ``rungs`` and ``draws`` are the datasets of a :class:`Diagnosis`."""
+    chains, count = trace.positions.shape[:2]
+    steps = trace.attributes["steps"]
+    found = [str(sentence) for sentence in trace.attributes.get("warnings", [])]
+    if trace.attributes["kernel"].startswith("Still"):
+        found.append("no MCMC step was taken: reverse diffusion is right for mixtures, not for products or quotients")
+    elif not trace.attributes["adjusted"]:
+        found.append("the kernel is unadjusted: its draws, and any weights, are biased by the step size")
+    found += _failure_warnings(trace, rungs)
+    stuck = _count_stuck(trace)
+    if stuck and steps[-1] + count > 3:
+        found.append(f"{stuck:.0f} of {chains} chains did not move at the end: ESS and R-hat do not show that")
+    drift = float(np.nan_to_num(rungs.drift[-1]))
+    if abs(drift) > 5 and steps[-1] > 1:
+        found.append(f"the energy still drifted at the last rung ({drift:+.1f} standard errors): take more steps")
+    if not trace.attributes["kernel"].startswith("Still"):
+        found += _weight_warnings(trace, rungs)
+    if draws.sizes.get("variable", 0):
+        found += _mixing_warnings(trace, draws)
+    return found
+
+
+def _failure_warnings(trace: Trace, rungs: xr.Dataset) -> list[str]:
+    """Sentences on low acceptance, failed energies and divergences, along the ladder and in the recorded draws."""
+    found, steps = [], np.array(trace.attributes["steps"])
+    acceptance, recorded = rungs.acceptance.to_numpy(), trace.sample_stats
+    low = np.flatnonzero((steps > 0) & (acceptance < 0.2))
+    if len(low):
+        rows = f"{len(low)} rung{'s' * (len(low) > 1)}"
+        found.append(
+            f"acceptance is under .2 on {rows} (first at level {int(rungs.level[low[0]])}): take smaller steps"
+        )
+    rates = recorded.acceptance_rate.to_numpy() if "acceptance_rate" in recorded else np.array([])
+    if rates.size >= FEWEST_DRAWS and float(rates.mean()) < 0.2:
+        found.append("acceptance is under .2 in the recorded draws: take smaller steps")
+    for name, words in (
+        ("nonfinite", "energies or gradients were not finite and were refused{where}: look at the potential"),
+        ("diverging", "trajectories diverged{where}: take smaller steps, or look at the potential"),
+    ):
+        counts = np.nan_to_num(rungs[name].to_numpy())
+        drawn = float(np.nansum(recorded[name])) if name in recorded else 0.0
+        if counts.sum() + drawn:
+            first = f"first at level {int(rungs.level[np.flatnonzero(counts)[0]])}" if counts.any() else ""
+            places = filter(None, [first, f"{drawn:.0f} of them in the recorded draws" if drawn else ""])
+            where = f" ({', '.join(places)})"
+            found.append(f"{counts.sum() + drawn:.0f} {words.format(where=where)}")
+    return found
+
+
+def _mixing_warnings(trace: Trace, draws: xr.Dataset) -> list[str]:
+    """Sentences on R-hat and the effective sample size of the recorded draws."""
+    found = []
+    apart = draws.r_hat.where(draws.r_hat > draws.r_hat_limit)
+    if apart.notnull().any():
+        worst = float(apart.max())
+        shares = "the path down the ladder" if trace.attributes.get("resample") is None else "the weights"
+        found.append(
+            f"R-hat of the recorded draws is up to {worst:.2f}: each chain stays in its mode, or takes too few "
+            f"steps, and the shares of the modes are those that {shares} gave them"
+        )
+    elif float(draws.r_hat.max()) > NOTABLE_R_HAT:
+        found.append(
+            f"R-hat of the recorded draws is up to {float(draws.r_hat.max()):.2f}, as chains of so few and so "
+            "correlated draws may have by chance: record more draws to tell"
+        )
+    least = float(draws.ess_bulk.min())
+    if least < 100:
+        found.append(f"the recorded draws are worth {least:.0f} independent ones: record more draws or chains")
+    return found
+
+
+def _weight_warnings(trace: Trace, rungs: xr.Dataset) -> list[str]:
+    """At most one sentence on the importance weights: meaningless, useful, or a collapsed population."""
+    chains = trace.positions.shape[0]
+    spreads, ancestors = rungs.spread.to_numpy()[1:], float(rungs.ancestors[-1])
+    few = f"only {ancestors:.0f} of {chains} ancestors are left: the population has collapsed, draws are copies"
+    collapsed = [few] if chains > 1 and ancestors < max(2.0, 0.1 * chains) else []
+    if chains < 2 or not len(spreads) or not np.any(np.isfinite(spreads)):
+        return collapsed
+    typical, worst = float(np.nanmedian(spreads)), float(np.nanmax(spreads))
+    spread = f"log-weights spread {typical:.2g} nats a rung (up to {worst:.2g} at level "
+    spread += f"{int(rungs.level[1 + int(np.nanargmax(spreads))])})"
+    start, *others = (effective_sample_size(row) for row in trace.stats.log_weight.to_numpy())
+    few_left = max(LOW_ESS * chains, 2)
+    uneven = min(others) < few_left
+    biased = "" if trace.attributes["adjusted"] else ", approximately"
+    resample = trace.attributes.get("resample")
+    if worst > 3 and uneven:
+        unused = resample is None
+        advice = "weights are meaningless" if unused else "the weights that were used are meaningless: resample=None"
+        astray = ", or reverse steps lead astray" if trace.attributes.get("reverse_step") else ""
+        return [f"{spread}: the energies do not agree between levels, or the ladder is too coarse{astray}; {advice}"]
+    if resample is None:
+        left = float(rungs.ess[-1]) / chains
+        if left > 0.9:
+            return []
+        if uneven:
+            levels = rungs.level.to_numpy()
+            coarse = len(levels) < levels[0] - levels[-1] + 1
+            advice = ", take a ladder with more rungs before resample=0.5" if coarse else ""
+            return [f"{spread}: resampling would leave few ancestors{advice}"]
+        if start < few_left:
+            return [
+                f"{spread}, but the start density fits level {int(rungs.level[0])} badly, so that resampling would "
+                "leave few ancestors: pass init= before resample=0.5"
+            ]
+        cost = "" if trace.attributes.get("reverse_step") else ", at no cost"
+        return [
+            f"{spread} and keep {left:.0%} of the chains: resample=0.5 would correct the shares of the "
+            f"modes{biased}{cost}"
+        ]
+    return collapsed
+
+
+def _count_stuck(trace: Trace) -> int:
+    """Count the chains that did not move in the recorded draws, nor, if these are few, in the steps before them."""
+    x = trace.positions.reshape(*trace.positions.shape[:2], -1)
+    still = np.all(x == x[:, :1], axis=(1, 2))
+    if trace.attributes["steps"][-1] > 0 and x.shape[1] < FEWEST_DRAWS:
+        still &= trace.stats.jump_distance[-1].to_numpy() == 0
+    return int(np.sum(still)) if trace.attributes["steps"][-1] > 0 or x.shape[1] > 1 else 0
+
+
+def _table(rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,200 @@
+"""BlackJAX kernels for annealed sampling: HMC, MALA, NUTS, unadjusted HMC and Langevin, and any other kernel.
+
+Chains are batched by ``vmap`` and compiled once per potential and kernel. A torch potential is evaluated from JAX
+by one host callback per evaluation for all chains. Everything runs in 64-bit mode; the caller's setting is restored
+on return.
+
+The step size of every kernel is the leapfrog step ``eps``. MALA is HMC with one leapfrog: with
+momentum p ~ N(0, I) the proposal is ``x - eps^2/2 grad U + eps p``, BlackJAX's MALA at step size
+``eps^2 / 2``. The momentum is refreshed as ``p <- sqrt(1 - r) p + sqrt(r) z`` before each trajectory, flipped
+on rejection where r < 1, and travels with its chain.
+
+A trajectory of L leapfrog steps costs L evaluations: energy and gradient at its start are reused. A non-finite energy
+or gradient is passed to the kernel as a log-density of minus infinity, and is counted.
+
+Source: MCMC Using Hamiltonian Dynamics (Neal, 2011), https://arxiv.org/abs/1206.1901;
+A Generalized Guided Monte Carlo Algorithm (Horowitz, 1991), https://doi.org/10.1016/0370-2693(91)90812-5
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from blackjax.mcmc import hmc, integrators, metrics, nuts, trajectory
+
+from ppl_diffusion.arrays import Array
+from ppl_diffusion.sampling.kernel import check_count
+from ppl_diffusion.sampling.step import Adaptive, StepPolicy
+
+from .any_kernel import FromBlackJAX, from_blackjax
+from .walker import BlackJAXKernel, Info, LogDensity, info_of
+
+DIVERGENCE = 1000.0
+"""Growth of the Hamiltonian, in nats, from which on a trajectory of an unadjusted kernel diverges; BlackJAX's value."""
+
+__all__ = ["HMC", "MALA", "NUTS", "UHMC", "ULA", "FromBlackJAX", "from_blackjax"]
+
+
+@dataclass(frozen=True)
+class HMC(BlackJAXKernel):
+    """Hamiltonian Monte Carlo with unit mass, built on BlackJAX's HMC proposal.
+
+    Latent sites of a Pyro model other than the diffusion prior are rescaled by adaptive length scales
+    (``ppl_diffusion.sampling.step.block_scales``); all other coordinates are used as they are.
+
+    Args:
+        step: leapfrog step: a number, ``SigmaScaled(0.5)`` or ``Adaptive(...)``.
+        leapfrogs: number of leapfrog steps of a trajectory; each costs one evaluation.
+        refreshment: share ``r`` in (0, 1] of the momentum's variance that is redrawn before each trajectory.
+
+    Raises:
+        ValueError: ``leapfrogs`` below 1, or ``refreshment`` outside (0, 1].
+    """
+
+    step: StepPolicy | float = Adaptive(target_acceptance=0.8)
+    leapfrogs: int = 3
+    refreshment: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("leapfrogs", self.leapfrogs, example=3)
+        if not 0 < self.refreshment <= 1:
+            raise ValueError(f"refreshment must be in (0, 1], 1 draws a new momentum each time, got {self.refreshment}")
+
+    @property
+    def counts_exactly(self) -> bool:
+        """True: each trajectory has ``leapfrogs`` steps."""
+        return True
+
+    @property
+    def keeps_momentum(self) -> bool:
+        """True if only a part of the momentum is redrawn before each trajectory."""
+        return self.refreshment < 1
+
+    def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
+        if not self.keeps_momentum:
+            momentum = jnp.zeros_like(position)  # redrawn before it is used
+        elif momentum is None:
+            momentum = jax.random.normal(key, position.shape, position.dtype)
+        return integrators.new_integrator_state(log_density, position, momentum)
+
+    def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
+        key_momentum, key_accept = jax.random.split(key)
+        kinetic = _unit_mass(chain.position).kinetic_energy
+        generate = hmc.hmc_proposal(integrators.velocity_verlet(log_density, kinetic), kinetic, step, self.leapfrogs)
+        chain, info, _ = generate(key_accept, _refresh_momentum(key_momentum, chain, self.refreshment))
+        # BlackJAX returns an accepted chain with its momentum flipped, and a rejected chain with its initial momentum.
+        # Flipping both makes an accepted chain continue in its direction and a rejected chain reverse.
+        chain = chain._replace(momentum=-chain.momentum)
+        nonfinite = ~jnp.isfinite(info.proposal.logdensity)
+        energy = kinetic(chain.momentum) - chain.logdensity
+        return chain, info_of(info.acceptance_rate, info.is_divergent, nonfinite, self.leapfrogs, energy)
+
+
+@dataclass(frozen=True)
+class MALA(HMC):
+    """The Metropolis-adjusted Langevin algorithm: HMC with one leapfrog step and a full momentum refreshment.
+
+    Args:
+        step: leapfrog step ``eps``; BlackJAX's own MALA calls ``eps**2 / 2`` its step size.
+
+    Source: Exponential Convergence of Langevin Distributions (Roberts and Tweedie, 1996),
+    https://doi.org/10.2307/3318418
+    """
+
+    step: StepPolicy | float = Adaptive(target_acceptance=0.7)
+    leapfrogs: int = field(default=1, init=False)
+    refreshment: float = field(default=1.0, init=False)
+
+
+@dataclass(frozen=True)
+class UHMC(HMC):
+    """Unadjusted HMC with partial momentum refreshment: without an accept/reject step, the step size biases the draws.
+
+    A trajectory that diverges is discarded: one that ends at a non-finite log-density, or at a Hamiltonian that has
+    grown by 1,000 nats, because a chain thrown so far would not come back.
+
+    Args:
+        step: leapfrog step; the default adapts to the acceptance rate that a Metropolis test would have had.
+        leapfrogs: number of leapfrog steps of a trajectory.
+        refreshment: share of the momentum's variance that is redrawn before each trajectory.
+    """
+
+    step: StepPolicy | float = Adaptive(target_acceptance=0.9, jitter=1.0)
+    refreshment: float = 0.5
+
+    @property
+    def adjusted(self) -> bool:
+        """False: the step size biases the draws."""
+        return False
+
+    def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
+        kinetic = _unit_mass(chain.position).kinetic_energy
+        integrate = trajectory.static_integration(integrators.velocity_verlet(log_density, kinetic))
+        begun = _refresh_momentum(key, chain, self.refreshment)
+        ended = integrate(begun, step, self.leapfrogs)
+        finite = jnp.isfinite(ended.logdensity)
+        before, after = (kinetic(state.momentum) - state.logdensity for state in (begun, ended))
+        kept = finite & (after - before < DIVERGENCE)
+        would_accept = jnp.where(kept, jnp.exp(jnp.minimum(before - after, 0.0)), 0.0)
+        chain = jax.tree.map(lambda new, old: jnp.where(kept, new, old), ended, begun)
+        info = info_of(jnp.nan, ~kept, ~finite, self.leapfrogs, jnp.where(kept, after, before))
+        return chain, info._replace(adaptation=would_accept)
+
+
+@dataclass(frozen=True)
+class ULA(UHMC):
+    """The unadjusted Langevin algorithm, ``x - eps^2/2 grad U + eps z``: UHMC with one leapfrog step.
+
+    Args:
+        step: leapfrog step ``eps``.
+    """
+
+    leapfrogs: int = field(default=1, init=False)
+    refreshment: float = field(default=1.0, init=False)
+
+
+@dataclass(frozen=True)
+class NUTS(BlackJAXKernel):
+    """BlackJAX's No-U-Turn sampler with unit mass.
+
+    A batched step takes as long as the longest trajectory among the chains. By default the step size is therefore not
+    jittered: a chain that drew a small step would have a long trajectory.
+
+    Args:
+        step: leapfrog step.
+        max_doublings: a trajectory has at most ``2 ** max_doublings - 1`` leapfrog steps.
+
+    Source: The No-U-Turn Sampler (Hoffman and Gelman, 2014), https://jmlr.org/papers/v15/hoffman14a.html
+    """
+
+    step: StepPolicy | float = Adaptive(target_acceptance=0.8, jitter=1.0)
+    max_doublings: int = 6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("max_doublings", self.max_doublings, example=6)
+
+    def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
+        return nuts.init(position, log_density)
+
+    def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
+        kernel = nuts.build_kernel()
+        chain, info = kernel(key, chain, log_density, step, jnp.ones_like(chain.position), self.max_doublings)
+        ends = info.trajectory_leftmost_state.logdensity, info.trajectory_rightmost_state.logdensity
+        nonfinite = ~(jnp.isfinite(ends[0]) & jnp.isfinite(ends[1]))
+        count = info.num_integration_steps
+        return chain, info_of(info.acceptance_rate, info.is_divergent, nonfinite, count, info.energy)
+
+
+def _refresh_momentum(key: Array, chain: Any, refreshment: float) -> Any:
+    fresh = jax.random.normal(key, chain.momentum.shape, chain.momentum.dtype)
+    kept = 0.0 if refreshment == 1 else (1 - refreshment) ** 0.5 * chain.momentum
+    return chain._replace(momentum=kept + refreshment**0.5 * fresh)
+
+
+def _unit_mass(position: Array) -> Any:
+    return metrics.default_metric(jnp.ones_like(position))

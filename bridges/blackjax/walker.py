@@ -1,0 +1,269 @@
+"""A BlackJAX kernel bound to a potential: compiled functions for arriving at a level, moving and recording.
+
+Chains are batched by ``vmap`` in 64-bit mode. The kernel works in coordinates divided by their length scales
+(``ppl_diffusion.sampling.step.block_scales``), which replaces a mass matrix. Energy and gradient of a position come
+from one evaluation; where either is not finite, the kernel sees a log-density of minus infinity.
+"""
+
+from __future__ import annotations
+
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial, wraps
+from typing import Any, NamedTuple, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_diffusion.arrays import Array
+from ppl_diffusion.potentials.algebra import Potential
+from ppl_diffusion.sampling.kernel import State, SteppedKernel
+from ppl_diffusion.sampling.step import StepState, as_policy, scaled
+
+from ..torch_jax import to_jax
+from ..torch_jax.callback import outlived_by
+from ..torch_jax.convert import cpu_device_for, crossings, reraise_torch_errors
+
+LogDensity = Callable[[Array], Array]
+MOVE_STATS = ("acceptance_rate", "diverging", "nonfinite", "jump_distance", "energy_midway", "step_size")
+"""Statistics of the steps at a rung, each ``(chains,)``; ``diverging`` and ``nonfinite`` are counts."""
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+class Info(NamedTuple):
+    """Scalar statistics of one step of one chain; NaN for what a kernel does not report.
+
+    ``adaptation`` is the acceptance rate that step size adaptation uses; ``n_steps`` counts leapfrog steps; ``energy``
+    is the Hamiltonian of the draw, its energy and the kinetic energy of its momentum.
+    """
+
+    acceptance_rate: Array
+    adaptation: Array
+    diverging: Array
+    nonfinite: Array
+    n_steps: Array
+    energy: Array
+
+
+def info_of(rate: Any, diverging: Any, nonfinite: Any, n_steps: Any, energy: Any) -> Info:
+    """Return statistics as float64; the step size adapts to ``rate``, the acceptance rate."""
+    real = partial(jnp.asarray, dtype=jnp.float64)
+    return Info(real(rate), real(rate), real(diverging), real(nonfinite), real(n_steps), real(energy))
+
+
+@dataclass(frozen=True)
+class BlackJAXKernel(SteppedKernel):
+    """Base class of kernels; subclasses define how a single chain is initialised and takes a step."""
+
+    @property
+    def counts_exactly(self) -> bool:
+        """Whether every chain takes the same number of leapfrogs, so that ``n_steps`` says what a step costs."""
+        return False
+
+    @property
+    def keeps_momentum(self) -> bool:
+        """Whether a chain takes its momentum to the next level; False where every step draws a new one."""
+        return False
+
+    @abstractmethod
+    def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
+        """Return the BlackJAX state of a chain at ``position (size,)``; costs one evaluation.
+
+        ``momentum`` is None at the first level, and for kernels that do not keep it.
+        """
+
+    @abstractmethod
+    def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
+        """Take one step of one chain; return its new BlackJAX state and statistics."""
+
+    def bind(self, potential: Potential) -> BlackJAXWalker:
+        """Return the kernel bound to ``potential``; compiled functions are reused for an equal kernel."""
+        return potential.memo(self, lambda: BlackJAXWalker(self, to_jax(potential)))
+
+
+def _in_jax_context(method: Method) -> Method:
+    """Run a method in 64-bit mode, on the CPU if torch networks are there, with errors of networks unchanged."""
+
+    @wraps(method)
+    def in_context(self: BlackJAXWalker, *args: Any, **kwargs: Any) -> Any:
+        host = cpu_device_for(self.potential, _default_platform())
+        place = nullcontext() if host is None else jax.default_device(host)
+        with reraise_torch_errors(self.potential), outlived_by(self.crossings), jax.enable_x64(True), place:
+            return method(self, *args, **kwargs)
+
+    return cast(Method, in_context)
+
+
+def _default_platform() -> str:
+    """The platform of JAX's default device."""
+    platform = jax.default_backend()
+    return platform if platform == "cpu" else next(iter(jnp.zeros(()).devices())).platform
+
+
+class BlackJAXWalker:
+    """A BlackJAX kernel bound to a potential; implements ``ppl_diffusion.sampling.kernel.Walker``."""
+
+    def __init__(self, kernel: BlackJAXKernel, potential: Potential) -> None:
+        self.kernel, self.potential, self.crossings = kernel, potential, list(crossings(potential))
+        self.policy = as_policy(kernel.step)
+        self.diffused = np.broadcast_to(potential.diffused, potential.event_shape).ravel()
+        self._arrive_compiled = jax.jit(self._arrive)
+        self._move_compiled = jax.jit(self._move)
+        self._record_compiled = jax.jit(self._record, static_argnames="draws")
+
+    @_in_jax_context
+    def arrive(self, positions: Array, level: int, previous: State | None, *, seed: int) -> State:
+        scales, sigma = self.kernel.scales(previous, self.diffused), self.potential.schedule.sigma(level)
+        x = positions if isinstance(positions, jax.Array) else np.asarray(positions)
+        momentum = previous.carried.momentum if previous is not None and self.kernel.keeps_momentum else None
+        chains, found = self._arrive_compiled(x, momentum, level, seed, scales)
+        norms = None if previous is None else (self._norms(previous.carried), self._norms(chains))
+        step = self.kernel.enter(previous, norms, size=scales.size, sigma=sigma)
+        return self._state(level, chains, found, step, scales)
+
+    @_in_jax_context
+    def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
+        begun = self._calls()
+        chains, found, step, moved, calls = self._move_compiled(
+            state.carried, np.array(state.step, dtype=np.float64), state.level, steps, seed, state.scales
+        )
+        stats = dict(zip(MOVE_STATS, np.asarray(moved), strict=True))
+        stats["gradient_calls"] = _as_count(calls) if begun is None else np.array(self._calls() - begun)
+        return self._state(state.level, chains, found, StepState(*np.asarray(step).tolist()), state.scales), stats
+
+    @_in_jax_context
+    def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
+        step, begun = np.exp(np.float64(state.step.log_step)), self._calls()
+        chains, found, (flat, log_density, info) = self._record_compiled(
+            state.carried, step, state.level, seed, state.scales, draws=draws
+        )
+        positions = scaled(np.asarray(flat), state.scales).reshape(*flat.shape[:2], *self.potential.event_shape)
+        stats = {name: np.asarray(value) for name, value in info._asdict().items() if name != "adaptation"}
+        calls = _as_count(stats["n_steps"].max(axis=0).sum()) if begun is None else np.array(self._calls() - begun)
+        stats |= {"lp": np.asarray(log_density), "step_size": np.full(log_density.shape, float(step))}
+        return (
+            self._state(state.level, chains, found, state.step, state.scales),
+            positions,
+            {**stats, "gradient_calls": calls},
+        )
+
+    @_in_jax_context
+    def select(self, state: State, ancestors: np.ndarray) -> State:
+        arrays = (state.positions, state.energy, state.gradient, state.carried)
+        x, energy, gradient, chains = jax.tree.map(lambda array: array[ancestors], arrays)
+        return state._replace(positions=x, energy=energy, gradient=gradient, carried=chains)
+
+    def freeze(self, state: State) -> State:
+        return state._replace(step=self.policy.freeze(state.step))
+
+    def _calls(self) -> Any:
+        """Evaluations of torch potentials so far, all of which take part in each; None if they need not be counted or
+        cannot be."""
+        counted = not self.kernel.counts_exactly and self.crossings
+        return max(crossing.calls for crossing in self.crossings) if counted else None
+
+    def _state(self, level: int, chains: Any, found: tuple[Array, ...], step: StepState, scales: np.ndarray) -> State:
+        """Assemble the state of all chains; positions and gradients stay on JAX's device until somebody reads them."""
+        positions, energy, gradient = found
+        return State(level, positions, np.asarray(energy), gradient, step, chains, scales)
+
+    def _describe(self, chains: Any, scales: Array) -> tuple[Array, Array, Array]:
+        """Positions ``(chains, *event_shape)``, energies and their gradients; NaN if the kernel keeps no gradient."""
+        shape = (chains.position.shape[0], *self.potential.event_shape)
+        gradient = getattr(chains, "logdensity_grad", None)
+        gradient = jnp.full(shape, jnp.nan) if gradient is None else -(gradient / scales[None]).reshape(shape)
+        return (chains.position * scales[None]).reshape(shape), -chains.logdensity, gradient
+
+    def _norms(self, chains: Any) -> np.ndarray:
+        """Norms of the gradients of all chains, shape ``(chains,)``; NaN if the kernel keeps no gradient."""
+        gradient = getattr(chains, "logdensity_grad", None)
+        return np.full(len(chains.position), np.nan) if gradient is None else np.asarray(_row_norms(gradient))
+
+    def _log_density(self, level: Array, scales: Any = 1.0) -> LogDensity:
+        """Log-density at ``level`` of ``z (size,) = x / scales``; its value and gradient come from one evaluation."""
+        # Weakly: JAX keeps these functions with what it has compiled, which the potential keeps in turn.
+        event_shape, potential = self.potential.event_shape, weakref.proxy(self.potential)
+
+        def forward(z: Array, level: Array, scales: Array) -> tuple[Array, Array]:
+            energy, gradient = potential.value_and_grad((z * scales).reshape(event_shape), level=level)
+            finite = jnp.isfinite(energy) & jnp.all(jnp.isfinite(gradient))
+            return jnp.where(finite, -energy, -jnp.inf), -gradient.reshape(z.shape) * scales
+
+        @jax.custom_vjp
+        def log_density(z: Array, level: Array, scales: Array) -> Array:
+            energy = potential.energy((z * scales).reshape(event_shape), level=level)
+            return jnp.where(jnp.isfinite(energy), -energy, -jnp.inf)
+
+        def backward(gradient: Array, cotangent: Array) -> tuple[Array, None, None]:
+            return cotangent * gradient, None, None
+
+        log_density.defvjp(forward, backward)
+        return lambda z: log_density(z, level, scales)
+
+    def _arrive(self, positions: Array, momentum: Array | None, level: Array, seed: Array, scales: Array) -> Any:
+        flat = positions.astype(jnp.float64).reshape(-1, scales.size) / scales[None]
+        keys = jax.random.split(jax.random.key(seed), flat.shape[0])
+        init = partial(self.kernel.init_chain, log_density=self._log_density(level, scales))
+        chains = jax.vmap(init, in_axes=(0, 0, None if momentum is None else 0))(keys, flat, momentum)
+        return chains, self._describe(chains, scales)
+
+    def _step(self, key: Array, chains: Any, level: Array, step: Array, scales: Any = 1.0) -> tuple[Any, Info]:
+        key_chains, key_steps = jax.random.split(key)
+        keys = jax.random.split(key_chains, chains.position.shape[0])
+        uniform = jax.random.uniform(key_steps, keys.shape, dtype=jnp.float64)
+        steps = jnp.broadcast_to(self.policy.jittered(step, uniform), uniform.shape)
+        log_density = self._log_density(level, scales)
+        return jax.vmap(lambda key, chain, step: self.kernel.step_chain(key, chain, log_density, step))(
+            keys, chains, steps
+        )
+
+    def _move(self, chains: Any, step: Array, level: Array, steps: Array, seed: Array, scales: Array) -> Any:
+        key, count = jax.random.key(seed), chains.position.shape[0]
+        totals = dict.fromkeys(MOVE_STATS[:4], jnp.zeros(count))
+        totals |= {"energy_midway": -chains.logdensity, "gradient_calls": jnp.zeros(())}
+
+        def body(i: Array, carry: Any) -> Any:
+            chains, step, totals = carry
+            moved, info = self._step(jax.random.fold_in(key, i), chains, level, jnp.exp(step.log_step), scales)
+            jump = jnp.linalg.norm((moved.position - chains.position) * scales[None], axis=1)
+            totals = {
+                "acceptance_rate": totals["acceptance_rate"] + info.acceptance_rate,
+                "diverging": totals["diverging"] + info.diverging,
+                "nonfinite": totals["nonfinite"] + info.nonfinite,
+                "jump_distance": totals["jump_distance"] + jump,
+                "energy_midway": jnp.where(i < steps // 2, -moved.logdensity, totals["energy_midway"]),
+                "gradient_calls": totals["gradient_calls"] + jnp.max(info.n_steps),
+            }
+            # A chain that cannot leave where the density is zero rejects every step, however short.
+            alive = jnp.isfinite(chains.logdensity) | jnp.isfinite(moved.logdensity)
+            rate = jnp.nanmean(jnp.where(alive | ~alive.any(), info.adaptation, jnp.nan))
+            return moved, self.policy.update(step, rate), totals
+
+        chains, after, totals = jax.lax.fori_loop(0, steps, body, (chains, StepState(*step), totals))
+        totals["acceptance_rate"] = totals["acceptance_rate"] / steps  # NaN for no steps
+        totals["jump_distance"] = totals["jump_distance"] / steps
+        totals["step_size"] = jnp.full(count, jnp.exp(after.log_step))
+        moved = jnp.stack([totals[name] for name in MOVE_STATS])
+        return chains, self._describe(chains, scales), jnp.stack(after), moved, totals["gradient_calls"]
+
+    def _record(self, chains: Any, step: Array, level: Array, seed: Array, scales: Array, draws: int) -> Any:
+        def body(chains: Any, key: Array) -> Any:
+            chains, info = self._step(key, chains, level, step, scales)
+            return chains, (chains.position, chains.logdensity, info)
+
+        chains, drawn = jax.lax.scan(body, chains, jax.random.split(jax.random.key(seed), draws))
+        return chains, self._describe(chains, scales), jax.tree.map(lambda array: jnp.swapaxes(array, 0, 1), drawn)
+
+
+def _as_count(calls: Any) -> np.ndarray:
+    """Return a number of evaluations as an integer, or NaN if it is not known."""
+    return np.array(int(calls) if np.isfinite(calls) else np.nan)
+
+
+@jax.jit
+def _row_norms(rows: Array) -> Array:
+    return jnp.linalg.norm(rows, axis=1)

@@ -1,0 +1,265 @@
+"""The command ``ppl-diffusion``: sample an expression, diagnose a run, list models, train one.
+
+Invalid input prints one line and exits with status 2; an interruption exits with status 130. Output
+appears under its final name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from . import output
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no report.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON on standard output.")]
+
+
+class KernelName(StrEnum):
+    """Values of ``--kernel``; ``reverse`` is reverse diffusion without MCMC."""
+
+    hmc = "hmc"
+    mala = "mala"
+    nuts = "nuts"
+    uhmc = "uhmc"
+    ula = "ula"
+    reverse = "reverse"
+
+
+class Engine(StrEnum):
+    """Values of ``--engine``, the library that the kernel is from."""
+
+    blackjax = "blackjax"
+    pyro = "pyro"
+
+
+def main() -> None:
+    """Run the command line; print usage errors on one line, and treat SIGTERM as an interruption."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except typer.Abort:
+        status = 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # only Typer's usage errors have it
+            raise
+        typer.echo(f"ppl-diffusion: {' '.join(error.format_message().split())}; see ppl-diffusion --help", err=True)
+        status = 2
+    sys.exit(status)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from ppl_diffusion import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def sample(
+    expression: Annotated[str, typer.Argument(help="For example 'ring * bar' or 'digits[3]'.")],
+    out: Annotated[Path, typer.Option(help="New folder for the trace, the summary and the picture.")],
+    kernel: KernelName = KernelName.hmc,
+    engine: Annotated[Engine, typer.Option(help="Library of the kernel; pyro has hmc and nuts.")] = Engine.blackjax,
+    chains: Annotated[int | None, typer.Option(help="256 by default, 16 for pictures.")] = None,
+    draws: int = 1,
+    steps: Annotated[
+        int | None, typer.Option(help="Kernel steps at every rung; 10 by default, 2 for pictures.")
+    ] = None,
+    rungs: Annotated[int | None, typer.Option(help="Levels visited; all by default.")] = None,
+    leapfrogs: Annotated[int | None, typer.Option(help="For hmc and uhmc; 3 by default.")] = None,
+    step: Annotated[float | None, typer.Option(help="Leapfrog step; adapted by default.")] = None,
+    resample: Annotated[float | None, typer.Option(help="Share of the chains, e.g. 0.5.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A model of yours: NAME=FILE.safetensors.")] = None,
+    reverse_step: Annotated[bool, typer.Option("--reverse-step", help="Arrive by reverse diffusion.")] = False,
+    device: Annotated[str, typer.Option(help="Where the networks are: cpu or cuda.")] = "cpu",
+    checkpoint: Annotated[Path | None, typer.Option(help="Keeps the walk; goes on from here if it exists.")] = None,
+    seed: int = 0,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Sample a composition of shipped models by annealed MCMC."""
+    with output.one_line_errors():
+        if out.exists():
+            raise ValueError(f"{out} exists and is kept: give another --out, or remove it first")
+        if checkpoint is not None and out.resolve() == checkpoint.resolve():
+            raise ValueError(f"{out} would be folder and checkpoint: give another --checkpoint")
+        from ppl_diffusion.arrays import check_device
+        from ppl_diffusion.models import library
+        from ppl_diffusion.potentials.expression import parse
+        from ppl_diffusion.sampling.advice import SamplingWarning
+        from ppl_diffusion.sampling.anneal import anneal, reverse_diffusion
+        from ppl_diffusion.schedule import Ladder
+
+        from ..arviz import diagnose, to_inference_data
+        from ..arviz.convert import SCALARS, arviz
+        from ..arviz.plots import plot_ladder, plot_samples
+
+        if kernel is KernelName.reverse:
+            numbers = {"--steps": steps, "--leapfrogs": leapfrogs, "--step": step, "--resample": resample}
+            unread = [name for name, value in numbers.items() if value is not None]
+            unread += ["--draws"] * (draws != 1) + ["--reverse-step"] * reverse_step
+            unread += ["--engine"] * (engine is not Engine.blackjax) + ["--checkpoint"] * (checkpoint is not None)
+            if unread:
+                raise ValueError(
+                    f"reverse diffusion has no kernel, one draw a chain and no weights: leave {', '.join(unread)} out"
+                )
+        else:
+            built = _build_kernel(engine, kernel, leapfrogs, step)
+        files, where = _parse_models(model or []), check_device(device)
+        target = parse(
+            expression,
+            load=lambda name: library.load(files.get(name, name)).to(where),
+            known=[*library.names(), *files],
+        )
+        schedule = target.schedule
+        count = len(schedule) if rungs is None else rungs
+        usual_chains, usual_steps = (16, 2) if len(target.event_shape) > 1 else (256, 10)
+        chains = usual_chains if chains is None else chains
+        ladder = Ladder.spaced(schedule, rungs=count, steps=usual_steps if steps is None else steps)
+        options: dict[str, Any] = {"ladder": ladder, "chains": chains, "seed": seed}
+        with (
+            output.resume_hint(checkpoint),
+            output.staging(out) as folder,
+            output.bar(expression, quiet or as_json, kept=checkpoint) as progress,
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", SamplingWarning)  # the diagnosis contains them
+            if kernel is KernelName.reverse:
+                trace = reverse_diffusion(target, **options, progress=progress)
+            else:
+                trace = anneal(
+                    target,
+                    built,
+                    **options,
+                    draws=draws,
+                    resample=resample,
+                    reverse_step=reverse_step,
+                    checkpoint=checkpoint,
+                    progress=progress,
+                )
+            found = diagnose(trace)
+            trace.save(folder / "trace.nc")
+            (folder / "diagnosis.txt").write_text(f"{found}\n", encoding="utf-8")
+            scalars = ["~x"] if trace.positions[0, 0].size > SCALARS else None
+            kind = "all" if draws >= 4 and chains >= 2 else "stats"  # R-hat and ESS need as many
+            arviz().summary(to_inference_data(trace), var_names=scalars, kind=kind).to_csv(folder / "summary.csv")
+            plot_samples(trace, title=expression).savefig(folder / "samples.png", dpi=150)
+            plot_ladder(trace).savefig(folder / "ladder.png", dpi=150)
+        output.report(found, quiet, as_json, extra={"out": str(out), "gradient_calls": trace.gradient_calls})
+
+
+@app.command()
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="A folder that sample wrote, or a trace file.")],
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Diagnose a run: print statistics of every rung, and warnings if its samples cannot be trusted."""
+    with output.one_line_errors():
+        from ppl_diffusion.sampling.trace import Trace
+
+        from ..arviz import diagnose as diagnosis
+
+        trace = Trace.load(run / "trace.nc" if run.is_dir() else run)
+        output.report(diagnosis(trace), quiet, as_json, extra={"potential": trace.attributes["potential"]})
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the shipped models."""
+    with output.one_line_errors():
+        from ppl_diffusion.models import library
+
+        cards = library.cards()
+        if as_json:
+            typer.echo(json.dumps([card._asdict() for card in cards]))
+            return
+        table = Table("name", "points", "conditions", "what it is")
+        for card in cards:
+            table.add_row(card.name, "x".join(map(str, card.event_shape)), card.conditions, card.description)
+        Console().print(table)
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A TOML file, or the name of a shipped configuration.")],
+    data: Annotated[Path | None, typer.Option(help="An .npz file of images or points, if it needs one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Weight file; NAME.safetensors by default.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Goes on from here if it exists.")] = None,
+    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Train an energy model, or resume its training from a checkpoint."""
+    with output.one_line_errors():
+        from ppl_diffusion.models import library
+        from ppl_diffusion.training import train as training
+
+        settings = training.load_config(config)
+        weights = out or Path(f"{settings.name}.safetensors")
+        if weights.suffix != ".safetensors":
+            raise ValueError(f"{weights} is to be a weight file: give --out {weights.with_suffix('.safetensors')}")
+        if weights.exists():
+            raise ValueError(f"{weights} exists and is kept: give another --out, or remove it first")
+        if not weights.parent.is_dir():
+            raise ValueError(f"there is no folder {weights.parent} for {weights.name}: make it, or give another --out")
+        if not os.access(weights.parent, os.W_OK):
+            raise ValueError(f"the folder {weights.parent} cannot be written: give another --out")
+        kept = checkpoint or Path(f"{settings.name}.checkpoint.safetensors")
+        if kept.resolve() == weights.resolve():
+            raise ValueError(f"{kept} would be checkpoint and weights: give another --checkpoint")
+        with output.bar(settings.name, quiet, kept=kept) as progress, output.resume_hint(kept):
+            model = training.train(settings, checkpoint=kept, data=data, device=device, progress=progress)
+        library.save_weights(model, weights)
+        if not quiet:
+            typer.echo(f"{weights}: load it with load({str(weights)!r})")
+
+
+def _parse_models(models: list[str]) -> dict[str, str]:
+    """Parse ``NAME=FILE`` values of ``--model``."""
+    named = dict(text.partition("=")[::2] for text in models)
+    if len(named) < len(models):
+        raise ValueError(f"--model names a model twice ({', '.join(models)}): give each a name of its own")
+    for name, file in named.items():
+        if not name.isidentifier() or not file.endswith(".safetensors"):
+            raise ValueError(f"--model {name}={file} names no weight file: write --model mine=mine.safetensors")
+    return named
+
+
+def _build_kernel(engine: Engine, name: KernelName, leapfrogs: int | None, step: float | None) -> Any:
+    from .. import pyro
+    from ..blackjax import kernels as blackjax
+
+    kernel = getattr(pyro if engine is Engine.pyro else blackjax, name.value.upper(), None)
+    if kernel is None:
+        raise ValueError(f"Pyro has no {name.value}: use --kernel hmc or --kernel nuts, or leave --engine out")
+    if leapfrogs is not None and name not in (KernelName.hmc, KernelName.uhmc):
+        raise ValueError(f"the number of leapfrogs of {name.value} is its own affair: leave --leapfrogs out")
+    options = {"step": step, "leapfrogs": leapfrogs}
+    return kernel(**{option: value for option, value in options.items() if value is not None})
+
+
+if __name__ == "__main__":
+    main()

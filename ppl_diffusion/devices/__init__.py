@@ -1,0 +1,1 @@
+"""How networks are evaluated: in chunks, by recorded CUDA graphs, with exact convolutions."""

@@ -1,0 +1,321 @@
+"""Energy diffusion models: a network as a potential.
+
+Under ``x_t = alpha x_0 + sigma z`` the best estimate of the noise ``z`` from ``x_t`` is ``-sigma`` times the score. If
+the estimate is a gradient, ``eps(x, t) = grad_x f(x, t)``, then ``U = f / sigma`` is an energy and ``-grad U`` is the
+score. A scalar ``f`` can be made from a network's vector field ``s(x, t)`` in three ways:
+
+    squared_distance   f = 1/2 ||x - s||^2              a Gaussian already when s = 0
+    squared_norm       f = sigma U_ref + 1/2 ||s||^2    a Gaussian times something bounded by 1
+    inner_product      f = sigma U_ref + <x, s>         unbounded below in principle
+
+``U_ref(x) = sum (x - alpha m)^2 / (2 (alpha^2 v + sigma^2))`` is the energy, at the same level, of a reference Gaussian
+whose mean ``m`` and variance ``v`` are those of the data. It is meant to dominate far from the data, where the network
+was not trained, so that a quotient of models has the tails of the quotient of their Gaussians. At the noisiest level
+of a variance-preserving schedule every form is N(0, I) when ``s`` vanishes.
+
+Source: Reduce, Reuse, Recycle (Du et al., 2023), https://arxiv.org/abs/2302.11552; Should EBMs Model the
+Energy or the Score? (Salimans and Ho, 2021), https://openreview.net/forum?id=9AS-TF2jRNb
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..arrays import Array, constant, on_cpu
+from ..devices.chunks import Chunks
+from ..potentials.algebra import Potential
+from ..potentials.target import Density
+from ..schedule import NoiseSchedule
+from .conditions import Classes, Conditions, Token, stacked
+from .networks import EnergyMLP, EnergyUNet, is_conditional
+
+Form = Literal["squared_distance", "squared_norm", "inner_product"]
+
+Reference = tuple[Any, Any]
+"""Mean and variance of the data: numbers, or arrays that broadcast to ``event_shape``."""
+
+
+class EnergyModel(Potential):
+    """An energy diffusion model: ``U(x, level) = f(x, level) / sigma_level``.
+
+    Models that differ only in their condition share a network, and are evaluated together by one call of it.
+
+    Args:
+        network: a torch module ``s(x, log_snr, condition)`` that returns the shape of ``x``. It receives ``x (batch,
+            *event)``, images with a channel axis; ``log_snr (batch,)``, or ``(1,)`` where all points have one level, so
+            it must broadcast; and ``condition``, tokens of length ``batch`` or 1, which a network without conditions
+            ignores. It is put into evaluation mode and its parameters are frozen. On CUDA, calls of this library's
+            networks are recorded; for others see ``ppl_diffusion.devices.cuda_graphs``. ``objective.denoising_loss``
+            trains it: a network that predicts the noise is not one, since its output need not be the gradient of an
+            energy.
+        form: "squared_distance", "squared_norm" or "inner_product", see the top of this module.
+        schedule: the noise levels.
+        event_shape: shape of one point; images of one channel may leave the channel out.
+        conditions: the conditions that the network supports; none by default.
+        token: token of one condition, or None for the unconditional model.
+        reference: mean and variance of the data, numbers or arrays that broadcast to ``event_shape``, as in training.
+        name: name of the model in expressions.
+        info: provenance, as stored in the header of a weight file.
+        chunks: chunked evaluation of the network, shared between conditions; see ``ppl_diffusion.devices.chunks``.
+
+    Raises:
+        ValueError: an unknown form, or a conditional network of this library without ``conditions``; at evaluation, a
+            network that returns a shape other than that of its points, or that is in training mode.
+        TypeError: ``network`` is not a module with parameters, or ``schedule`` is not a NoiseSchedule.
+    """
+
+    backend = "torch"
+    level_arrays = True
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        form: Form,
+        schedule: NoiseSchedule,
+        event_shape: Sequence[int],
+        conditions: Conditions | None = None,
+        token: Token | None = None,
+        reference: Reference = (0.0, 1.0),
+        name: str = "model",
+        info: Mapping[str, str] | None = None,
+        chunks: Chunks | None = None,
+    ) -> None:
+        if form not in get_args(Form):
+            raise ValueError(f"unknown form {form!r}: use one of {', '.join(get_args(Form))}")
+        if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
+            raise TypeError(f"network must be a torch module with parameters, got {network!r}: see EnergyFunction")
+        if isinstance(event_shape, int):
+            raise TypeError(f"event_shape is a tuple: try event_shape=({event_shape},)")
+        if conditions is None and is_conditional(network):
+            raise ValueError(
+                "the network has conditions: give conditions=, Classes(n) or Positions(low, high) of "
+                "ppl_diffusion.models.conditions"
+            )
+        if not isinstance(schedule, NoiseSchedule):
+            raise TypeError(f"schedule must be a NoiseSchedule, got {schedule!r}: try NoiseSchedule.cosine(100)")
+        self.network = network.eval().requires_grad_(False)
+        self.form, self.schedule, self.event_shape = form, schedule, tuple(event_shape)
+        self.conditions = conditions or Classes(0)
+        self.token = self.conditions.anything if token is None else token
+        self.name, self.info, self._reference = name, dict(info or {}), reference
+        ours = type(network) in (EnergyMLP, EnergyUNet)
+        self.chunks = chunks or Chunks(math.prod(self.event_shape), self.network, record=ours)
+
+    @property
+    def reference(self) -> Reference:
+        """Mean and variance of the data."""
+        return self._reference
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network, where torch points must be."""
+        return self.chunks.device
+
+    def to(self, device: str | torch.device) -> EnergyModel:
+        """Move the network to ``device`` in place, for all models that share it, and return this model.
+
+        Raises:
+            ValueError: the device cannot be used.
+        """
+        try:
+            self.network.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"{self.name} cannot be moved to {device} ({str(error).splitlines()[0]}): use cpu"
+            ) from error
+        return self
+
+    def given(self, *condition: Any, **named: Any) -> EnergyModel:
+        """Return the model under one condition, ``.given(3)`` or ``.given(x=0.3, y=0.6)``; it shares the network.
+
+        Raises:
+            ValueError: the model is not conditional, or does not have this condition.
+            TypeError: the condition is of another kind.
+        """
+        base = self.name.split("[")[0]
+        token, text = self.conditions.token(base, *condition, **named)
+        return EnergyModel(
+            self.network,
+            form=self.form,
+            schedule=self.schedule,
+            event_shape=self.event_shape,
+            conditions=self.conditions,
+            token=token,
+            reference=self.reference,
+            name=f"{base}[{text}]",
+            info=self.info,
+            chunks=self.chunks,
+        )
+
+    @property
+    def identity(self) -> Any:
+        """Equal for models of the same network, form, reference, condition, noise levels and shape."""
+        return self.group, self.token, self.schedule, self.event_shape
+
+    @property
+    def group(self) -> Any:
+        """Equal for models that differ only in their condition, which are evaluated together."""
+        return self.network, self.form, id(self._reference)
+
+    def evaluate_group(
+        self, members: Sequence[Density], points: Sequence[Array], level: Any
+    ) -> list[tuple[Array, Array]]:
+        """Energies ``(*chains,)`` and gradients ``(*chains, *event_shape)`` of every member, by one network call."""
+        batch, sizes, condition = self._stack_points(members, points)
+        level_tensor = self._level_tensor(level)
+
+        def evaluate_chunk(part: slice) -> tuple[Tensor, ...]:
+            return self._gradient(batch[part], level_tensor, condition if len(condition) == 1 else condition[part])
+
+        energies, gradients = (values.split(sizes) for values in self.chunks.evaluate(evaluate_chunk, len(batch)))
+        return [
+            (u.reshape(self._chain_shape(x)), g.reshape(x.shape))
+            for u, g, x in zip(energies, gradients, points, strict=True)
+        ]
+
+    def energy_group(self, members: Sequence[Density], points: Sequence[Array], level: Any) -> list[Array]:
+        """Energies ``(*chains,)`` of every member, by one call of the network on the stacked points."""
+        batch, sizes, condition = self._stack_points(members, points)
+        level_tensor = self._level_tensor(level)
+
+        def evaluate_chunk(part: slice) -> tuple[Tensor]:
+            return (self._energy(batch[part], level_tensor, condition if len(condition) == 1 else condition[part]),)
+
+        (energies,) = self.chunks.evaluate(evaluate_chunk, len(batch))
+        return [u.reshape(self._chain_shape(x)) for u, x in zip(energies.split(sizes), points, strict=True)]
+
+    def _stack_points(self, members: Sequence[Density], points: Sequence[Array]) -> tuple[Tensor, list[int], Tensor]:
+        """Return all points ``(batch, *event_shape)``, the count of each member, and the condition tensor."""
+        if any(module.training for module in self.network.modules()):
+            raise ValueError(
+                f"the network of {self.name}, or a part of it, is in training mode, where dropout and batch norms make "
+                "energies random or dependent on other chains: call network.eval()"
+            )
+        flat = [x.reshape(-1, *self.event_shape) for x in points]
+        sizes = [len(x) for x in flat]
+        for x in flat:
+            if x.device.type != self.device.type:
+                found = f"{self.name} is on {self.device}, the points on {x.device}"
+                raise ValueError(f"{found}: pass x.to('{self.device}')")
+        tokens = [member.token for member in members]  # type: ignore[attr-defined]
+        return torch.cat(flat), sizes, stacked(self.conditions, tokens, sizes, self.device)
+
+    @on_cpu()
+    def tune(self, points: int, *, level: int | None = None) -> dict[int, float]:
+        """Measure which chunk size evaluates the network fastest on its device, and use it from then on.
+
+        The size also applies to all conditions of this model. Rounding may depend on it, so tune before the first run
+        and not between runs that should agree.
+
+        Args:
+            points: number of points that are evaluated together: chains times conditions.
+            level: noise level of the measurement, by default one in the middle of the schedule.
+
+        Returns:
+            Seconds for one evaluation of all points, by chunk size.
+        """
+        x = torch.randn(points, *self.event_shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        level_tensor = self._level_tensor(len(self.schedule) // 2 if level is None else level)
+
+        def evaluate_chunk(part: slice) -> tuple[Tensor, ...]:
+            return self._gradient(x[part], level_tensor, stacked(self.conditions, [self.token], [1], self.device))
+
+        return self.chunks.tune(evaluate_chunk, points)
+
+    def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
+        return self.evaluate_group([self], [x], level)[0]
+
+    def _evaluate_energy(self, x: Array, level: Any) -> Array:
+        return self.energy_group([self], [x], level)[0]
+
+    def _level_tensor(self, level: Any) -> Tensor:
+        """Return the level as a tensor ``(1,)``: one for all points, so that its embedding is computed once."""
+        if isinstance(level, Tensor):
+            return level.to(self.device)
+        self.schedule.check_level(int(level))
+        return torch.full((1,), int(level), device=self.device)
+
+    @property
+    def _energy(self) -> Callable[..., Tensor]:
+        """The energy as a function of points, level and condition that holds no reference to this model."""
+        return partial(_energy, self.network, self.form, self.schedule, self.reference)
+
+    def _gradient(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """Return energies and gradients; on CUDA by replaying a recorded call, see
+        ``ppl_diffusion.devices.cuda_graphs``."""
+        return self.chunks.launch(partial(_gradient, self._energy), *given, kind=(*self.group, self.schedule))
+
+
+def _energy(
+    network: nn.Module,
+    form: Form,
+    schedule: NoiseSchedule,
+    reference: Reference,
+    x: Tensor,
+    level: Tensor,
+    condition: Tensor,
+) -> Tensor:
+    """Return energies ``(batch,)`` of ``x (batch, *event_shape)`` at ``level (1,)``; NaN outside the schedule."""
+    inside = level.clamp(0, len(schedule) - 1)
+    f = noise_potential(network, form, schedule, x, inside, condition, reference)
+    return f / schedule.sigma(inside).where(level == inside, torch.nan)
+
+
+def _gradient(energy: Callable[..., Tensor], x: Tensor, level: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    """Return energies ``(batch,)`` and their gradients ``(batch, *event_shape)``."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = energy(x, level, condition)
+        return value.detach(), torch.autograd.grad(value.sum(), x)[0]
+
+
+def noise_potential(
+    network: nn.Module,
+    form: Form,
+    schedule: NoiseSchedule,
+    x: Tensor,
+    level: Tensor,
+    condition: Tensor | None,
+    reference: Reference = (0.0, 1.0),
+) -> Tensor:
+    """Return ``f(x, level)``, whose gradient in ``x`` estimates the noise; sums are in float64.
+
+    Args:
+        network: the vector field ``s``, evaluated in the precision of its parameters.
+        form: how ``f`` is computed from ``s``, see the top of this module.
+        schedule: the noise levels.
+        x: points, shape ``(batch, *event_shape)``.
+        level: integers, shape ``(batch,)`` or ``(1,)``.
+        condition: stacked tokens, of length ``batch`` or 1; ignored by a network without conditions.
+        reference: mean and variance of the data; ignored by ``squared_distance``.
+
+    Returns:
+        Noise potentials, shape ``(batch,)``, float64.
+    """
+    precision = next(network.parameters()).dtype
+    images = x[:, None] if x.ndim == 3 else x
+    s = network(images.to(precision), schedule.log_snr(level).to(precision), condition)
+    if not isinstance(s, Tensor) or s.numel() != x.numel():
+        found = tuple(s.shape) if isinstance(s, Tensor) else type(s).__name__
+        raise ValueError(f"the network must return the shape of its points, {tuple(images.shape)}, it returned {found}")
+    s = s.reshape(x.shape)
+    axes = tuple(range(1, x.ndim))
+    if form == "squared_distance":
+        return 0.5 * ((x.double() - s.double()) ** 2).sum(axes)
+    mean, variance = (value if isinstance(value, float) else constant(value, x.device) for value in reference)
+    alpha, sigma = (_per_point(scale(level), x) for scale in (schedule.alpha, schedule.sigma))
+    gaussian = 0.5 * sigma * (x.double() - alpha * mean) ** 2 / (alpha**2 * variance + sigma**2)
+    inner = 0.5 * s.double() ** 2 if form == "squared_norm" else x.double() * s.double()
+    return (gaussian + inner).sum(axes)
+
+
+def _per_point(values: Tensor, x: Tensor) -> Tensor:
+    """Reshape one value per point so that it broadcasts to ``x (batch, *event_shape)``."""
+    return values.reshape(-1, *[1] * (x.ndim - 1))

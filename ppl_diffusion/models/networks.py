@@ -1,0 +1,225 @@
+"""Networks inside an energy: vector fields s(x, log-SNR, condition).
+
+Sampling an energy model needs the gradient of its energy, and training needs the second derivative. The networks here
+are therefore smooth (SiLU throughout) and have no attention (fused attention has no second derivative). The weights of
+their last layer start small but not zero, so that training starts near a Gaussian. The noise level enters through
+sines and cosines of the log signal-to-noise ratio, which vary smoothly from level to level. Conditions are tokens
+(``ppl_diffusion.models.conditions``): class labels are embedded; the position of an object is drawn as a Gaussian bump
+into additional input channels, so that convolutions see it at its place in the picture.
+
+Source of the U-Net: Denoising Diffusion Probabilistic Models (Ho, Jain and Abbeel, 2020),
+https://arxiv.org/abs/2006.11239; of its pixel shuffling: Shi et al., 2016, https://arxiv.org/abs/1609.05158
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..arrays import on_cpu
+from ..devices.convolution import Convolution, TransposedConvolution
+
+INITIAL_SCALE = 0.1
+"""Factor on the initial weights of the last layer of a network or of a residual convolution block."""
+
+BUMP_WIDTH = 0.05
+"""Standard deviation of the Gaussian bump that marks a position, as a fraction of the picture's side."""
+
+GROUPS = 8
+"""Groups of features that are normalised together."""
+
+
+class LevelEmbedding(nn.Module):
+    """Features ``(batch, width)`` of the log-SNR ``(batch,)`` and, with classes, of labels ``(batch,)``.
+
+    Either argument may have length 1 instead, which broadcasts.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, *, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.logspace(-2, 0, width // 4, dtype=torch.float32), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(2 * (width // 4), width), nn.SiLU(), nn.Linear(width, width))
+        self.labels = nn.Embedding(classes + 1, width) if classes else None
+
+    def forward(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        angles = log_snr[:, None] * self.frequencies
+        features = self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
+        if self.labels is not None:
+            features = features + self.labels(label)
+        return F.silu(features)
+
+
+class EnergyMLP(nn.Module):
+    """A residual multilayer perceptron for points of a few dimensions.
+
+    Args:
+        size: dimensions of a point.
+        width: features of the residual stream.
+        hidden: features inside a block.
+        blocks: number of residual blocks.
+        octaves: number of Fourier frequencies of each coordinate: 1, 2, 4, ... radians per unit.
+        classes: number of class labels, 0 for none.
+    """
+
+    octaves: Tensor
+
+    def __init__(
+        self, size: int, *, width: int = 128, hidden: int = 256, blocks: int = 4, octaves: int = 5, classes: int = 0
+    ) -> None:
+        super().__init__()
+        self.register_buffer("octaves", 2.0 ** torch.arange(octaves, dtype=torch.float32), persistent=False)
+        self.enter = nn.Linear(size * (1 + 2 * octaves), width)
+        self.embedding = LevelEmbedding(width, classes=classes)
+        self.into = nn.ModuleList(nn.Linear(width, hidden) for _ in range(blocks))
+        self.modulate = nn.ModuleList(nn.Linear(width, 2 * hidden) for _ in range(blocks))
+        self.out_of = nn.ModuleList(nn.Linear(hidden, width) for _ in range(blocks))
+        self.head = _scaled_down(nn.Linear(width, size))
+
+    def forward(self, x: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return ``s``, of the shape of ``x (batch, size)``; see :class:`LevelEmbedding` for the other arguments."""
+        angles = (x[:, :, None] * self.octaves).flatten(1)
+        h = self.enter(torch.cat([x, angles.sin(), angles.cos()], dim=1))
+        level = self.embedding(log_snr, condition)
+        for into, modulate, out_of in zip(self.into, self.modulate, self.out_of, strict=True):
+            scale, shift = modulate(level).chunk(2, dim=1)
+            h = h + out_of(F.silu(into(F.silu(h)) * (1 + scale) + shift))
+        return self.head(F.silu(h))
+
+
+class EnergyUNet(nn.Module):
+    """A small U-Net for images, whose finest convolutions run at half the resolution of the image.
+
+    Args:
+        shape: (channels, height, width) of an image; both sides divisible by ``2 ** len(widths)``.
+        widths: features at half resolution, at a quarter, and so on; multiples of 8.
+        blocks: residual blocks at each resolution, on the way down and on the way up.
+        classes: number of class labels, 0 for none.
+        positions: whether conditions are positions ``(x, y, 1)`` in the picture; ``(0, 0, 0)`` is no condition.
+
+    Raises:
+        ValueError: ``shape`` has not three numbers; a side is not divisible by ``2 ** len(widths)``, or a width not by
+            8.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        widths: Sequence[int] = (64, 96),
+        blocks: int = 2,
+        classes: int = 0,
+        positions: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(shape) != 3:
+            raise ValueError(f"shape is (channels, height, width), got {list(shape)}: gray pictures have one channel")
+        channels, height, width = shape
+        self.positions = positions
+        if height % 2 ** len(widths) or width % 2 ** len(widths):
+            raise ValueError(f"sides {height}x{width} must be divisible by {2 ** len(widths)} for {len(widths)} widths")
+        if not widths or any(width % GROUPS for width in widths):
+            raise ValueError(f"widths must be multiples of {GROUPS}, which are normalised together, got {list(widths)}")
+        features = 2 * widths[0]
+        self.embedding = LevelEmbedding(features, classes=classes)
+        self.enter = Convolution(4 * channels + 2 * positions, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(nn.ModuleList(_Block(w, features) for _ in range(blocks)) for w in widths)
+        self.shrink = nn.ModuleList(Convolution(a, b, 2, stride=2) for a, b in pairwise(widths))
+        self.middle = _Block(widths[-1], features)
+        self.grow = nn.ModuleList(TransposedConvolution(b, a, 2, stride=2) for a, b in pairwise(widths))
+        self.join = nn.ModuleList(Convolution(2 * w, w, 1) for w in widths)
+        self.up = nn.ModuleList(nn.ModuleList(_Block(w, features) for _ in range(blocks)) for w in widths)
+        self.head = _scaled_down(Convolution(widths[0], 4 * channels, 3, padding=1))
+
+    def forward(self, x: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return ``s``, of the shape of ``x (batch, channels, height, width)``; positions are tokens ``(batch, 3)``."""
+        level = self.embedding(log_snr, condition)
+        h = F.pixel_unshuffle(x, 2)
+        if self.positions:
+            h = torch.cat([h, _position_channels(condition, h)], dim=1)
+        h = self.enter(h)
+        skips = []
+        for i, stage in enumerate(self.down):
+            for block in stage:  # type: ignore[attr-defined]
+                h = block(h, level)
+            skips.append(h)
+            if i < len(self.shrink):
+                h = self.shrink[i](h)
+        h = self.middle(h, level)
+        for i in reversed(range(len(self.up))):
+            h = self.join[i](torch.cat([h, skips[i]], dim=1))
+            for block in self.up[i]:  # type: ignore[attr-defined]
+                h = block(h, level)
+            if i > 0:
+                h = self.grow[i - 1](h)
+        return F.pixel_shuffle(self.head(F.silu(h)), 2)
+
+
+def _position_channels(tokens: Tensor | None, h: Tensor) -> Tensor:
+    """Return channels ``(batch, 2, height, width)``: a bump at the position, and ones; both zero without a position.
+
+    ``tokens`` are ``(batch, 3)`` or ``(1, 3)``; ``h (batch, channels, height, width)`` gives the shape.
+    """
+    assert tokens is not None
+    tokens = tokens.to(h.dtype)
+    x, y, present = tokens.expand(len(h), 3).unbind(1)
+    down, right = (((torch.arange(n, device=h.device) + 0.5) / n).to(h.dtype) for n in h.shape[2:])
+    distance = (down - y[:, None])[:, :, None] ** 2 + (right - x[:, None])[:, None, :] ** 2
+    bump = torch.exp(-0.5 * distance / BUMP_WIDTH**2)
+    return present[:, None, None, None] * torch.stack([bump, torch.ones_like(bump)], dim=1)
+
+
+class _Block(nn.Module):
+    """Residual block: group norm, convolution, scale and shift by the level features, convolution."""
+
+    def __init__(self, width: int, features: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(GROUPS, width)
+        self.first = Convolution(width, width, 3, padding=1)
+        self.modulate = nn.Linear(features, 2 * width)
+        self.second = _scaled_down(Convolution(width, width, 3, padding=1))
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        scale, shift = self.modulate(level)[:, :, None, None].chunk(2, dim=1)
+        h = self.first(F.silu(self.norm(x)))
+        return x + self.second(F.silu(h * (1 + scale) + shift))
+
+
+def is_conditional(network: nn.Module) -> bool:
+    """Whether a network is one of this library with conditions, which it cannot be evaluated without."""
+    labels = isinstance(network, (EnergyMLP, EnergyUNet)) and network.embedding.labels is not None
+    return labels or (isinstance(network, EnergyUNet) and network.positions)
+
+
+@on_cpu()
+def build_network(kind: str, *, seed: int = 0, **options: Any) -> nn.Module:
+    """Build a network, "mlp" or "unet", from its constructor's arguments, as weight files store them.
+
+    The initial weights are drawn from ``seed``; torch's global generator is not changed. They are in single precision,
+    whatever torch's default is.
+
+    Raises:
+        ValueError: an unknown kind, or arguments that its constructor does not accept.
+    """
+    kinds: dict[str, type[nn.Module]] = {"mlp": EnergyMLP, "unet": EnergyUNet}
+    if kind not in kinds:
+        raise ValueError(f"unknown network {kind!r}: use one of {', '.join(kinds)}")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return kinds[kind](**options).float()
+    except TypeError as error:
+        raise ValueError(f"network {kind!r} cannot be built from {options}: {error}") from error
+
+
+def _scaled_down(layer: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(INITIAL_SCALE)
+    return layer

@@ -1,0 +1,318 @@
+"""Densities at every noise level: energies ``U(x, level) = -log p_level(x) + constant`` and their gradients.
+
+A density is either a leaf, which implements its own evaluation, or a composite of other densities (see
+``ppl_diffusion.potentials.algebra``). To evaluate a composite, all of its distinct leaves are evaluated first, with
+one network call for leaves that share a network. Their energies and gradients are then combined by arithmetic.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from ..arrays import Array, Backend, as_backend, as_numpy, cast_like, outside_inference_mode, weighted
+from ..schedule import NoiseSchedule
+
+MEMO_SIZE = 32
+"""Maximum number of objects, such as compiled kernels, that :meth:`Density.memo` caches per density."""
+
+
+class Density(ABC):
+    """An unnormalised density at every noise level of a schedule.
+
+    Leaves implement :meth:`_evaluate` and :meth:`_evaluate_energy`; composites implement :meth:`_combine`, which
+    computes their energy from the energies of their leaves.
+
+    Attributes:
+        backend: "torch" or "jax", the library whose arrays it computes with.
+        schedule: the noise schedule on whose levels it is defined.
+        event_shape: shape of one point ``x``.
+        name: name in expressions and reports.
+        level_arrays: whether the level may be an integer tensor of shape ``(1,)`` on the density's device, which saves
+            synchronising a GPU to read its value; energies and gradients are NaN at a level outside the schedule.
+    """
+
+    level_arrays: bool = False
+    backend: Backend
+    schedule: NoiseSchedule
+    event_shape: tuple[int, ...]
+    name: str
+    __array_ufunc__ = None  # makes ``np.float64(2) * p`` call ``p.__rmul__`` instead of a numpy ufunc
+
+    def energy(self, x: Any, *, level: Any) -> Array:
+        """Return the energy ``U = -log p_level(x) + constant`` of each point.
+
+        Args:
+            x: points, shape ``(*chains, *event_shape)``, of floating dtype; numpy arrays are converted.
+            level: noise level, an integer; under a JAX transformation it may be traced. One that is out of range then
+                gives NaN, or an error of JAX's if a torch network is inside.
+
+        Returns:
+            Energies in nats, shape ``(*chains,)``: float64, except in JAX without 64-bit mode.
+
+        Raises:
+            ValueError: ``x`` has the wrong shape or is on another device, or ``level`` is out of range.
+            TypeError: ``x`` is an array of the other backend or not of floating dtype, or ``level`` is not an integer.
+        """
+        with outside_inference_mode():
+            x, level = self._validate(x, level)
+            energies = evaluate_energy(self.leaves(), x, level)
+            return self._combine(energies)[0]
+
+    def value_and_grad(self, x: Any, *, level: Any) -> tuple[Array, Array]:
+        """Return the energy of each point and its gradient, with one evaluation of every network involved.
+
+        Args:
+            x: points, shape ``(*chains, *event_shape)``, of floating dtype; numpy arrays are converted.
+            level: as in :meth:`energy`.
+
+        Returns:
+            Energies, shape ``(*chains,)`` as in :meth:`energy`, and gradients of the shape and
+            dtype of ``x``. ``-gradient`` is the score of the density at this level.
+
+        Raises:
+            ValueError, TypeError: as :meth:`energy`.
+        """
+        with outside_inference_mode():
+            x, level = self._validate(x, level)
+            return self._combine_with_gradient(evaluate(self.leaves(), x, level), x)
+
+    @property
+    def device(self) -> torch.device:
+        """Device that torch points must be on: a GPU if one of its networks is on one, else the CPU."""
+        return common_device([leaf for leaf in self.leaves() if leaf is not self])
+
+    @property
+    def exponent(self) -> Any:
+        """Sum ``s`` of the exponents of the expression, a number or an array of shape ``event_shape``.
+
+        At the noisiest level every model is close to a standard normal, so that the composed density is close
+        to ``N(0, I / s)``, from which annealed chains start.
+
+        Raises:
+            ValueError: the components of a mixture have different sums of exponents.
+        """
+        return 1.0
+
+    @property
+    def reference(self) -> tuple[Any, Any]:
+        """Mean and variance of the data, numbers or arrays that broadcast to ``event_shape``; (0, 1) if unknown."""
+        return (0.0, 1.0)
+
+    @property
+    def diffused(self) -> Any:
+        """Which coordinates the schedule adds noise to: True for all, or booleans of shape ``event_shape``."""
+        return True
+
+    def refresh(self, positions: Any, level: int, *, rng: np.random.Generator) -> tuple[Any, Any]:
+        """Apply cheap moves that leave the density of ``level`` invariant, on arrival at that level; by default none.
+
+        Args:
+            positions: numpy, float64, shape ``(chains, *event_shape)``; the caller's to change.
+            level: the level at which the chains have arrived.
+            rng: source of randomness.
+
+        Returns:
+            Positions of the same shape, and the changes of their energies, shape ``(chains,)``, or 0.
+        """
+        return positions, 0.0
+
+    def start(self, level: int, *, chains: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draw starting positions from ``N(0, max(1, sigma)^2 I / s)``, ``s`` being the :attr:`exponent`.
+
+        Args:
+            level: the first, noisiest level of a ladder, whose ``sigma`` is used.
+            chains: number of draws.
+            rng: source of randomness.
+
+        Returns:
+            Positions, shape ``(chains, *event_shape)``, and their normalised log-density, shape ``(chains,)``.
+
+        Raises:
+            ValueError: the sum of the exponents is not positive in every coordinate.
+        """
+        total = np.broadcast_to(np.asarray(self.exponent, dtype=np.float64), self.event_shape)
+        if np.any(total <= 0):
+            raise ValueError(
+                f"the exponents of {self} sum to {total.min():.3g}, so it has no density at the noisiest level to "
+                "start from: make the sum positive, or pass init="
+            )
+        scale = max(1.0, self.schedule.sigma(level)) / np.sqrt(total)
+        noise = rng.standard_normal((chains, *self.event_shape))
+        constant = np.sum(np.log(scale)) + 0.5 * scale.size * np.log(2 * np.pi)
+        return noise * scale, -0.5 * np.sum(noise.reshape(chains, -1) ** 2, axis=1) - constant
+
+    def same_as(self, other: Density) -> bool:
+        """Whether ``other`` is the same density at every level; decided by evaluation at random values."""
+        if other is self:
+            return True
+        spaces = [(p.backend, p.schedule, tuple(p.event_shape)) for p in (self, other)]
+        if spaces[0] != spaces[1]:
+            return False
+        mine, theirs = self.leaves(), other.leaves()
+        if [leaf.identity for leaf in mine] == [leaf.identity for leaf in theirs]:  # only the arithmetic can differ
+            xp: Any = jnp if self.backend == "jax" else torch
+            values = [xp.asarray(u) for u in np.random.default_rng(0).uniform(1, 2, len(mine))]
+            one, two = (p._combine(dict(zip(p.leaves(), values, strict=True)))[0] for p in (self, other))
+            return bool(one == two)
+        point = np.random.default_rng(0).standard_normal(self.event_shape)
+        for level in (0, len(self.schedule) - 1):
+            one, two = (as_numpy(p.energy(point, level=level)) for p in (self, other))
+            if not np.allclose(one, two):
+                return False
+        return True
+
+    @property
+    def identity(self) -> Any:
+        """Key that is equal for leaves that are the same density."""
+        return self
+
+    def parts(self) -> tuple[Any, ...]:
+        """Return the distinct densities that it is directly composed of, or that it wraps for another library."""
+        return ()
+
+    def parts_at(self, positions: Any) -> list[tuple[Any, Any]]:
+        """Return each part with the points of it that correspond to chains at ``positions``; None if there are none.
+
+        A chain of a mixture belongs to one component, and one of a tapestry is many windows: they stand for no points.
+        """
+        return [(part, None) for part in self.parts()]
+
+    def leaves(self) -> tuple[Any, ...]:
+        """Return the distinct leaves, from whose energies :meth:`_combine` computes its own."""
+        return (self,)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_memo"}
+
+    def memo(self, key: Hashable, build: Callable[[], Any]) -> Any:
+        """Return ``build()``, cached under ``key``; used for compiled code. The cache is not pickled, and drops the
+        oldest of more than ``MEMO_SIZE`` objects."""
+        cache = self.__dict__.setdefault("_memo", {})
+        if key not in cache:
+            cache[key] = build()
+            if len(cache) > MEMO_SIZE:
+                del cache[next(iter(cache))]
+        return cache[key]
+
+    def evaluate_group(
+        self, members: Sequence[Density], points: Sequence[Array], level: Any
+    ) -> list[tuple[Array, Array]]:
+        """Evaluate leaves of one :attr:`group`, ``self`` among them, with as few network calls as possible.
+
+        Each of ``members`` is evaluated at its own ``points (*chains, *event_shape)``. Returns energies ``(*chains,)``
+        and gradients ``(*chains, *event_shape)`` for each.
+        """
+        return [member._evaluate(x, level) for member, x in zip(members, points, strict=True)]
+
+    def energy_group(self, members: Sequence[Density], points: Sequence[Array], level: Any) -> list[Array]:
+        """Return only the energies of :meth:`evaluate_group`, differentiable by the backend's autodiff."""
+        return [member._evaluate_energy(x, level) for member, x in zip(members, points, strict=True)]
+
+    @property
+    def group(self) -> Any:
+        """Key of the leaves that are evaluated together: a shared network, or by default the leaf itself."""
+        return self
+
+    def _combine(self, energies: Mapping[Density, Array]) -> tuple[Array, dict[Density, Any]]:
+        """Return ``U (*chains,)`` and the derivatives ``dU / dU_leaf``, floats or arrays of that shape, from the
+        energies ``U_leaf (*chains,)`` of the leaves."""
+        return energies[self], {self: 1.0}
+
+    def _combine_with_gradient(self, values: Mapping[Density, tuple[Array, Array]], x: Array) -> tuple[Array, Array]:
+        """Return energy ``(*chains,)`` and gradient ``sum_leaf dU/dU_leaf grad U_leaf`` of the shape of ``x``."""
+        energy, weights = self._combine({leaf: value for leaf, (value, _) in values.items()})
+        gradient: Any = 0.0
+        for leaf, weight in weights.items():
+            gradient = gradient + weighted(weight, values[leaf][1], self.event_shape)
+        return energy, cast_like(gradient, x)
+
+    @abstractmethod
+    def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
+        """Return energies ``(*chains,)`` and gradients ``(*chains, *event_shape)`` at validated points."""
+
+    @abstractmethod
+    def _evaluate_energy(self, x: Array, level: Any) -> Array:
+        """Return energies ``(*chains,)`` at validated points, differentiable by the backend's autodiff."""
+
+    def _validate(self, x: Any, level: Any) -> tuple[Array, Any]:
+        """Check the level and the shape of ``x``; return ``x`` as an array of the backend, and a known level as an
+        integer."""
+        if not isinstance(level, jax.core.Tracer):
+            level = level.item() if isinstance(level, (jax.Array, np.ndarray)) and level.ndim == 0 else level
+            self.schedule.check_level(level)
+        elif level.ndim or not jnp.issubdtype(level.dtype, jnp.integer):
+            raise TypeError(
+                f"level must be an integer, got {level.dtype}{list(level.shape)}: for several levels, jax.vmap over "
+                "points and levels together"
+            )
+        x = as_backend(x, self.backend, self.name, device=self.device)
+        rank = len(self.event_shape)
+        if x.ndim < rank or tuple(x.shape[x.ndim - rank :]) != self.event_shape:
+            raise ValueError(
+                f"{self.name} takes points of shape (*chains, {', '.join(map(str, self.event_shape))}), "
+                f"got {tuple(x.shape)}"
+            )
+        return x, level
+
+    def _chain_shape(self, x: Any) -> tuple[int, ...]:
+        """Shape ``(*chains)`` of ``x (*chains, *event_shape)``."""
+        return tuple(x.shape[: x.ndim - len(self.event_shape)])
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def evaluate(leaves: Sequence[Density], x: Array, level: Any) -> dict[Density, tuple[Array, Array]]:
+    """Return energy and gradient of every leaf at the same points ``x``; see :func:`evaluate_each`."""
+    return dict(zip(leaves, evaluate_each(leaves, [x] * len(leaves), level), strict=True))
+
+
+def evaluate_each(leaves: Sequence[Density], points: Sequence[Array], level: Any) -> list[tuple[Array, Array]]:
+    """Return energies ``(*chains,)`` and gradients ``(*chains, *event_shape)`` of leaves, each at its own points.
+
+    Leaves that share a network are evaluated by one call of it.
+    """
+    return _by_group(leaves, points, lambda first, *group: first.evaluate_group(*group, level))
+
+
+def evaluate_energy(leaves: Sequence[Density], x: Array, level: Any) -> dict[Density, Array]:
+    """Return the energy of every leaf at the same points ``x``; see :func:`energy_of_each`."""
+    return dict(zip(leaves, energy_of_each(leaves, [x] * len(leaves), level), strict=True))
+
+
+def energy_of_each(leaves: Sequence[Density], points: Sequence[Array], level: Any) -> list[Array]:
+    """Return only the energies of :func:`evaluate_each`, differentiable by the backend's autodiff."""
+    return _by_group(leaves, points, lambda first, *group: first.energy_group(*group, level))
+
+
+def _by_group(leaves: Sequence[Density], points: Sequence[Array], evaluate: Callable[..., list[Any]]) -> list[Any]:
+    """Call ``evaluate(first, members, points)`` for the leaves of each group; return results in the order of leaves."""
+    groups: dict[Any, list[int]] = {}
+    for index, leaf in enumerate(leaves):
+        groups.setdefault(leaf.group, []).append(index)
+    values: dict[int, Any] = {}
+    for indices in groups.values():
+        members = [leaves[i] for i in indices]
+        found = evaluate(members[0], members, [points[i] for i in indices])
+        values.update(zip(indices, found, strict=True))
+    return [values[index] for index in range(len(leaves))]
+
+
+def common_device(densities: Sequence[Density]) -> torch.device:
+    """Return the first device other than the CPU that one of the densities is on, or else the CPU."""
+    devices = [density.device for density in densities]
+    return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
+
+
+def common_reference(leaves: Sequence[Density]) -> tuple[Any, Any]:
+    """Return the data mean and variance on which all leaves agree, and (0, 1) if they do not agree."""
+    first = leaves[0].reference
+    agreed = all(np.array_equal(a, b) for leaf in leaves[1:] for a, b in zip(first, leaf.reference, strict=True))
+    return first if agreed else (0.0, 1.0)

@@ -1,0 +1,1 @@
+"""Annealed sampling: the walk down the ladder, its weights, and its trace."""

@@ -1,0 +1,185 @@
+"""Warnings about a walk: what its samples alone do not show, and what to do about it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import xarray as xr
+
+from ..potentials.algebra import Potential
+from ..potentials.observation import Observation
+from ..potentials.target import common_reference
+
+
+class SamplingWarning(UserWarning):
+    """A problem of a run that cannot be seen from its samples."""
+
+
+def warn_caller(note: str) -> None:
+    """Issue a :class:`SamplingWarning` that points at the line outside this library from which it was called."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("ppl_diffusion", "bridges", "contextlib"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(note, SamplingWarning, stacklevel=level)
+
+
+MAX_INIT_RMS = 10.0
+"""Root mean square of ``init`` or of observed values, in standard deviations of the data, that is warned of."""
+
+
+def check_init(potential: Potential, level: int, positions: np.ndarray) -> list[str]:
+    """Return warnings about ``init``, shape ``(chains, *event_shape)``, if it is far from the noised data.
+
+    Nothing is checked if the reference of the potential is (0, 1), the default for data of unknown moments.
+    """
+    mean, variance = potential.reference
+    if np.ndim(mean) == np.ndim(variance) == 0 and (mean, variance) == (0.0, 1.0):
+        return []
+    alpha, sigma = potential.schedule.alpha(level), potential.schedule.sigma(level)
+    spread = np.sqrt(alpha**2 * np.asarray(variance) + sigma**2)
+    size = float(np.sqrt(np.mean(((positions - alpha * np.asarray(mean)) / spread) ** 2)))
+    if size <= MAX_INIT_RMS:
+        return []
+    return [
+        f"init lies {size:.3g} standard deviations away from noised data of {potential} at level {level} (values from "
+        f"{positions.min():.3g} to {positions.max():.3g}): pictures are in [-1, 1], scale bytes by x / 127.5 - 1"
+    ]
+
+
+def check_observations(potential: Potential) -> list[str]:
+    """Return warnings about observed values that are far from the data of the other factors, as bytes would be."""
+    leaves, notes = potential.leaves(), []
+    mean, variance = common_reference([leaf for leaf in leaves if not isinstance(leaf, Observation)] or leaves)
+    if np.ndim(mean) == np.ndim(variance) == 0 and (mean, variance) == (0.0, 1.0):
+        return []
+    for leaf in leaves:
+        if isinstance(leaf, Observation):
+            values = ((leaf.values - mean) / np.sqrt(np.asarray(variance) + leaf.scale**2))[leaf.seen]
+            size = float(np.sqrt(np.mean(values**2)))
+            if size > MAX_INIT_RMS:
+                notes.append(
+                    f"the values of {leaf} lie {size:.3g} standard deviations away from the data of {potential}: "
+                    "scale them as the data are; bytes of pictures by x / 127.5 - 1"
+                )
+    return notes
+
+
+def advise_on_failure(potential: Potential, level: int, *, first: bool) -> str:
+    """Return a warning that no chain has a finite energy on arrival at ``level``."""
+    where = "for any chain at level" if first else "on all levels for any chain down to"
+    return (
+        f"the energy of {potential} is not finite {where} {level}: look for NaN in what it was given, such as missing "
+        "data, and for data outside of its support"
+    )
+
+
+def advise_on_start(potential: Potential, level: int, ess: float, chains: int) -> list[str]:
+    """Return advice for a low effective sample size of the weights at the first rung.
+
+    The estimate of the evidence contains importance sampling from the start density, so that kernel steps afterwards
+    improve the samples but not the evidence.
+    """
+    noisiest = len(potential.schedule) - 1
+    advice = "more steps there, steps=(20, 10, ...), or init= mend the samples, only more chains the evidence"
+    if level < noisiest:
+        advice = f"start the ladder at the noisiest level, {noisiest}, or pass init="
+    return [
+        f"the start density fits level {level} badly (effective sample size {ess:.0f} of {chains} chains): {advice}"
+    ]
+
+
+MAX_VARIANCE_RATIO = 4.0
+"""Factor by which ``sigma^2`` may fall in a reverse step whose weights are used. Their variance is infinite from 2 on,
+as from level 1 to 0 of ``cosine(100)``, where it costs 400 chains .03 nats of evidence; from level 3 it costs .4."""
+
+
+MAX_LEAP = 1.0
+"""Distance by which a reverse step may throw a chain out, in multiples of its position, see :func:`_leap`. In two
+dimensions a leap of 1 costs a tenth to a fifth of the evidence, 1.5 a quarter, 3 more than half, 30 all of it; leaps of
+at most .4 cost none."""
+
+
+MAX_THROW = 5.0
+"""Distance by which reverse steps may move half of the chains, in multiples of their norm or of that of noised data.
+A sound step takes less than 3: it moves a chain to the scale of the next level, and adds noise."""
+
+
+def check_reverse_weights(potential: Potential, levels: Sequence[int]) -> list[str]:
+    """Return warnings about reverse steps between ``levels`` whose weights have a variance too large to be used."""
+    schedule, notes = potential.schedule, []
+    falls = [(s, t, (schedule.sigma(s) / schedule.sigma(t)) ** 2) for s, t in pairwise(levels)]
+    s, t, worst = max(falls, key=lambda fall: fall[2], default=(0, 0, 0.0))
+    if worst >= MAX_VARIANCE_RATIO:
+        notes.append(
+            f"the variance of the noise falls by a factor of {worst:.2g} from level {s} to {t}, where the weights of a "
+            "reverse step miss rare chains and log_normaliser is too low: take every level there, or reverse_step=False"
+        )
+    leaps = [(s, t, _leap(potential, s, t)) for s, t in pairwise(levels)]
+    s, t, worst = max(leaps, key=lambda leap: leap[2], default=(0, 0, 0.0))
+    if worst > MAX_LEAP:
+        sound = max((s for s in range(1, len(schedule)) if _leap(potential, s, s - 1) <= MAX_LEAP / 2), default=1)
+        begin = f"start the ladder at level {sound}, and " if sound < levels[0] else ""
+        notes.append(
+            f"the exponents of {potential} do not sum to one, so that the reverse step from level {s} to {t} throws "
+            f"chains far out, and log_normaliser is too low: {begin}take every level"
+        )
+    return notes
+
+
+def advise_on_throw(potential: Potential, s: int, t: int, throw: float) -> list[str]:
+    """Return a warning that a reverse step has thrown chains out, unless :func:`check_reverse_weights` has said so.
+
+    A likelihood whose gradient does not shrink where all is noise is followed too far by Tweedie's estimate.
+    """
+    if not throw > MAX_THROW or _leap(potential, s, t) > MAX_LEAP:
+        return []
+    return [
+        f"the reverse step from level {s} to {t} threw chains of {potential} {throw:.2g} times as far as they were, so "
+        "that weights and log_normaliser mean nothing: a factor is too steep for pure noise, such as a likelihood that "
+        "does not widen with the noise; take observation(...), likelihood='widened', or reverse_step=False"
+    ]
+
+
+def _leap(potential: Potential, s: int, t: int) -> float:
+    """Return how far a reverse step from level s to t throws ``x`` out, as a multiple of ``x``, where all is noise.
+
+    There the gradient is ``e x / sigma_s^2``, ``e`` the sum of the exponents, and Tweedie's estimate is
+    ``(1 - e) x / alpha_s``, so that the step adds ``(1 - e) x sigma^2 / (alpha sigma_s^2)``, ``alpha`` and ``sigma``
+    those of the forward kernel from t to s.
+    """
+    alpha, sigma = potential.schedule.forward(t, s)
+    try:
+        excess = float(np.max(np.where(potential.diffused, np.abs(potential.exponent - 1), 0)))
+    except ValueError:  # the components of a mixture have different sums, and no common leap
+        return 0.0
+    return excess * sigma**2 / (alpha * potential.schedule.sigma(s) ** 2)
+
+
+FAR = 1e6
+"""Distance from the origin, in standard deviations of the data, at which most chains of no use end."""
+
+
+def check_last_draws(potential: Potential, drawn: np.ndarray, sample_stats: xr.Dataset, *, still: bool) -> list[str]:
+    """Return warnings about chains whose draws ``(chains, draws, *event_shape)`` or last energies are not finite."""
+    finite, notes = np.isfinite(drawn).all(tuple(range(1, drawn.ndim))), []
+    lost, outside = int(np.sum(~finite)), int(np.sum(finite & ~np.isfinite(sample_stats["lp"].to_numpy()[:, -1])))
+    if lost:
+        notes.append(
+            f"draws of {lost} of {len(drawn)} chains are not finite: leave them out, and look at `nonfinite` by rung"
+        )
+    ends = np.abs(drawn[finite, -1][:, np.broadcast_to(potential.diffused, potential.event_shape)])
+    if ends.size and np.median(ends.max(1)) > FAR * (1 + float(np.mean(potential.reference[1])) ** 0.5):
+        notes.append(
+            f"most chains of {potential} end {np.median(ends.max(1)):.0e} away from the origin, thrown out on the way: "
+            "plot the trace's energy by rung; a likelihood that does not widen with the noise needs reverse_step=False"
+        )
+    if 0 < outside < len(drawn):  # if all chains fail, the warning about weights says so
+        notes.append(
+            f"{outside} of {len(drawn)} chains end where the density of {potential} is zero, or its energy not a "
+            f"number: leave them out{'' if still else ', or take resample=0.5, which replaces them'}"
+        )
+    return notes

@@ -1,0 +1,137 @@
+"""Starting positions, the reverse-diffusion proposal, and the arrival of chains at a rung."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..arrays import as_numpy
+from ..potentials.algebra import Potential
+from .kernel import State, Walker
+
+
+def start(
+    potential: Potential, level: int, *, chains: int, init: Any, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return starting positions ``(chains, *event_shape)`` and the log-density of their distribution ``(chains,)``.
+
+    Without ``init`` they are drawn by ``Potential.start``; with it, the log-densities are zero.
+
+    Raises:
+        ValueError: ``init`` has the wrong shape or is not finite, or the potential has no density to start from.
+    """
+    if init is None:
+        return potential.start(level, chains=chains, rng=rng)
+    shape = (chains, *potential.event_shape)
+    positions = np.array(as_numpy(init), dtype=np.float64)
+    if positions.shape != shape:
+        raise ValueError(f"init has shape {positions.shape}: pass an array (chains, *event_shape), here {shape}")
+    if not np.all(np.isfinite(positions)):
+        raise ValueError("init holds values that are not finite: remove them before sampling")
+    return positions, np.zeros(chains)
+
+
+def reverse_step(
+    potential: Potential, state: State, level: int, *, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw ``x'`` from the reverse-diffusion proposal ``r(x'|x)``; return it and ``log q(x|x') - log r(x'|x)``.
+
+    From level s to t, ``r`` is the Gaussian ``q(x_t | x_s, x_0)`` at Tweedie's estimate of ``x_0``, and ``q`` is the
+    forward kernel. ``r`` ignores the variance of ``x_0`` given ``x_s``: for data wider than the noise, the true reverse
+    kernel is wider by a factor of up to ``sigma_s / sigma_t``. Where the square of this factor is 2 or more, the
+    variance of the weights is infinite (such as from level 1 to 0 of ``cosine(100)``).
+
+    Args:
+        potential: the potential that is sampled; coordinates that are not diffused are unchanged.
+        state: chains at the noisier level s, with the gradient there.
+        level: the level t.
+        rng: source of the noise.
+
+    Returns:
+        Positions ``(chains, *event_shape)`` and log-ratios ``(chains,)``; the old position and 0 for a chain whose
+        gradient is not finite.
+
+    Raises:
+        ValueError: the kernel does not provide gradients.
+    """
+    x, gradient = np.asarray(state.positions, dtype=np.float64), np.asarray(state.gradient, dtype=np.float64)
+    if np.all(np.isnan(gradient)) and np.any(np.isfinite(state.energy)):
+        raise ValueError("this kernel keeps no gradient, which reverse_step=True needs: try HMC, or reverse_step=False")
+    schedule, diffused = potential.schedule, np.broadcast_to(potential.diffused, potential.event_shape)
+    alpha_s, sigma_s = schedule.alpha(state.level), schedule.sigma(state.level)
+    alpha_t, sigma_t = schedule.alpha(level), schedule.sigma(level)
+    alpha, sigma = schedule.forward(level, state.level)
+    spread, pull = sigma * sigma_t / sigma_s, alpha_t * sigma**2 / alpha_s
+    noise = rng.standard_normal(x.shape)
+    # The mean (alpha sigma_t^2 x + alpha_t sigma^2 x_0) / sigma_s^2, where x_0 = (x - sigma_s^2 gradient) / alpha_s.
+    proposed = (alpha * sigma_t**2 + pull) / sigma_s**2 * x
+    proposed -= pull * gradient
+    proposed += spread * noise
+    failed = ~np.isfinite(gradient.reshape(len(x), -1)).all(1)
+    proposed[failed] = x[failed]
+    if not diffused.all():
+        proposed, noise = np.where(diffused, proposed, x), np.where(diffused, noise, 0)
+    axes = tuple(range(1, x.ndim))
+    gone = alpha * proposed
+    gone -= x
+    forward = np.sum(np.square(gone, out=gone), axis=axes, where=diffused) / sigma**2
+    backward = np.sum(np.square(noise, out=noise), axis=axes)
+    ratio = (backward - forward) / 2 + np.sum(diffused) * np.log(spread / sigma)
+    return proposed, np.where(failed, 0.0, ratio)
+
+
+def _throw(potential: Potential, before: np.ndarray, after: np.ndarray, level: int) -> float:
+    """Return how far chains moved to ``after (chains, *event_shape)`` at ``level``, see ``advice.MAX_THROW``."""
+    diffused = np.broadcast_to(potential.diffused, potential.event_shape)
+    axes, size = tuple(range(1, before.ndim)), float(np.sum(diffused))
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved, norm = (np.sqrt(np.sum(np.square(x), axis=axes, where=diffused)) for x in (after - before, before))
+    alpha, sigma = potential.schedule.alpha(level), potential.schedule.sigma(level)
+    data = float(np.sqrt(size * (alpha**2 * np.mean(potential.reference[1]) + sigma**2)))
+    return float(np.median(moved)) / max(float(np.median(norm)), data)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """All chains on arrival at a level, before its kernel steps.
+
+    Attributes:
+        state: state of the walker.
+        increments: log-weight increments from the previous level, shape ``(chains,)``; zero at the first rung.
+        energy: energy at this level before ``Potential.refresh`` moved the chains, shape ``(chains,)``.
+        throw: how far a reverse step moved the chains, see ``advice.MAX_THROW``; 0 without one.
+    """
+
+    state: State
+    increments: np.ndarray
+    energy: np.ndarray
+    throw: float
+
+
+def arrive(
+    walker: Walker,
+    potential: Potential,
+    positions: Any,
+    level: int,
+    previous: State | None,
+    reverse: bool,
+    rng: np.random.Generator,
+    seed: int,
+) -> Arrival:
+    """Move chains at ``positions (chains, *event_shape)`` to ``level`` and compute their log-weight increments."""
+    correction: Any = 0.0
+    throw = 0.0
+    if reverse and previous is not None:
+        positions, correction = reverse_step(potential, previous, level, rng=rng)
+        throw = _throw(potential, np.asarray(previous.positions), positions, level)
+    change: Any = 0.0
+    if type(potential).refresh is not Potential.refresh:  # the default would fetch positions from a device for nothing
+        positions, change = potential.refresh(np.array(positions, dtype=np.float64), level, rng=rng)
+    state = walker.arrive(positions, level, previous, seed=seed)
+    energy = np.asarray(state.energy) - change  # weights use the energy before the refresh, which is invariant
+    if previous is None:
+        return Arrival(state, np.zeros(len(energy)), energy, throw)
+    with np.errstate(invalid="ignore"):
+        return Arrival(state, np.asarray(previous.energy) - energy + correction, energy, throw)

@@ -1,0 +1,156 @@
+"""The result of a run: recorded positions, and statistics of every rung and chain.
+
+A :class:`Trace` is plain data. ``bridges.arviz`` converts it to an ArviZ object and diagnoses it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import numpy as np
+import xarray as xr
+
+from ..files import replacing
+
+FORMAT = "ppl-diffusion trace 1"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Trace:
+    """The result of annealed sampling.
+
+    Attributes:
+        positions: draws at the last rung, shape ``(chains, draws, *event_shape)``, float64.
+        stats: per rung and chain (dimensions ``rung``, ``chain``): ``acceptance_rate``, ``step_size``,
+            ``diverging`` and ``nonfinite`` (counts), ``jump_distance`` (mean over steps), energies in nats
+            before the first, after half and after the last kernel step (``energy_arrival``,
+            ``energy_midway``, ``energy``), ``log_weight`` (increment on arrival, nats), ``ancestor`` (index
+            of the chain that it continues, in the order before resampling); per rung: ``ess`` (of the
+            accumulated weights before resampling, in chains), ``log_normaliser`` (increment, nats),
+            ``resampled``, ``gradient_calls`` (see the property). Coordinate ``level``. Statistics that a kernel
+            does not report are NaN. A chain's ``log_weight``, and the failure in ``nonfinite`` of an energy on
+            arrival, come before resampling; everything else is of the chain that took its place.
+        sample_stats: per chain and draw (dimensions ``chain``, ``draw``): ``lp`` (log-density up to a
+            constant), ``acceptance_rate``, ``diverging``, ``energy`` (the Hamiltonian) and others, under ArviZ's names.
+        attributes: settings and provenance of the run: ``potential``, ``kernel``, ``adjusted``, ``seed``, ``levels``,
+            ``steps``, ``resample``, ``reverse_step``, ``versions``, ``warnings``, ``seconds``.
+        sites: for Pyro models, constrained values of each latent site, shape ``(chains, draws, ...)``.
+        groups: for Pyro models, ``log_likelihood`` (by observed site, ``(chains, draws, ...)``) and
+            ``observed_data`` (by observed site, ``(...)``).
+    """
+
+    positions: np.ndarray
+    stats: xr.Dataset
+    sample_stats: xr.Dataset
+    attributes: Mapping[str, Any]
+    sites: Mapping[str, np.ndarray] = field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+
+    @property
+    def log_normaliser(self) -> float:
+        """Estimate of the log-normaliser ``log int exp(-U(x)) dx`` at the last rung, in nats.
+
+        It is meaningful for a run without ``init=`` whose weights can be trusted; see ``bridges.arviz.diagnose``.
+        """
+        return float(self.stats["log_normaliser"].sum())
+
+    @property
+    def gradient_calls(self) -> float:
+        """Number of evaluations of the potential by the walk, including recorded draws; NaN if it is not known.
+
+        With BlackJAX kernels each is of all chains. With Pyro's kernels the evaluation on arrival at a level is of all
+        chains, and every other one of a single chain. On a potential without torch parts, NUTS may make more than are
+        reported (by a tenth in one case), since chains wait for each other, and so may kernels of ``from_blackjax``.
+        Not counted are the few evaluations that check quotients for tails that cannot be normalised.
+        """
+        calls = self.stats["gradient_calls"].sum(skipna=False).item() + self.sample_stats.attrs.get("gradient_calls", 0)
+        return calls if np.isnan(calls) else int(calls)
+
+    def __repr__(self) -> str:
+        chains, draws = self.positions.shape[:2]
+        made, rungs = self.attributes, self.stats.sizes["rung"]
+        return (
+            f"Trace({made.get('potential')} by {made.get('kernel')}: {chains} chains x {draws} draws of shape "
+            f"{self.positions.shape[2:]}, {rungs} rungs, {self.gradient_calls} gradient calls, "
+            f"{len(made.get('warnings', ()))} warnings)"
+        )
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the trace to a NetCDF file, atomically: ``path`` appears only when the file is complete.
+
+        Args:
+            path: path of the file; its folder must exist.
+            overwrite: replace an existing file.
+
+        Raises:
+            FileExistsError: ``path`` exists and ``overwrite`` is False.
+            FileNotFoundError: the folder does not exist.
+        """
+        path = Path(path)
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists and is kept: choose another name, or say overwrite=True")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"the folder {path.parent} does not exist: mkdir -p {path.parent}")
+        with replacing(path) as partial:
+            self._tree().to_netcdf(partial, engine="h5netcdf", mode="w")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read a trace that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: ``path`` is not a file.
+            ValueError: the file is not a trace, or it is damaged.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no trace at {path}: give the file that trace.save(path) wrote")
+        try:
+            with xr.open_datatree(path, engine="h5netcdf") as stored:
+                tree = stored.load()
+            if tree.attrs.get("format") != FORMAT:
+                raise ValueError("it has another format")
+            return cls(
+                positions=tree["positions"].to_dataset()["x"].to_numpy(),
+                stats=tree["stats"].to_dataset(),
+                sample_stats=tree["sample_stats"].to_dataset(),
+                attributes=json.loads(tree.attrs["attributes"]),
+                sites={unquote(str(k)): v.to_numpy() for k, v in tree["sites"].to_dataset().items()},
+                groups={
+                    name: {unquote(str(k)): v.to_numpy() for k, v in group.to_dataset().items()}
+                    for name, group in tree["groups"].children.items()
+                },
+            )
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{path} is not a trace, or it is damaged ({reason}): sample again and save it") from error
+
+    def _tree(self) -> xr.DataTree:
+        event = [f"x_dim_{i}" for i in range(self.positions.ndim - 2)]
+        groups = {
+            "positions": xr.Dataset({"x": (["chain", "draw", *event], self.positions)}),
+            "stats": self.stats,
+            "sample_stats": self.sample_stats,
+            "sites": _as_dataset(self.sites),
+        }
+        groups["groups"] = xr.Dataset()
+        for group, values in self.groups.items():
+            groups[f"groups/{group}"] = _as_dataset(values)
+        tree = xr.DataTree.from_dict(groups)
+        tree.attrs = {"format": FORMAT, "attributes": json.dumps(dict(self.attributes))}
+        return tree
+
+
+def _as_dataset(arrays: Mapping[str, np.ndarray]) -> xr.Dataset:
+    """Return named arrays as a dataset whose variable names are valid in NetCDF.
+
+    Names with ``/`` or ``%`` are percent-encoded: a slash would create a group, and dimensions are called ``%i%name``.
+    """
+    named = {quote(name, safe=" ") if set(name) & set("/%") else name: value for name, value in arrays.items()}
+    return xr.Dataset({k: ([f"%{i}%{k}" for i in range(value.ndim)], value) for k, value in named.items()})

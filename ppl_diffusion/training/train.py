@@ -1,0 +1,265 @@
+"""Training of energy models by denoising: resumable, reproducible, without pickles.
+
+The optimiser is AdamW with warm-up and cosine decay; the trained model has an exponential moving average of the
+parameters. A checkpoint is one safetensors file with the complete state, the generator included: a resumed run gives
+what an uninterrupted one gives, and may resume on another device. The losses are in
+``ppl_diffusion.training.objective``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ..arrays import check_device, on_cpu, outside_inference_mode
+from ..devices.cuda_graphs import RECORDED, Recorder
+from ..files import versions
+from ..models.conditions import Conditions
+from ..models.energy import EnergyModel
+from ..models.library import load
+from ..models.networks import build_network
+from ..schedule import NoiseSchedule
+from .checkpoint import Run, resume, save
+from .config import Config, load_config
+from .data import Data, image_data, planar_data
+from .objective import Levels, denoising_loss
+
+__all__ = ["Config", "TrainingProgress", "load_config", "train"]
+
+CONSTANTS_RATE = 0.05
+"""Peak learning rate of AdamW for the constants of the levels, in nats per step."""
+
+CHECKPOINT_SECONDS = 60.0
+"""Longest time between checkpoints, in seconds."""
+
+
+class TrainingProgress(NamedTuple):
+    """Argument of a progress callback: steps done, steps in total, and a running mean of the denoising loss."""
+
+    step: int
+    steps: int
+    loss: float
+
+
+@outside_inference_mode()
+@torch.enable_grad()
+@on_cpu()
+def train(
+    config: Config,
+    *,
+    checkpoint: str | Path,
+    data: str | Path | None = None,
+    every: int = 200,
+    device: str | torch.device = "cpu",
+    progress: Callable[[TrainingProgress], None] | None = None,
+) -> EnergyModel:
+    """Train a model, or resume its training from a checkpoint.
+
+    Checkpoints do not depend on the device: their generator is on the CPU, and at every step seeds that of a GPU.
+
+    Args:
+        config: the configuration of the model and its training.
+        checkpoint: a safetensors file, written every ``every`` steps, every minute and at the end; resumed from if it
+            exists.
+        data: .npz file of the training data, for ``config.data == "npz"``.
+        every: number of steps between checkpoints.
+        device: device on which the network is trained.
+        progress: called every ten steps.
+
+    Returns:
+        The model, on the CPU, with its averaged parameters.
+
+    Raises:
+        FileNotFoundError: ``data`` is needed and does not exist, or the folder of ``checkpoint`` does not exist.
+        PermissionError: that folder cannot be written.
+        ValueError: the data have a wrong shape; the checkpoint is damaged, or of another configuration or other data;
+            the initial weights are of another network; the device cannot be used; or the loss is not finite when a
+            checkpoint is due, which is then not written.
+    """
+    path, device = Path(checkpoint), check_device(device)
+    if every < 1:
+        raise ValueError(f"every must be a number of steps >= 1, got {every}: try every=200")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist: mkdir -p {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"the folder {path.parent} cannot be written: give another checkpoint")
+    source = _data(config, data)
+    _check_shape(config, source)
+    schedule = NoiseSchedule.cosine(config.levels)
+    run = _new_run(config, source, schedule, device)
+    if path.exists():
+        resume(run, path, config, source)
+    else:
+        _initialise(run, config, source)
+    saved = time.monotonic()
+    try:
+        while run.step < config.steps:
+            with torch.autocast(device.type, enabled=False):
+                _step(run, config, source, schedule)
+            if progress is not None and run.step % 10 == 0:
+                progress(TrainingProgress(run.step, config.steps, float(run.loss)))
+            if run.step % every == 0 or run.step == config.steps or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                save(run, path, config, source)
+                saved = time.monotonic()
+    finally:
+        run.launch.clear()
+    return _model(config, run, schedule, source)
+
+
+def _check_shape(config: Config, source: Data) -> None:
+    network = config.network
+    shape = tuple(network.get("shape") or ((network["size"],) if "size" in network else source.event_shape))
+    if tuple(source.event_shape) not in (shape, shape[1:] if shape[0] == 1 else shape):
+        raise ValueError(
+            f"the data have points of shape {tuple(source.event_shape)}, the network of {config.name} of {shape}: "
+            "give other data, or change [network]"
+        )
+
+
+def _model(config: Config, run: Run, schedule: NoiseSchedule, source: Data) -> EnergyModel:
+    network = _network(config, source.conditions)
+    network.load_state_dict(run.average)
+    info = {
+        "name": config.name,
+        "description": config.description,
+        "network": json.dumps(_network_options(config, source.conditions)),
+        "command": f"ppl-diffusion train {config.name}" + (" --data FILE.npz" if config.data == "npz" else ""),
+        "steps": str(run.step),
+        "loss": f"{float(run.loss):.5f}",
+        "versions": json.dumps(versions()),
+        "config": json.dumps(asdict(config)),
+    }
+    return EnergyModel(
+        network,
+        form=config.form,
+        schedule=schedule,
+        event_shape=source.event_shape,
+        conditions=source.conditions,
+        reference=source.reference,
+        name=config.name,
+        info=info,
+    )
+
+
+def _data(config: Config, source: str | Path | None) -> Data:
+    if config.data != "npz":
+        if source is not None:
+            raise ValueError(f"{config.name} draws its data, {config.data!r}: leave {source} out, or set data = 'npz'")
+        return planar_data(config.data, batch=config.batch, seed=config.seed)
+    return image_data(
+        source,
+        images=config.images,
+        labels=config.labels,
+        positions=config.positions,
+        batch=config.batch,
+        label_dropout=config.label_dropout,
+    )
+
+
+def _network_options(config: Config, conditions: Conditions) -> dict[str, Any]:
+    for option, needed in conditions.options.items():
+        if config.network.get(option, needed) != needed:
+            raise ValueError(f"the data give {option} = {needed!r}, not {config.network[option]!r}: leave it out")
+    return {**config.network, **conditions.options}
+
+
+def _network(config: Config, conditions: Conditions) -> nn.Module:
+    return build_network(seed=config.seed, **_network_options(config, conditions))
+
+
+def _new_run(config: Config, source: Data, schedule: NoiseSchedule, device: torch.device) -> Run:
+    network = _network(config, source.conditions).to(device)
+    fused = True if device.type == "cuda" else None
+    optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-4, fused=fused)
+    average = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    levels = None
+    if config.which_level:
+        levels = Levels.of(schedule, size=math.prod(source.event_shape), device=device)
+        optimiser.add_param_group({"params": [levels.steps], "lr": CONSTANTS_RATE, "weight_decay": 0.0})
+    unknown = torch.tensor(math.nan, dtype=torch.float64, device=device)
+    generator = torch.Generator().manual_seed(config.seed)
+    noise = generator if device.type == "cpu" else torch.Generator(device)
+    launch = Recorder(network, [noise], most=RECORDED)
+    return Run(network, average, levels, optimiser, generator, unknown, noise, launch)
+
+
+def _initialise(run: Run, config: Config, source: Data) -> None:
+    """Initialise a new run: load the weights of ``config.init``, and estimate the constants of the levels."""
+    if not np.any(np.asarray(source.reference[1]) > 0):
+        raise ValueError("the data do not vary: give points that differ")
+    if config.init:
+        try:
+            run.network.load_state_dict(load(config.init).network.state_dict())
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0].rstrip(":")
+            raise ValueError(
+                f"init = {config.init!r} cannot be started from ({reason}): give a model or weights of this network"
+            ) from error
+        run.average.update({name: value.detach().clone() for name, value in run.network.state_dict().items()})
+    if run.levels is not None:
+        run.levels.measure(run.network, config.form, source.draw, reference=source.reference, seed=config.seed)
+
+
+def _step(run: Run, config: Config, source: Data, schedule: NoiseSchedule) -> None:
+    rate = _relative_rate(run.step, config)
+    for group, peak in zip(run.optimiser.param_groups, (config.learning_rate, CONSTANTS_RATE), strict=False):
+        group["lr"] = peak * rate
+    device = run.loss.device
+    drawn = [_to_device(part, device) for part in source.draw(run.generator) if part is not None]
+    if run.noise is not run.generator:
+        run.noise.manual_seed(int(torch.randint(2**62, (), generator=run.generator)))
+    parameters = [parameter for group in run.optimiser.param_groups for parameter in group["params"]]
+
+    def losses(clean: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
+        given: dict[str, Any] = {"condition": condition, "reference": source.reference, "generator": run.noise}
+        if run.levels is None:
+            loss = error = denoising_loss(run.network, config.form, schedule, clean, **given)
+        else:
+            error, surprise = run.levels.losses(run.network, config.form, clean, **given)
+            loss = error + config.which_level * surprise
+        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        return error.detach(), *map(_with_strides_of, gradients, parameters)
+
+    error, *gradients = run.launch(losses, *drawn, kind=config.which_level > 0)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    run.optimiser.step()
+    run.step += 1
+    _update_averages(run, min(config.ema, (run.step + 1) / (run.step + 10)), error.double())
+
+
+def _with_strides_of(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Return ``gradient`` with the strides of ``parameter``, as fused optimisers require."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
+@torch.no_grad()
+def _update_averages(run: Run, decay: float, loss: Tensor) -> None:
+    """Update the moving averages of the parameters and of the loss."""
+    values = run.network.state_dict()
+    get_ema_multi_avg_fn(decay)([run.average[name] for name in values], list(values.values()), None)
+    run.loss = torch.where(run.loss.isnan(), loss, 0.99 * run.loss + 0.01 * loss)
+
+
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy to ``device``; to a GPU from pinned memory, so that the copy is asynchronous."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def _relative_rate(step: int, config: Config) -> float:
+    """Return the learning rate as a fraction of its peak: linear warm-up times cosine decay to .01."""
+    warm_up = min(1.0, (step + 1) / config.warm_up)
+    return warm_up * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))

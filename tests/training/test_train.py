@@ -1,0 +1,523 @@
+"""Training: resuming is exact to the bit, no global state changes, and unusable input is rejected."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ppl_diffusion import load, load_config, save_weights, train
+from ppl_diffusion.models.conditions import Classes, Positions
+from ppl_diffusion.models.networks import build_network
+from ppl_diffusion.schedule import NoiseSchedule
+from ppl_diffusion.training import objective
+from ppl_diffusion.training import train as training
+from ppl_diffusion.training.data import image_data, planar_data
+from ppl_diffusion.training.objective import DISTANCES, Levels, denoising_loss
+from ppl_diffusion.training.train import Config
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+SMALL = Config(
+    name="small",
+    data="ring",
+    network={"kind": "mlp", "size": 2, "width": 16, "hidden": 16, "blocks": 1},
+    form="squared_norm",
+    batch=64,
+    steps=30,
+    warm_up=5,
+)
+
+
+def weights(model):
+    return torch.cat([p.flatten() for p in model.network.state_dict().values()])
+
+
+@pytest.mark.parametrize("which_level", [0.0, 1.0])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=cuda)])
+def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, which_level, device):
+    config = dataclasses.replace(SMALL, which_level=which_level)
+    train = partial(training.train, device=device)
+    whole = train(config, checkpoint=tmp_path / "whole.safetensors")
+
+    def stop(progress):
+        if progress.step == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, checkpoint=tmp_path / "cut.safetensors", every=10, progress=stop)
+    steps = []
+    resumed = train(config, checkpoint=tmp_path / "cut.safetensors", progress=lambda p: steps.append(p.step))
+    assert steps == [20, 30], "it went on from the last checkpoint"
+    assert torch.equal(weights(whole), weights(resumed))
+    stored = [load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "cut")]
+    assert all(torch.equal(stored[0][key], stored[1][key]) for key in stored[0])
+    assert ("levels" in stored[0]) == bool(which_level)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.safetensors", "whole.safetensors"]
+
+
+@cuda
+@pytest.mark.parametrize("which_level", [0.0, 1.0])
+def test_recorded_steps_are_plain_ones(tmp_path, monkeypatch, which_level):
+    config = dataclasses.replace(SMALL, which_level=which_level)
+    replayed = train(config, checkpoint=tmp_path / "a.safetensors", device="cuda")
+    monkeypatch.setattr(training, "RECORDED", 0)
+    plain = train(config, checkpoint=tmp_path / "b.safetensors", device="cuda")
+    assert torch.equal(weights(replayed), weights(plain))
+    assert replayed.info["loss"] == plain.info["loss"]
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    config = dataclasses.replace(SMALL, seed=np.int64(0), network=SMALL.network | {"width": np.int64(16)})
+    assert config == SMALL
+    train(dataclasses.replace(config, steps=2), checkpoint=tmp_path / "c.safetensors", every=1)
+
+
+def test_training_goes_on_from_given_weights(tmp_path):
+    first = train(SMALL, checkpoint=tmp_path / "a.safetensors")
+    path = save_weights(first, tmp_path / "first.safetensors")
+    gently = dataclasses.replace(SMALL, init=str(path), steps=1, learning_rate=1e-9)
+    assert torch.allclose(weights(train(gently, checkpoint=tmp_path / "b.safetensors")), weights(first), atol=1e-6)
+    shipped = dataclasses.replace(load_config("wide"), init="wide", steps=1, learning_rate=1e-9)
+    assert torch.allclose(
+        weights(train(shipped, checkpoint=tmp_path / "c.safetensors")), weights(load("wide")), atol=1e-6
+    )
+    for init in ("digits", "nothing", str(tmp_path / "none.safetensors")):
+        with pytest.raises(ValueError, match="cannot be started from") as caught:
+            train(dataclasses.replace(SMALL, init=init), checkpoint=tmp_path / "d.safetensors")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "nowhere"])
+def test_a_device_that_is_not_there_is_refused_in_one_line(tmp_path, device):
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used here.*--device cpu") as caught:
+        train(SMALL, checkpoint=tmp_path / "c.safetensors", device=device)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_default_device_of_torch_is_not_where_models_are_trained(tmp_path):
+    here = train(SMALL, checkpoint=tmp_path / "here.safetensors")
+    torch.set_default_device("meta")
+    try:
+        there = train(SMALL, checkpoint=tmp_path / "there.safetensors")
+        there.tune(8)
+        shipped = load("wide")
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(weights(there), weights(here))
+    assert torch.equal(weights(shipped), weights(load("wide")))
+
+
+def test_levels_are_refined_until_neighbours_can_be_mistaken():
+    schedule = NoiseSchedule.cosine(100)
+    levels = Levels.of(schedule, size=784)
+    assert set(np.round(schedule.sigmas, 12)) <= set(np.round(levels.schedule.sigmas, 12))
+    assert np.diff(np.log(levels.schedule.sigmas)).max() * 2 <= (2 / 784) ** 0.5 * (1 + 1e-9)
+    assert float(levels.share.sum()) == pytest.approx(99.5, abs=0.1), "as the levels of the schedule"
+    coarse = Levels.of(schedule, size=1).schedule
+    np.testing.assert_allclose(coarse.sigmas, schedule.sigmas, err_msg="of one coordinate they can be mistaken already")
+
+
+class Blind(nn.Module):
+    """Two Gaussians far apart, with an energy offset between them at each level that gradients do not show."""
+
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        super().__init__()
+        alphas, sigmas = (torch.tensor(values, dtype=torch.float64) for values in (schedule.alphas, schedule.sigmas))
+        self.deviations = [(alphas**2 * std**2 + sigmas**2).sqrt() for std in (0.02, 0.3)]
+        self.mistake = nn.Parameter(2 * torch.sin(3 * torch.arange(len(schedule), dtype=torch.float64)))
+
+    def noise_potential(self, network, form, schedule, x, level, condition, reference):
+        x, alpha = x[:, 0], schedule.alpha(level)
+        modes = [
+            (0.3 if sign > 0 else 0.7) * torch.exp(-0.5 * ((x - 2 * sign * alpha) / std[level]) ** 2) / std[level]
+            for sign, std in zip((-1, 1), self.deviations, strict=True)
+        ]
+        return schedule.sigma(level) * (self.mistake[level] * torch.tanh(8 * x) - torch.log(sum(modes) + 1e-300))
+
+
+@pytest.fixture
+def mistakes(monkeypatch):
+    """``run(weight)`` trains with a weight of the which-level loss: offsets, constants, exact constants by level."""
+    cosine = NoiseSchedule.cosine(100)
+    schedule = NoiseSchedule(*(tuple(t[i] for i in (0, 3, 6, 10, 15)) for t in (cosine.alphas, cosine.sigmas)))
+
+    def draw(generator):
+        wide = torch.rand(256, 1, generator=generator) < 0.3
+        noise = torch.randn(256, 1, generator=generator)
+        return torch.where(wide, 2 + 0.3 * noise, -2 + 0.02 * noise).double(), None
+
+    def run(weight):
+        levels, generator = Levels.of(schedule, size=1), torch.Generator().manual_seed(0)
+        network = Blind(levels.schedule)
+        monkeypatch.setattr(objective, "noise_potential", network.noise_potential)
+        levels.measure(network, "inner_product", draw, reference=(0.0, 1.0), seed=0)
+        optimiser = torch.optim.Adam([network.mistake, levels.steps], lr=0.05)
+        for step in range(200):
+            for group in optimiser.param_groups:
+                group["lr"] = 0.05 * (1 - step / 200)
+            losses = levels.losses(network, "inner_product", draw(generator)[0], generator=generator)
+            optimiser.zero_grad()
+            (losses.denoising + weight * losses.which_level).backward()
+            optimiser.step()
+        mistake, share = network.mistake.detach(), levels.share.log()
+        exact = -torch.log(0.7 * torch.exp(mistake) + 0.3 * torch.exp(-mistake)) + share
+        return mistake, levels.constants.detach(), exact - exact[0]
+
+    return run
+
+
+def test_levels_that_are_told_apart_agree_where_denoising_is_blind(mistakes, monkeypatch):
+    """An energy offset between two modes is invisible in gradients; only comparing levels reveals it."""
+    (blind, _, _), (seeing, constants, exact) = mistakes(0), mistakes(1)
+    assert blind.std() > 0.6, "denoising does not see it"
+    assert seeing.std() < 0.1 * blind.std()
+    torch.testing.assert_close(constants, exact, rtol=0, atol=0.15)
+    monkeypatch.setattr(objective, "surprise", torch.nn.functional.softplus)
+    assert mistakes(1)[0].std() > 3 * seeing.std(), "negative control: labels swapped"
+
+
+def test_the_second_loss_is_of_pairs_inside_the_schedule_in_nats_per_coordinate(monkeypatch):
+    monkeypatch.setattr(objective, "surprise", torch.ones_like)
+    network = build_network("mlp", size=2, width=16, hidden=16, blocks=1, classes=0)
+    levels = Levels.of(NoiseSchedule.cosine(20), size=2)
+    clean, count = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)), len(levels.schedule)
+    losses = levels.losses(network, "squared_norm", clean, generator=torch.Generator().manual_seed(1))
+    share, places = (levels.share / levels.share.sum()).numpy(), np.arange(count)
+    steps = [sign * distance for sign in (1, -1) for distance in DISTANCES]
+    inside = np.mean([np.sum(share[(places + step >= 0) & (places + step < count)]) for step in steps])
+    assert inside < 0.9
+    assert float(losses.which_level) * 2 == pytest.approx(inside, abs=4 * 0.5 / 4000**0.5)
+
+
+def test_constants_begin_at_the_log_normalisers_of_the_network():
+    """If the network returns nothing the energy is that of the reference, whose normaliser is known."""
+    network = build_network("mlp", size=64, width=16, hidden=16, blocks=1, classes=0)
+    with torch.no_grad():
+        for parameter in network.head.parameters():
+            parameter.zero_()
+    levels = Levels.of(NoiseSchedule.cosine(20), size=64)
+
+    def draw(generator):
+        return 0.5 * torch.randn(64, 64, generator=generator), None
+
+    levels.measure(network, "squared_norm", draw, reference=(0.0, 0.25), seed=0)
+    exact = -32 * np.log(0.25 * np.square(levels.schedule.alphas) + np.square(levels.schedule.sigmas))
+    assert np.ptp(exact) > 20
+    np.testing.assert_allclose(levels.constants.detach(), exact - exact[0], atol=4)
+
+
+def test_a_pair_of_levels_costs_two_calls():
+    calls = []
+    network = build_network(seed=0, classes=0, **SMALL.network)
+    network.register_forward_hook(lambda module, inputs, output: calls.append(inputs))
+    levels = Levels.of(NoiseSchedule.cosine(20), size=2)
+    count = len(levels.schedule)
+    clean, generator = torch.randn(400, 2, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    levels.losses(network, "squared_norm", clean, generator=generator)
+    assert len(calls) == 2
+    assert torch.equal(calls[0][0], calls[1][0]), "the same points, at their level and at its neighbour"
+    snr = torch.tensor([levels.schedule.log_snr(i) for i in range(count)]).float()
+    first, second = ((call[1][:, None] - snr).abs().argmin(1) for call in calls)
+    inside = (second > 0) & (second < count - 1)
+    assert set((first - second)[inside].abs().tolist()) == set(DISTANCES)
+
+
+def test_training_learns_and_touches_no_global_generator(tmp_path):
+    before = torch.get_rng_state()
+    config = dataclasses.replace(SMALL, data="inner_box", form="squared_distance", steps=600, learning_rate=5e-3)
+    model = train(config, checkpoint=tmp_path / "c.safetensors")
+    assert torch.equal(before, torch.get_rng_state())
+    clean, _ = planar_data("inner_box", batch=20_000, seed=0).draw(torch.Generator().manual_seed(9))
+    untrained, trained = (
+        float(
+            denoising_loss(n, config.form, model.schedule, clean, generator=torch.Generator().manual_seed(1)).detach()
+        )
+        for n in (build_network(seed=config.seed, classes=0, **config.network), model.network)
+    )
+    assert trained < 0.8 * untrained
+    loaded = load(save_weights(model, tmp_path / "w.safetensors"))
+    x = np.zeros((1, 2), dtype=np.float32)
+    torch.testing.assert_close(loaded.energy(x, level=5), model.energy(x, level=5), rtol=0, atol=0)
+    assert loaded.reference[1] == pytest.approx([0.03, 0.03], rel=0.02), "variance of the box: .6**2 / 12"
+
+
+@pytest.fixture
+def images(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "images.npz"
+    np.savez(path, x_train=rng.integers(0, 255, (50, 8, 8), dtype=np.uint8), y_train=np.arange(50) % 4)
+    return path
+
+
+PICTURES = Config(
+    name="pictures",
+    data="npz",
+    network={"kind": "unet", "shape": [1, 8, 8], "widths": [8], "blocks": 1},
+    batch=8,
+    steps=3,
+    warm_up=1,
+)
+
+
+def test_images_are_scaled_and_labels_kept(images, tmp_path):
+    model = train(PICTURES, checkpoint=tmp_path / "c.safetensors", data=images)
+    assert model.event_shape == (8, 8)
+    assert model.conditions == Classes(4)
+    assert load(save_weights(model, tmp_path / "w.safetensors")).given(3).energy(
+        np.zeros((2, 8, 8)), level=0
+    ).shape == (2,)
+    assert "--data" in model.info["command"]
+
+
+def test_positions_are_shares_of_the_picture(tmp_path):
+    path = tmp_path / "pixels.npz"
+    pictures, places = np.zeros((4, 3, 8, 8), dtype=np.uint8), np.array([[[0.5, 3.0]]] * 4)
+    np.savez(path, x=pictures, places=places)
+    options = {"images": "x", "labels": "", "positions": "places", "batch": 4, "label_dropout": 0.1}
+    with pytest.raises(ValueError, match=r"run from 0\.5 to 3: give shares of the picture from 0 to 1"):
+        image_data(path, **options)
+
+
+def test_positions_are_drawn_among_those_that_are_there(tmp_path):
+    rng = np.random.default_rng(0)
+    places = np.full((50, 3, 2), np.nan, dtype=np.float32)
+    places[:, 0], places[::2, 1] = rng.uniform(0.2, 0.4, (50, 2)), rng.uniform(0.6, 0.8, (25, 2))
+    path = tmp_path / "scenes.npz"
+    np.savez(path, x_train=rng.integers(0, 255, (50, 3, 8, 8), dtype=np.uint8), places=places)
+    options = {"images": "x_train", "labels": "", "positions": "places", "batch": 400, "label_dropout": 0.5}
+    _, tokens = image_data(path, **options).draw(torch.Generator().manual_seed(0))
+    given = tokens[tokens[:, 2] == 1]
+    assert 0.4 < len(given) / 400 < 0.6
+    assert not torch.isnan(tokens).any()
+    assert (tokens[tokens[:, 2] == 0] == 0).all()
+    assert 0.15 < float((given[:, 0] > 0.5).float().mean()) < 0.35, "half have a second one, drawn half the time"
+    config = dataclasses.replace(PICTURES, positions="places", network={**PICTURES.network, "shape": [3, 8, 8]})
+    model = train(config, checkpoint=tmp_path / "c.safetensors", data=path)
+    loaded = load(save_weights(model, tmp_path / "w.safetensors"))
+    x = np.zeros((1, 3, 8, 8), dtype=np.float32)
+    one, other = (m.given(x=0.3, y=0.7).energy(x, level=2) for m in (model, loaded))
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert isinstance(loaded.conditions, Positions)
+    holed = places[:2].copy()
+    holed[:, 1], holed[:, 2] = np.nan, 0.5
+    for bad in (np.full((2, 1, 2), np.nan), holed):
+        np.savez(path, x_train=np.zeros((2, 3, 8, 8), np.uint8), places=bad)
+        with pytest.raises(ValueError, match="there first and then NaN, at least one for each picture"):
+            image_data(path, **options)
+
+
+def test_points_of_ones_own_are_trained_on_as_they_are(tmp_path):
+    points = np.random.default_rng(0).normal([3.0, -1.0], [0.5, 0.1], (400, 2))
+    np.savez(tmp_path / "points.npz", x=points, kind=np.arange(400) % 2)
+    own = dataclasses.replace(SMALL, data="npz", images="x", labels="", steps=20)
+    model = train(own, checkpoint=tmp_path / "c.safetensors", data=tmp_path / "points.npz")
+    np.testing.assert_allclose(model.reference[0], points.mean(0), atol=0.01)
+    np.testing.assert_allclose(model.reference[1], points.var(0), rtol=0.02)
+    with pytest.raises(ValueError, match="not conditional"):
+        model.given(1)
+    source = image_data(tmp_path / "points.npz", images="x", labels="kind", positions=None, batch=64, label_dropout=0.5)
+    drawn, tokens = source.draw(torch.Generator().manual_seed(0))
+    rows = [np.flatnonzero(np.isclose(points.astype(np.float32), x, atol=1e-6).all(1))[0] for x in drawn.numpy()]
+    kept = tokens.numpy() != source.conditions.anything
+    assert 10 < kept.sum() < 54
+    np.testing.assert_array_equal(np.array(rows)[kept] % 2, tokens.numpy()[kept])
+
+
+def test_the_reference_is_that_of_a_file_that_is_sorted(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.repeat(np.uint8([0, 255]), 1500)[:, None, None], y=np.zeros(3000, int))
+    options = {"images": "x", "labels": "y", "positions": None, "batch": 4, "label_dropout": 0.1}
+    assert image_data(tmp_path / "x.npz", **options).reference == pytest.approx((0.0, 1.0), abs=2e-3)
+
+
+def test_a_training_that_diverged_is_no_model_and_leaves_its_checkpoint_alone(tmp_path):
+    kept = tmp_path / "c.safetensors"
+
+    def blow_up(progress):
+        if progress.step == 10:
+            vars(config)["learning_rate"] = 1e30
+
+    config = dataclasses.replace(SMALL)
+    with pytest.raises(ValueError, match="lower learning_rate"):
+        train(config, checkpoint=kept, every=10, progress=blow_up)
+    assert all(bool(value.double().isfinite().all()) for value in load_file(kept).values())
+
+
+def test_what_cannot_be_used_is_refused_in_one_line(images, tmp_path):
+    kept = tmp_path / "c.safetensors"
+    train(SMALL, checkpoint=kept)
+    other = dataclasses.replace(SMALL, seed=1)
+    holed = tmp_path / "holed.npz"
+    floats, keyless, damaged = tmp_path / "floats.npz", tmp_path / "keyless.npz", tmp_path / "damaged.safetensors"
+    np.savez(floats, x_train=np.zeros((5, 8, 8), int), y_train=np.zeros(5, dtype=int))
+    np.savez(holed, x_train=np.full((5, 8, 8), np.nan), y_train=np.zeros(5, dtype=int))
+    np.savez(keyless, images=np.zeros(3))
+    large, empty = tmp_path / "large.npz", tmp_path / "empty.npz"
+    for path, shape in ((large, (5, 9, 9)), (empty, (0, 8, 8))):
+        np.savez(path, x_train=np.zeros(shape, np.uint8), y_train=np.zeros(shape[0], dtype=int))
+    cut, array = tmp_path / "cut.npz", tmp_path / "array.npz"
+    cut.write_bytes(keyless.read_bytes()[:-30])
+    with array.open("wb") as stream:
+        np.save(stream, np.zeros(3))
+    others, own = tmp_path / "others.npz", tmp_path / "own.safetensors"
+    np.savez(others, x_train=np.full((9, 8, 8), 200, np.uint8), y_train=np.zeros(9, dtype=int))
+    train(PICTURES, checkpoint=own, data=images)
+    damaged.write_bytes(kept.read_bytes()[:500])
+    (tmp_path / "bad.toml").write_text("name = ")
+    (tmp_path / "extra.toml").write_text('name = "x"\ndata = "ring"\nlearning_rat = 1\n[network]\nkind = "mlp"')
+    (tmp_path / "less.toml").write_text('name = "x"')
+    cases = [
+        (lambda: train(other, checkpoint=kept), "another configuration"),
+        (lambda: train(SMALL, checkpoint=damaged), "damaged"),
+        (lambda: train(PICTURES, checkpoint=own, data=others), "other data"),
+        (lambda: train(SMALL, checkpoint=tmp_path / "n", every=0), "every"),
+        (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=None), "--data"),
+        (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=tmp_path / "none.npz"), "--data"),
+        (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=floats), "uint8"),
+        (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=keyless), "lacks"),
+        (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=holed), "not finite"),
+        (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=cut), "damaged"),
+        (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=large), r"shape \(9, 9\), the network"),
+        (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=empty), "uint8"),
+        (lambda: train(PICTURES, checkpoint=tmp_path / "n", data=array), "not an .npz"),
+        (lambda: train(SMALL, checkpoint=tmp_path / "a" / "c"), "mkdir -p"),
+        (lambda: train(dataclasses.replace(SMALL, data="circle"), checkpoint=tmp_path / "n"), "circle"),
+        (lambda: dataclasses.replace(SMALL, steps=0), "steps"),
+        (lambda: dataclasses.replace(SMALL, form="x"), "unknown form"),
+        (lambda: dataclasses.replace(SMALL, which_level=-1.0), "which_level"),
+        (lambda: dataclasses.replace(SMALL, which_level="a"), "which_level .* must be a number >= 0, got 'a'"),
+        (lambda: dataclasses.replace(SMALL, network={"kind": print}), "holds numbers, text and tables"),
+        (lambda: dataclasses.replace(SMALL, seed=-1), "seed .* must be a whole number >= 0, got -1"),
+        (lambda: dataclasses.replace(SMALL, batch=True), "batch"),
+        (lambda: dataclasses.replace(SMALL, ema=float("nan")), "ema .* must be a number from 0 to 1, got nan"),
+        (lambda: dataclasses.replace(SMALL, network="unet"), r"write \[network\]"),
+        (lambda: dataclasses.replace(SMALL, description=3), "must be text, got 3"),
+        (lambda: load_config("nothing"), "no configuration nothing"),
+        (lambda: load_config(tmp_path / "bad.toml"), "not TOML"),
+        (lambda: load_config(tmp_path / "extra.toml"), "learning_rat"),
+        (lambda: load_config(tmp_path / "less.toml"), "lacks the key"),
+    ]
+    for act, words in cases:
+        with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
+            act()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["ring", "bar", "left", "right", "box", "inner_box", "wide", "digits"])
+def test_shipped_configurations_are_those_of_the_shipped_weights(name):
+    import json
+
+    assert Config(**json.loads(load(name).info["config"])) == load_config(name)
+
+
+def test_a_checkpoint_belongs_to_its_data_labels_included(tmp_path):
+    points, labels = np.random.default_rng(0).normal(size=(400, 2)), np.arange(400) % 2
+    np.savez(tmp_path / "points.npz", x=points, y=labels)
+    np.savez(tmp_path / "others.npz", x=points, y=1 - labels)
+    own = dataclasses.replace(SMALL, data="npz", images="x", labels="y", steps=4)
+    kept = tmp_path / "c.safetensors"
+    train(own, checkpoint=kept, data=tmp_path / "points.npz")
+    train(own, checkpoint=kept, data=tmp_path / "points.npz")
+    with pytest.raises(ValueError, match="was trained on other data"):
+        train(own, checkpoint=kept, data=tmp_path / "others.npz")
+    with pytest.raises(ValueError, match="is a checkpoint of a training that has not ended"):
+        load(kept)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"y": np.arange(40) % 2 + 1}, "2 different labels in .*, from 1 to 2: number them from 0 on"),
+        ({"y": np.where(np.arange(40) < 5, 10**12, 0)}, "number them from 0 on without gaps"),
+        ({"x": np.ones((40, 2))}, "do not vary"),
+    ],
+)
+def test_data_that_cannot_be_learned_are_refused(tmp_path, arrays, words):
+    data = {"x": np.random.default_rng(0).normal(size=(40, 2)), "y": np.arange(40) % 2} | arrays
+    np.savez(tmp_path / "points.npz", **data)
+    own = dataclasses.replace(SMALL, data="npz", images="x", labels="y", steps=4)
+    with pytest.raises(ValueError, match=words):
+        train(own, checkpoint=tmp_path / "c.safetensors", data=tmp_path / "points.npz")
+
+
+def test_what_has_no_effect_is_refused(tmp_path, images):
+    with pytest.raises(ValueError, match=r"draws its data, 'ring': leave .* out"):
+        train(SMALL, checkpoint=tmp_path / "c", data=images)
+    network = {**PICTURES.network, "classes": 7}
+    with pytest.raises(ValueError, match=r"the data give classes = .*, not 7: leave it out"):
+        train(dataclasses.replace(PICTURES, network=network), checkpoint=tmp_path / "c", data=images)
+
+
+def test_pictures_of_floating_bytes_are_refused_and_byte_orders_are_not(tmp_path):
+    x = np.random.default_rng(0).uniform(0, 255, (40, 8, 8))
+    own = dataclasses.replace(PICTURES, labels="", images="x", steps=2)
+    np.savez(tmp_path / "bytes.npz", x=x)
+    with pytest.raises(ValueError, match=r"bytes by x / 127.5 - 1"):
+        train(own, checkpoint=tmp_path / "c", data=tmp_path / "bytes.npz")
+    np.savez(tmp_path / "scaled.npz", x=(x / 127.5 - 1).astype(">f4"))
+    assert train(own, checkpoint=tmp_path / "c", data=tmp_path / "scaled.npz").event_shape == (8, 8)
+
+
+def test_training_may_be_called_where_gradients_are_off(tmp_path):
+    short = dataclasses.replace(SMALL, steps=4)
+    plain = train(short, checkpoint=tmp_path / "plain")
+    contexts = (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16))
+    for i, context in enumerate(contexts):
+        with context:
+            model = train(short, checkpoint=tmp_path / f"{i}")
+        for name, value in plain.network.state_dict().items():
+            torch.testing.assert_close(model.network.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_a_weight_file_is_no_checkpoint_and_need_not_be_removed(tmp_path):
+    weights = save_weights(train(SMALL, checkpoint=tmp_path / "c"), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="is a weight file, not a checkpoint"):
+        train(SMALL, checkpoint=weights)
+    with pytest.raises(ValueError, match=r"another configuration \(seed is 0 there, 1 here\)"):
+        train(dataclasses.replace(SMALL, seed=1), checkpoint=tmp_path / "c")
+
+
+def test_labels_may_use_all_of_their_type(tmp_path):
+    labels = np.arange(512, dtype=np.int64).astype(np.uint8)
+    np.savez(tmp_path / "points.npz", x=np.random.default_rng(0).normal(size=(512, 2)), y=labels)
+    options = {"images": "x", "labels": "y", "positions": None, "batch": 4, "label_dropout": 0.1}
+    assert image_data(tmp_path / "points.npz", **options).conditions.anything == 256
+
+
+def test_a_coordinate_may_stand_still(tmp_path):
+    points = np.random.default_rng(0).normal(size=(40, 2)) * [1.0, 0.0]
+    np.savez(tmp_path / "points.npz", x=points)
+    own = dataclasses.replace(SMALL, data="npz", images="x", labels="", steps=4)
+    model = train(own, checkpoint=tmp_path / "c.safetensors", data=tmp_path / "points.npz")
+    assert torch.isfinite(model.energy(torch.zeros(3, 2), level=0)).all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"blocks": -1}, {"width": 0}, {"hidden": 2.5}, {"width": float("inf")}, {"blocks": True}]
+)
+def test_numbers_that_make_no_network_are_refused(wrong):
+    with pytest.raises(ValueError, match="of the network must be whole numbers >= 1"):
+        dataclasses.replace(SMALL, network={**SMALL.network, **wrong})
+
+
+def test_checkpoints_of_slow_training_are_a_minute_apart_at_most(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    kept, seen = tmp_path / "c.safetensors", []
+
+    def look(progress):
+        seen.append((progress.step, kept.exists()))
+
+    train(dataclasses.replace(SMALL, steps=20), checkpoint=kept, progress=look)
+    assert seen == [(10, True), (20, True)]
+
+
+def test_weights_that_cannot_be_written_are_told_of(tmp_path):
+    with pytest.raises(ValueError, match=r"save_weights\(model, 'm2.safetensors'\)"):
+        save_weights(load("ring"), tmp_path / "m2")
+    with pytest.raises(OSError, match=r"w\.safetensors cannot be written|No such file"):
+        save_weights(load("ring"), tmp_path / "nowhere" / "w.safetensors")
