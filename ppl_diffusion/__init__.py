@@ -3,13 +3,14 @@
 from .files import versions
 from .models.energy import EnergyModel
 from .models.library import load, save_weights
-from .potentials.algebra import Mixture, Potential, Product, mixture, product
+from .potentials.algebra import Leaf, Mixture, Potential, Product, mixture, product
 from .potentials.analytic import GaussianMixture, UniformBox
 from .potentials.function import EnergyFunction
 from .potentials.guidance import conjunction, guidance
 from .potentials.observation import observation
 from .potentials.quotients import check_quotient
 from .potentials.tapestry import tapestry
+from .potentials.target import Target
 from .sampling.advice import SamplingWarning
 from .sampling.anneal import Progress, anneal, reverse_diffusion
 from .sampling.kernel import Kernel
@@ -29,6 +30,7 @@ __all__ = [
     "GaussianMixture",
     "Kernel",
     "Ladder",
+    "Leaf",
     "Mixture",
     "NoiseSchedule",
     "Potential",
@@ -36,6 +38,7 @@ __all__ = [
     "Progress",
     "SamplingWarning",
     "SigmaScaled",
+    "Target",
     "Trace",
     "UniformBox",
     "anneal",

@@ -18,26 +18,27 @@ A Generalized Guided Monte Carlo Algorithm (Horowitz, 1991), https://doi.org/10.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
 
-import jax
 import jax.numpy as jnp
-from blackjax.mcmc import hmc, integrators, metrics, nuts, trajectory
+from blackjax.mcmc import nuts
 
 from ppl_diffusion.arrays import Array
 from ppl_diffusion.sampling.kernel import check_count
 from ppl_diffusion.sampling.step import Adaptive, StepPolicy
 
-from .any_kernel import FromBlackJAX, from_blackjax
+from .trajectories import adjusted_step, init_chain, unadjusted_step
 from .walker import BlackJAXKernel, Info, LogDensity, info_of
 
-DIVERGENCE = 1000.0
-"""Growth of the Hamiltonian, in nats, from which on a trajectory of an unadjusted kernel diverges; BlackJAX's value."""
 
-__all__ = ["HMC", "MALA", "NUTS", "UHMC", "ULA", "FromBlackJAX", "from_blackjax"]
+def _check_trajectory(leapfrogs: Any, refreshment: float) -> None:
+    check_count("leapfrogs", leapfrogs, example=3)
+    if not 0 < refreshment <= 1:
+        raise ValueError(f"refreshment must be in (0, 1], 1 draws a new momentum each time, got {refreshment}")
 
 
+@final
 @dataclass(frozen=True)
 class HMC(BlackJAXKernel):
     """Hamiltonian Monte Carlo with unit mass, built on BlackJAX's HMC proposal.
@@ -57,17 +58,11 @@ class HMC(BlackJAXKernel):
     step: StepPolicy | float = Adaptive(target_acceptance=0.8)
     leapfrogs: int = 3
     refreshment: float = 1.0
+    counts_exactly: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("leapfrogs", self.leapfrogs, example=3)
-        if not 0 < self.refreshment <= 1:
-            raise ValueError(f"refreshment must be in (0, 1], 1 draws a new momentum each time, got {self.refreshment}")
-
-    @property
-    def counts_exactly(self) -> bool:
-        """True: each trajectory has ``leapfrogs`` steps."""
-        return True
+        _check_trajectory(self.leapfrogs, self.refreshment)
 
     @property
     def keeps_momentum(self) -> bool:
@@ -75,27 +70,15 @@ class HMC(BlackJAXKernel):
         return self.refreshment < 1
 
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
-        if not self.keeps_momentum:
-            momentum = jnp.zeros_like(position)  # redrawn before it is used
-        elif momentum is None:
-            momentum = jax.random.normal(key, position.shape, position.dtype)
-        return integrators.new_integrator_state(log_density, position, momentum)
+        return init_chain(key, position, momentum, log_density, refreshment=self.refreshment)
 
     def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
-        key_momentum, key_accept = jax.random.split(key)
-        kinetic = _unit_mass(chain.position).kinetic_energy
-        generate = hmc.hmc_proposal(integrators.velocity_verlet(log_density, kinetic), kinetic, step, self.leapfrogs)
-        chain, info, _ = generate(key_accept, _refresh_momentum(key_momentum, chain, self.refreshment))
-        # BlackJAX returns an accepted chain with its momentum flipped, and a rejected chain with its initial momentum.
-        # Flipping both makes an accepted chain continue in its direction and a rejected chain reverse.
-        chain = chain._replace(momentum=-chain.momentum)
-        nonfinite = ~jnp.isfinite(info.proposal.logdensity)
-        energy = kinetic(chain.momentum) - chain.logdensity
-        return chain, info_of(info.acceptance_rate, info.is_divergent, nonfinite, self.leapfrogs, energy)
+        return adjusted_step(key, chain, log_density, step, leapfrogs=self.leapfrogs, refreshment=self.refreshment)
 
 
+@final
 @dataclass(frozen=True)
-class MALA(HMC):
+class MALA(BlackJAXKernel):
     """The Metropolis-adjusted Langevin algorithm: HMC with one leapfrog step and a full momentum refreshment.
 
     Args:
@@ -106,12 +89,19 @@ class MALA(HMC):
     """
 
     step: StepPolicy | float = Adaptive(target_acceptance=0.7)
-    leapfrogs: int = field(default=1, init=False)
-    refreshment: float = field(default=1.0, init=False)
+    leapfrogs: ClassVar[int] = 1
+    counts_exactly: ClassVar[bool] = True
+
+    def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
+        return init_chain(key, position, momentum, log_density, refreshment=1.0)
+
+    def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
+        return adjusted_step(key, chain, log_density, step, leapfrogs=1, refreshment=1.0)
 
 
+@final
 @dataclass(frozen=True)
-class UHMC(HMC):
+class UHMC(BlackJAXKernel):
     """Unadjusted HMC with partial momentum refreshment: without an accept/reject step, the step size biases the draws.
 
     A trajectory that diverges is discarded: one that ends at a non-finite log-density, or at a Hamiltonian that has
@@ -121,42 +111,57 @@ class UHMC(HMC):
         step: leapfrog step; the default adapts to the acceptance rate that a Metropolis test would have had.
         leapfrogs: number of leapfrog steps of a trajectory.
         refreshment: share of the momentum's variance that is redrawn before each trajectory.
+
+    Raises:
+        ValueError: ``leapfrogs`` below 1, or ``refreshment`` outside (0, 1].
     """
 
     step: StepPolicy | float = Adaptive(target_acceptance=0.9, jitter=1.0)
+    leapfrogs: int = 3
     refreshment: float = 0.5
+    adjusted: ClassVar[bool] = False
+    needs_energy: ClassVar[bool] = False
+    counts_exactly: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_trajectory(self.leapfrogs, self.refreshment)
 
     @property
-    def adjusted(self) -> bool:
-        """False: the step size biases the draws."""
-        return False
+    def keeps_momentum(self) -> bool:
+        """True if only a part of the momentum is redrawn before each trajectory."""
+        return self.refreshment < 1
+
+    def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
+        return init_chain(key, position, momentum, log_density, refreshment=self.refreshment)
 
     def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
-        kinetic = _unit_mass(chain.position).kinetic_energy
-        integrate = trajectory.static_integration(integrators.velocity_verlet(log_density, kinetic))
-        begun = _refresh_momentum(key, chain, self.refreshment)
-        ended = integrate(begun, step, self.leapfrogs)
-        finite = jnp.isfinite(ended.logdensity)
-        before, after = (kinetic(state.momentum) - state.logdensity for state in (begun, ended))
-        kept = finite & (after - before < DIVERGENCE)
-        would_accept = jnp.where(kept, jnp.exp(jnp.minimum(before - after, 0.0)), 0.0)
-        chain = jax.tree.map(lambda new, old: jnp.where(kept, new, old), ended, begun)
-        info = info_of(jnp.nan, ~kept, ~finite, self.leapfrogs, jnp.where(kept, after, before))
-        return chain, info._replace(adaptation=would_accept)
+        return unadjusted_step(key, chain, log_density, step, leapfrogs=self.leapfrogs, refreshment=self.refreshment)
 
 
+@final
 @dataclass(frozen=True)
-class ULA(UHMC):
+class ULA(BlackJAXKernel):
     """The unadjusted Langevin algorithm, ``x - eps^2/2 grad U + eps z``: UHMC with one leapfrog step.
 
     Args:
-        step: leapfrog step ``eps``.
+        step: leapfrog step ``eps``; the default adapts to the acceptance rate that a Metropolis test would have had.
     """
 
-    leapfrogs: int = field(default=1, init=False)
-    refreshment: float = field(default=1.0, init=False)
+    step: StepPolicy | float = Adaptive(target_acceptance=0.9, jitter=1.0)
+    leapfrogs: ClassVar[int] = 1
+    adjusted: ClassVar[bool] = False
+    needs_energy: ClassVar[bool] = False
+    counts_exactly: ClassVar[bool] = True
+
+    def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
+        return init_chain(key, position, momentum, log_density, refreshment=1.0)
+
+    def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
+        return unadjusted_step(key, chain, log_density, step, leapfrogs=1, refreshment=1.0)
 
 
+@final
 @dataclass(frozen=True)
 class NUTS(BlackJAXKernel):
     """BlackJAX's No-U-Turn sampler with unit mass.
@@ -188,13 +193,3 @@ class NUTS(BlackJAXKernel):
         nonfinite = ~(jnp.isfinite(ends[0]) & jnp.isfinite(ends[1]))
         count = info.num_integration_steps
         return chain, info_of(info.acceptance_rate, info.is_divergent, nonfinite, count, info.energy)
-
-
-def _refresh_momentum(key: Array, chain: Any, refreshment: float) -> Any:
-    fresh = jax.random.normal(key, chain.momentum.shape, chain.momentum.dtype)
-    kept = 0.0 if refreshment == 1 else (1 - refreshment) ** 0.5 * chain.momentum
-    return chain._replace(momentum=kept + refreshment**0.5 * fresh)
-
-
-def _unit_mass(position: Array) -> Any:
-    return metrics.default_metric(jnp.ones_like(position))

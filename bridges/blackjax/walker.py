@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ppl_diffusion.arrays import Array
-from ppl_diffusion.potentials.algebra import Potential
+from ppl_diffusion.potentials.target import Target
 from ppl_diffusion.sampling.kernel import State, SteppedKernel
 from ppl_diffusion.sampling.step import StepState, as_policy, scaled
 
@@ -59,10 +59,8 @@ def info_of(rate: Any, diverging: Any, nonfinite: Any, n_steps: Any, energy: Any
 class BlackJAXKernel(SteppedKernel):
     """Base class of kernels; subclasses define how a single chain is initialised and takes a step."""
 
-    @property
-    def counts_exactly(self) -> bool:
-        """Whether every chain takes the same number of leapfrogs, so that ``n_steps`` says what a step costs."""
-        return False
+    counts_exactly: ClassVar[bool] = False
+    """Whether every chain takes the same number of leapfrogs, so that ``n_steps`` says what a step costs."""
 
     @property
     def keeps_momentum(self) -> bool:
@@ -80,7 +78,7 @@ class BlackJAXKernel(SteppedKernel):
     def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
         """Take one step of one chain; return its new BlackJAX state and statistics."""
 
-    def bind(self, potential: Potential) -> BlackJAXWalker:
+    def bind(self, potential: Target) -> BlackJAXWalker:
         """Return the kernel bound to ``potential``; compiled functions are reused for an equal kernel."""
         return potential.memo(self, lambda: BlackJAXWalker(self, to_jax(potential)))
 
@@ -107,7 +105,7 @@ def _default_platform() -> str:
 class BlackJAXWalker:
     """A BlackJAX kernel bound to a potential; implements ``ppl_diffusion.sampling.kernel.Walker``."""
 
-    def __init__(self, kernel: BlackJAXKernel, potential: Potential) -> None:
+    def __init__(self, kernel: BlackJAXKernel, potential: Target) -> None:
         self.kernel, self.potential, self.crossings = kernel, potential, list(crossings(potential))
         self.policy = as_policy(kernel.step)
         self.diffused = np.broadcast_to(potential.diffused, potential.event_shape).ravel()

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from ppl_diffusion.arrays import on_cpu
 from ppl_diffusion.models.energy import Reference
-from ppl_diffusion.potentials.algebra import Potential
+from ppl_diffusion.potentials.algebra import Leaf
 from ppl_diffusion.sampling.advice import warn_caller
 from ppl_diffusion.schedule import NoiseSchedule
 
@@ -24,7 +24,7 @@ from .likelihood import ObservedSites, Widening, clean_estimate, linearise
 from .sites import is_deterministic, sample_sites
 
 
-class ModelPotential(Potential):
+class ModelPotential(Leaf):
     """The joint density of a Pyro model as a function of one latent site; built by :func:`from_model`."""
 
     backend = "torch"

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ppl_diffusion.potentials.algebra import Potential
+from ppl_diffusion.potentials.target import Target
 
 from ..torch_jax.convert import contains_jax
 from .checks import check_priors, check_rerun, check_same_sites, precision_warnings
@@ -39,7 +40,7 @@ PROBE_DRAWS = 64
 """Number of draws of the latent sites with which a model is checked and linearised when it is built."""
 
 
-class JointPotential(FlatModel, Potential):
+class JointPotential(FlatModel, Target):
     """The joint density of a Pyro model over its flattened latent sites, ``x (*chains, size)``.
 
     ``bridges.pyro.anneal_model`` builds it.

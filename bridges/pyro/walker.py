@@ -25,7 +25,7 @@ from pyro.ops.welford import WelfordCovariance
 from torch import Tensor
 
 from ppl_diffusion.arrays import on_cpu
-from ppl_diffusion.potentials.algebra import Potential
+from ppl_diffusion.potentials.target import Target
 from ppl_diffusion.sampling.kernel import State, SteppedKernel
 from ppl_diffusion.sampling.step import as_policy, scaled
 
@@ -83,7 +83,7 @@ class PyroKernel(SteppedKernel):
     def set_step(self, sampler: Any, step: float) -> None:
         """Set the leapfrog step of a Pyro kernel."""
 
-    def bind(self, potential: Potential) -> PyroWalker:
+    def bind(self, potential: Target) -> PyroWalker:
         """Return the kernel bound to ``potential``, converted to torch."""
         return PyroWalker(self, to_torch(potential))
 
@@ -94,7 +94,7 @@ class PyroWalker:
     ``run_tasks`` may run the steps of chains in other processes; by default :meth:`step_chains` runs them in this one.
     """
 
-    def __init__(self, kernel: PyroKernel, potential: Potential, *, run_tasks: RunTasks | None = None) -> None:
+    def __init__(self, kernel: PyroKernel, potential: Target, *, run_tasks: RunTasks | None = None) -> None:
         self.kernel, self.potential, self.policy = kernel, potential, as_policy(kernel.step)
         self.run_tasks = run_tasks or self.step_chains
         self.level, self.calls, self.nonfinite = 0, 0, 0

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ppl_diffusion.potentials.algebra import Potential
+from ppl_diffusion.potentials.target import Target
 
 from .joint import JointPotential
 from .sites import HeldParameters
@@ -42,7 +42,12 @@ class MultiprocessKernel:
         """Whether the wrapped kernel leaves the density invariant."""
         return self.kernel.adjusted
 
-    def bind(self, potential: Potential) -> PyroWalker:
+    @property
+    def needs_energy(self) -> bool:
+        """Whether the wrapped kernel compares energies."""
+        return self.kernel.needs_energy
+
+    def bind(self, potential: Target) -> PyroWalker:
         """Return the wrapped kernel bound to ``potential``, a copy of which the processes have built already."""
         return PyroWalker(self.kernel, potential, run_tasks=self.run_tasks)
 

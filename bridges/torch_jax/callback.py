@@ -20,8 +20,9 @@ import torch
 from jax.experimental.buffer_callback import buffer_callback
 
 from ppl_diffusion.arrays import Array
-from ppl_diffusion.potentials.algebra import Potential
-from ppl_diffusion.potentials.target import energy_of_each, evaluate_each
+from ppl_diffusion.potentials.algebra import Leaf
+from ppl_diffusion.potentials.evaluation import energy_of_each, evaluate_each
+from ppl_diffusion.potentials.target import Target
 
 _thread = threading.local()
 
@@ -32,7 +33,7 @@ def in_callback() -> bool:
 
 
 @contextmanager
-def outlived_by(called: Sequence[TorchInJax]) -> Iterator[None]:
+def outlived_by(called: Sequence[TorchTargetInJax]) -> Iterator[None]:
     """Context in which JAX traces callbacks that refer weakly to ``called``, which outlive the compiled function.
 
     JAX keeps a compiled function while its callbacks live, and these keep their potentials. If such a potential kept
@@ -46,7 +47,7 @@ def outlived_by(called: Sequence[TorchInJax]) -> Iterator[None]:
         _thread.outlived_by = before
 
 
-def _references(members: Sequence[TorchInJax]) -> Callable[[], list[TorchInJax]]:
+def _references(members: Sequence[TorchTargetInJax]) -> Callable[[], list[TorchTargetInJax]]:
     """Return a function that returns ``members``, and that refers weakly to those that outlive it."""
     weakly = {id(potential) for potential in getattr(_thread, "outlived_by", ())}
     references: list[Callable[[], Any]] = [
@@ -55,30 +56,30 @@ def _references(members: Sequence[TorchInJax]) -> Callable[[], list[TorchInJax]]
     return lambda: [reference() for reference in references]
 
 
-def _itself(member: TorchInJax) -> TorchInJax:
+def _itself(member: TorchTargetInJax) -> TorchTargetInJax:
     return member
 
 
-class WrappedPotential(Potential):
-    """Base class of potentials that wrap a potential of the other array library.
+class WrappedTarget(Target):
+    """Base class of targets that wrap a target of the other array library.
 
     Attributes:
-        potential: the wrapped potential.
+        potential: the wrapped target.
     """
 
-    def __init__(self, potential: Potential) -> None:
+    def __init__(self, potential: Any) -> None:
         self.potential = potential
         self.schedule, self.event_shape, self.name = potential.schedule, potential.event_shape, potential.name
 
-    def parts(self) -> tuple[Potential, ...]:
+    def parts(self) -> tuple[Any, ...]:
         return (self.potential,)
 
     def parts_at(self, positions: Any) -> list[tuple[Any, Any]]:
         return [(self.potential, positions)]
 
     @property
-    def identity(self) -> Any:
-        return type(self), self.potential.identity
+    def has_energy(self) -> bool:
+        return self.potential.has_energy
 
     @property
     def exponent(self) -> Any:
@@ -99,11 +100,11 @@ class WrappedPotential(Potential):
         return self.potential.refresh(positions, level, rng=rng)
 
 
-class TorchInJax(WrappedPotential):
-    """A torch potential as a JAX potential; built by :func:`~bridges.torch_jax.to_jax`.
+class TorchTargetInJax(WrappedTarget):
+    """A torch target as a JAX target; built by :func:`~bridges.torch_jax.to_jax`.
 
     Attributes:
-        potential: the torch potential.
+        potential: the torch target.
         calls: number of batched evaluations so far.
         failure: the exception that the last failing callback raised, or None. It is kept because XLA may call from a
             thread of its own, and passes on only the text of an exception.
@@ -111,7 +112,7 @@ class TorchInJax(WrappedPotential):
 
     backend = "jax"
 
-    def __init__(self, potential: Potential) -> None:
+    def __init__(self, potential: Any) -> None:
         super().__init__(potential)
         self.calls = 0
         self.failure: BaseException | None = None
@@ -119,7 +120,7 @@ class TorchInJax(WrappedPotential):
     @property
     def group(self) -> Any:
         """Key of potentials that are evaluated together: all torch potentials of an expression share one callback."""
-        return TorchInJax
+        return TorchTargetInJax
 
     def evaluate_group(self, members: Sequence[Any], points: Sequence[Array], level: Any) -> list[tuple[Array, Array]]:
         """Energy ``(*chains)`` and gradient ``(*chains, *event_shape)`` of each member at its points, by one callback.
@@ -161,7 +162,15 @@ class TorchInJax(WrappedPotential):
         return jax.ShapeDtypeStruct(self._chain_shape(x), jax.dtypes.canonicalize_dtype(jnp.float64))
 
 
-def _alive(references: Callable[[], list[TorchInJax]]) -> list[TorchInJax]:
+class TorchInJax(TorchTargetInJax, Leaf):
+    """A torch potential as a JAX potential, which can be composed."""
+
+    @property
+    def identity(self) -> Any:
+        return type(self), self.potential.identity
+
+
+def _alive(references: Callable[[], list[TorchTargetInJax]]) -> list[TorchTargetInJax]:
     members = references()
     if any(member is None for member in members):
         raise RuntimeError(
@@ -172,7 +181,7 @@ def _alive(references: Callable[[], list[TorchInJax]]) -> list[TorchInJax]:
 
 
 def _write_energies_and_gradients(
-    references: Callable[[], list[TorchInJax]], context: Any, out: Any, *given: Any
+    references: Callable[[], list[TorchTargetInJax]], context: Any, out: Any, *given: Any
 ) -> None:
     members = _alive(references)
     with _callback_context(members[0], context, given[0]):
@@ -183,7 +192,7 @@ def _write_energies_and_gradients(
             _fill(member, buffers[1], values[1], x.shape)
 
 
-def _write_energies(references: Callable[[], list[TorchInJax]], context: Any, out: Any, *given: Any) -> None:
+def _write_energies(references: Callable[[], list[TorchTargetInJax]], context: Any, out: Any, *given: Any) -> None:
     members = _alive(references)
     with _callback_context(members[0], context, given[0]), torch.no_grad():
         points, level = _torch_inputs(members, given)
@@ -193,7 +202,7 @@ def _write_energies(references: Callable[[], list[TorchInJax]], context: Any, ou
 
 
 @contextmanager
-def _callback_context(member: TorchInJax, context: Any, x: Any) -> Iterator[None]:
+def _callback_context(member: TorchTargetInJax, context: Any, x: Any) -> Iterator[None]:
     """Context of a callback: torch launches its GPU work on XLA's CUDA stream, and ``member`` keeps an exception."""
     stream: Any = nullcontext()
     if not _on_host(x):
@@ -209,7 +218,7 @@ def _callback_context(member: TorchInJax, context: Any, x: Any) -> Iterator[None
         _thread.in_callback = False
 
 
-def _fill(member: TorchInJax, buffer: Any, value: torch.Tensor, shape: Any) -> None:
+def _fill(member: TorchTargetInJax, buffer: Any, value: torch.Tensor, shape: Any) -> None:
     if tuple(value.shape) != tuple(shape):  # copy_ would broadcast the value of one chain to all of them
         raise ValueError(f"{member.name} returned shape {tuple(value.shape)} where {tuple(shape)} is due")
     if _on_host(buffer):
@@ -218,7 +227,7 @@ def _fill(member: TorchInJax, buffer: Any, value: torch.Tensor, shape: Any) -> N
         torch.from_dlpack(buffer).copy_(value.detach())
 
 
-def _torch_inputs(members: Sequence[TorchInJax], given: Sequence[Any]) -> tuple[list[torch.Tensor], Any]:
+def _torch_inputs(members: Sequence[TorchTargetInJax], given: Sequence[Any]) -> tuple[list[torch.Tensor], Any]:
     """Copies of each member's points on its device, and the common level, an integer or a tensor on the GPU."""
     points = []
     for member, x in zip(members, given[:-1], strict=True):

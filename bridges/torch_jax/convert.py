@@ -10,38 +10,55 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, overload
 
 import jax
 import numpy as np
 import torch
 
 from ppl_diffusion.arrays import Array, double
-from ppl_diffusion.potentials.algebra import Composite, Potential
+from ppl_diffusion.potentials.algebra import Composite, Leaf, Potential
 from ppl_diffusion.potentials.tapestry import Tapestry
+from ppl_diffusion.potentials.target import Target
 
-from .callback import TorchInJax, WrappedPotential, in_callback
+from .callback import TorchInJax, TorchTargetInJax, WrappedTarget, in_callback
 
 __all__ = ["to_jax", "to_torch"]
 
 
-def to_jax(potential: Potential) -> Potential:
-    """Convert to a JAX potential; a JAX potential is returned as it is, :func:`to_torch` is undone."""
-    if isinstance(potential, JaxInTorch):
+@overload
+def to_jax(potential: Potential) -> Potential: ...
+@overload
+def to_jax(potential: Target) -> Target: ...
+def to_jax(potential: Target) -> Target:
+    """Convert to JAX; a JAX potential is returned as it is, :func:`to_torch` is undone.
+
+    A potential gives a potential, and a target that cannot be composed, such as a Pyro model's joint density, a target.
+    """
+    if isinstance(potential, JaxTargetInTorch):
         return potential.potential
     if potential.backend == "jax":
         return potential
+    if not isinstance(potential, Potential):
+        return TorchTargetInJax(potential)
     return _cross_leaves(potential, {}) if contains_jax(potential) else TorchInJax(potential)
 
 
-def to_torch(potential: Potential, *, device: str = "cpu") -> Potential:
-    """Convert to a torch potential on ``device``; a torch potential is returned as it is, :func:`to_jax` is undone."""
-    if isinstance(potential, TorchInJax):
+@overload
+def to_torch(potential: Potential, *, device: str = "cpu") -> Potential: ...
+@overload
+def to_torch(potential: Target, *, device: str = "cpu") -> Target: ...
+def to_torch(potential: Target, *, device: str = "cpu") -> Target:
+    """Convert to torch on ``device``; a torch potential is returned as it is, :func:`to_jax` is undone."""
+    if isinstance(potential, TorchTargetInJax):
         return potential.potential
-    return potential if potential.backend == "torch" else JaxInTorch(potential, device=device)
+    if potential.backend == "torch":
+        return potential
+    kind = JaxInTorch if isinstance(potential, Potential) else JaxTargetInTorch
+    return kind(potential, device=device)
 
 
-def cpu_device_for(potential: Potential, platform: str) -> jax.Device | None:
+def cpu_device_for(potential: Target, platform: str) -> jax.Device | None:
     """JAX's CPU device if ``platform`` is another and torch parts of ``potential`` run on the CPU, else None.
 
     On JAX's default device, the points would be copied between devices at every evaluation, and torch may not support
@@ -52,17 +69,17 @@ def cpu_device_for(potential: Potential, platform: str) -> jax.Device | None:
     return jax.local_devices(backend="cpu")[0]
 
 
-def crossings(potential: Potential) -> Iterator[TorchInJax]:
+def crossings(potential: Target) -> Iterator[TorchTargetInJax]:
     """Yield the torch potentials inside a JAX potential."""
-    if isinstance(potential, TorchInJax):
+    if isinstance(potential, TorchTargetInJax):
         yield potential
     for part in potential.parts():
         yield from crossings(part)
 
 
-def contains_jax(potential: Potential) -> bool:
+def contains_jax(potential: Target) -> bool:
     """Whether a torch potential has a part that computes with JAX."""
-    return isinstance(potential, JaxInTorch) or any(contains_jax(part) for part in potential.parts())
+    return isinstance(potential, JaxTargetInTorch) or any(contains_jax(part) for part in potential.parts())
 
 
 def _cross_leaves(potential: Potential, crossed: dict[Potential, Potential]) -> Potential:
@@ -78,7 +95,7 @@ def _cross_leaves(potential: Potential, crossed: dict[Potential, Potential]) -> 
 
 
 @contextmanager
-def reraise_torch_errors(potential: Potential) -> Iterator[None]:
+def reraise_torch_errors(potential: Target) -> Iterator[None]:
     """Context in which errors of torch callbacks are raised unchanged, not as XLA errors that quote their text."""
     called = list(crossings(potential))
     _forget_failures(called)  # of calls outside of this context, which the caller may have handled
@@ -93,7 +110,7 @@ def reraise_torch_errors(potential: Potential) -> Iterator[None]:
         raise
 
 
-def _forget_failures(called: list[TorchInJax]) -> list[BaseException]:
+def _forget_failures(called: list[TorchTargetInJax]) -> list[BaseException]:
     """Return the exceptions that callbacks of these potentials have kept, and keep them no longer."""
     failures = [crossing.failure for crossing in called if crossing.failure is not None]
     for crossing in called:
@@ -101,22 +118,18 @@ def _forget_failures(called: list[TorchInJax]) -> list[BaseException]:
     return failures
 
 
-class JaxInTorch(WrappedPotential):
-    """A JAX potential as a torch potential, evaluated in 64-bit mode; built by :func:`to_torch`.
+class JaxTargetInTorch(WrappedTarget):
+    """A JAX target as a torch target, evaluated in 64-bit mode; built by :func:`to_torch`.
 
     Attributes:
-        potential: the JAX potential.
+        potential: the JAX target.
     """
 
     backend = "torch"
 
-    def __init__(self, potential: Potential, *, device: str = "cpu") -> None:
+    def __init__(self, potential: Any, *, device: str = "cpu") -> None:
         super().__init__(potential)
         self._device = torch.device(device)
-
-    @property
-    def identity(self) -> Any:
-        return (*super().identity, self._device)
 
     @property
     def device(self) -> torch.device:
@@ -140,6 +153,14 @@ class JaxInTorch(WrappedPotential):
 
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
         return double(_JaxEnergy.apply(x, self, level)[0])
+
+
+class JaxInTorch(JaxTargetInTorch, Leaf):
+    """A JAX potential as a torch potential, which can be composed."""
+
+    @property
+    def identity(self) -> Any:
+        return type(self), self.potential.identity, self._device
 
 
 class _Once(torch.autograd.Function):
@@ -166,7 +187,7 @@ class _JaxEnergy(torch.autograd.Function):
     """Energies that torch can differentiate once, also under ``torch.func.vmap``."""
 
     @staticmethod
-    def forward(x: torch.Tensor, potential: JaxInTorch, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(x: torch.Tensor, potential: JaxTargetInTorch, level: int) -> tuple[torch.Tensor, torch.Tensor]:
         return potential._evaluate(x, level)
 
     @staticmethod
@@ -182,6 +203,6 @@ class _JaxEnergy(torch.autograd.Function):
         return cotangent.reshape(cotangent.shape + (1,) * ctx.rank).to(gradient.dtype) * gradient, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, x: torch.Tensor, potential: JaxInTorch, level: int) -> Any:
+    def vmap(info: Any, in_dims: Any, x: torch.Tensor, potential: JaxTargetInTorch, level: int) -> Any:
         moved = x.movedim(in_dims[0], 0)
         return _JaxEnergy.apply(moved, potential, level), (0, 0)

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from ..arrays import Array, constant, on_cpu
 from ..devices.chunks import Chunks
-from ..potentials.algebra import Potential
-from ..potentials.target import Density
+from ..potentials.algebra import Leaf
+from ..potentials.target import Target
 from ..schedule import NoiseSchedule
 from .conditions import Classes, Conditions, Token, stacked
 from .networks import EnergyMLP, EnergyUNet, is_conditional
@@ -41,7 +41,7 @@ Reference = tuple[Any, Any]
 """Mean and variance of the data: numbers, or arrays that broadcast to ``event_shape``."""
 
 
-class EnergyModel(Potential):
+class EnergyModel(Leaf):
     """An energy diffusion model: ``U(x, level) = f(x, level) / sigma_level``.
 
     Models that differ only in their condition share a network, and are evaluated together by one call of it.
@@ -165,7 +165,7 @@ class EnergyModel(Potential):
         return self.network, self.form, id(self._reference)
 
     def evaluate_group(
-        self, members: Sequence[Density], points: Sequence[Array], level: Any
+        self, members: Sequence[Target], points: Sequence[Array], level: Any
     ) -> list[tuple[Array, Array]]:
         """Energies ``(*chains,)`` and gradients ``(*chains, *event_shape)`` of every member, by one network call."""
         batch, sizes, condition = self._stack_points(members, points)
@@ -180,7 +180,7 @@ class EnergyModel(Potential):
             for u, g, x in zip(energies, gradients, points, strict=True)
         ]
 
-    def energy_group(self, members: Sequence[Density], points: Sequence[Array], level: Any) -> list[Array]:
+    def energy_group(self, members: Sequence[Target], points: Sequence[Array], level: Any) -> list[Array]:
         """Energies ``(*chains,)`` of every member, by one call of the network on the stacked points."""
         batch, sizes, condition = self._stack_points(members, points)
         level_tensor = self._level_tensor(level)
@@ -191,7 +191,7 @@ class EnergyModel(Potential):
         (energies,) = self.chunks.evaluate(evaluate_chunk, len(batch))
         return [u.reshape(self._chain_shape(x)) for u, x in zip(energies.split(sizes), points, strict=True)]
 
-    def _stack_points(self, members: Sequence[Density], points: Sequence[Array]) -> tuple[Tensor, list[int], Tensor]:
+    def _stack_points(self, members: Sequence[Target], points: Sequence[Array]) -> tuple[Tensor, list[int], Tensor]:
         """Return all points ``(batch, *event_shape)``, the count of each member, and the condition tensor."""
         if any(module.training for module in self.network.modules()):
             raise ValueError(

@@ -27,16 +27,44 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from ..arrays import Array, logsumexp
+from ..arrays import Array, cast_like, logsumexp, weighted
 from .common_ground import common_ground, set_common_ground
-from .target import Density, common_reference, evaluate, evaluate_energy
+from .evaluation import evaluate, evaluate_energy
+from .notation import format_scale, product_name
+from .target import Target, common_device, common_reference, require_energy
 
 
-class Potential(Density):
-    """A density that can be multiplied, divided, raised to a power, and added to others.
+class Potential(Target):
+    """A target that can be multiplied, divided, raised to a power, and added to others.
 
-    A subclass is a leaf (see :class:`~ppl_diffusion.potentials.target.Density`) or a :class:`Composite`.
+    A subclass is a :class:`Leaf` or a :class:`Composite`. To evaluate a composite, all of its distinct leaves are
+    evaluated first, with one network call for leaves that share a network. Their energies and gradients are then
+    combined by arithmetic.
     """
+
+    composable = True
+
+    @property
+    def identity(self) -> Any:
+        """Key that is equal for leaves that are the same density."""
+        return self
+
+    @abstractmethod
+    def leaves(self) -> tuple[Potential, ...]:
+        """Return the distinct leaves, from whose energies :meth:`_combine` computes its own."""
+
+    @abstractmethod
+    def _combine(self, energies: Mapping[Potential, Array]) -> tuple[Array, dict[Potential, Any]]:
+        """Return ``U (*chains,)`` and the derivatives ``dU / dU_leaf``, floats or arrays of that shape, from the
+        energies ``U_leaf (*chains,)`` of the leaves."""
+
+    def _combine_with_gradient(self, values: Mapping[Potential, tuple[Array, Array]], x: Array) -> tuple[Array, Array]:
+        """Return energy ``(*chains,)`` and gradient ``sum_leaf dU/dU_leaf grad U_leaf`` of the shape of ``x``."""
+        energy, weights = self._combine({leaf: value for leaf, (value, _) in values.items()})
+        gradient: Any = 0.0
+        for leaf, weight in weights.items():
+            gradient = gradient + weighted(weight, values[leaf][1], self.event_shape)
+        return energy, cast_like(gradient, x)
 
     def __mul__(self, other: Any) -> Potential:
         if isinstance(other, Potential):
@@ -73,6 +101,20 @@ class Potential(Density):
         return self if isinstance(other, int) and other == 0 else self + other  # sum([p, q]) begins with 0
 
 
+class Leaf(Potential):
+    """A potential with an evaluation of its own: a closed form, a function, or a network.
+
+    A subclass implements ``_evaluate(x, level)``, which returns energies ``(*chains,)`` and gradients, and
+    ``_evaluate_energy(x, level)``, which returns energies that the backend can differentiate.
+    """
+
+    def leaves(self) -> tuple[Potential, ...]:
+        return (self,)
+
+    def _combine(self, energies: Mapping[Potential, Array]) -> tuple[Array, dict[Potential, Any]]:
+        return energies[self], {self: 1.0}
+
+
 class Composite(Potential):
     """A potential composed of others, whose energy is computed from the energies of its leaves."""
 
@@ -89,8 +131,17 @@ class Composite(Potential):
 
     @property
     def level_arrays(self) -> bool:  # type: ignore[override]
-        """Whether every part accepts the level as a tensor on its device; see ``Density``."""
+        """Whether every part accepts the level as a tensor on its device; see ``Potential``."""
         return all(part.level_arrays for part in self.parts())
+
+    @property
+    def device(self) -> torch.device:
+        """Device that torch points must be on: a GPU if one of its networks is on one, else the CPU."""
+        return common_device(self.leaves())
+
+    @property
+    def has_energy(self) -> bool:
+        return all(part.has_energy for part in self.parts())
 
     @property
     def reference(self) -> tuple[Any, Any]:
@@ -139,7 +190,7 @@ class Product(Composite):
         collected = left or dict.fromkeys(collected, 0.0)
         self.factors, self.exponents = tuple(collected), tuple(collected.values())
         self.log_scale = float(log_scale)
-        self.name = _product_name(self)
+        self.name = product_name([_parenthesised(f) for f in self.factors], self.exponents, self.log_scale)
 
     @property
     def exponent(self) -> Any:
@@ -151,9 +202,9 @@ class Product(Composite):
     def rebuilt(self, replace: Callable[[Potential], Potential]) -> Product:
         return Product([replace(factor) for factor in self.factors], self.exponents, log_scale=self.log_scale)
 
-    def _combine(self, energies: Mapping[Density, Array]) -> tuple[Array, dict[Density, Any]]:
+    def _combine(self, energies: Mapping[Potential, Array]) -> tuple[Array, dict[Potential, Any]]:
         energy: Any = -self.log_scale
-        weights: dict[Density, Any] = {}
+        weights: dict[Potential, Any] = {}
         for factor, a in zip(self.factors, self.exponents, strict=True):
             inner, slopes = factor._combine(energies)
             energy = energy + a * inner
@@ -172,10 +223,12 @@ class Mixture(Composite):
 
     def __init__(self, components: Sequence[Potential], log_weights: Sequence[float]) -> None:
         set_common_ground(self, components)
+        for component in components:
+            require_energy(component, "mixtures")
         self.components = tuple(components)
         self.log_weights = tuple(float(w) for w in log_weights)
         self.name = " + ".join(
-            str(c) if w == 0 else f"{_format_scale(w)} * {_parenthesised(c)}"
+            str(c) if w == 0 else f"{format_scale(w)} * {_parenthesised(c)}"
             for c, w in zip(self.components, self.log_weights, strict=True)
         )
 
@@ -195,12 +248,12 @@ class Mixture(Composite):
     def rebuilt(self, replace: Callable[[Potential], Potential]) -> Mixture:
         return Mixture([replace(component) for component in self.components], self.log_weights)
 
-    def _combine(self, energies: Mapping[Density, Array]) -> tuple[Array, dict[Density, Any]]:
+    def _combine(self, energies: Mapping[Potential, Array]) -> tuple[Array, dict[Potential, Any]]:
         pairs = [component._combine(energies) for component in self.components]
         terms = [log_weight - inner for log_weight, (inner, _) in zip(self.log_weights, pairs, strict=True)]
         xp: Any = jnp if self.backend == "jax" else torch
         total = logsumexp(xp.stack(terms), axis=0)
-        weights: dict[Density, Any] = {}
+        weights: dict[Potential, Any] = {}
         for term, (_, slopes) in zip(terms, pairs, strict=True):
             share = xp.where(term == -xp.inf, 0.0, xp.exp(term - total))  # also where all terms are: not NaN
             for leaf, slope in slopes.items():
@@ -265,16 +318,3 @@ def _log_positive(scale: Any) -> float:
 
 def _parenthesised(potential: Potential) -> str:
     return f"({potential})" if isinstance(potential, (Product, Mixture)) else str(potential)
-
-
-def _format_scale(log_scale: float) -> str:
-    return f"{np.exp(log_scale):.4g}" if abs(log_scale) < 100 else f"exp({log_scale:.4g})"
-
-
-def _product_name(product: Product) -> str:
-    text = "" if product.log_scale == 0 else _format_scale(product.log_scale)
-    for factor, a in zip(product.factors, product.exponents, strict=True):
-        power = "" if abs(a) == 1 and (a > 0 or text) else f"**{abs(a) if text else a:.4g}"
-        sign = "" if not text else " * " if a >= 0 else " / "
-        text += f"{sign}{_parenthesised(factor)}{power}"
-    return text

@@ -22,10 +22,10 @@ import torch
 
 from ..arrays import Array, Backend, check_backend, double, logsumexp, read_only
 from ..schedule import NoiseSchedule
-from .algebra import Potential
+from .algebra import Leaf
 
 
-class GaussianMixture(Potential):
+class GaussianMixture(Leaf):
     """A mixture of ``K`` Gaussians in ``D`` dimensions, exact at every level.
 
     Args:
@@ -120,7 +120,7 @@ class GaussianMixture(Potential):
         return -log_total, (responsibility[..., None] * gradient).sum(-2)
 
 
-class UniformBox(Potential):
+class UniformBox(Leaf):
     """A uniform density on a box, exact at every level.
 
     The density at a level is a difference of normal CDFs, which is computed from their logarithms for stability.

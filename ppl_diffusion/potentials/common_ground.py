@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+import torch
 
-from ..arrays import Backend
+from ..arrays import Backend, as_numpy
 from ..schedule import NoiseSchedule
-from .target import Density
+from .target import Target
 
 
-def common_ground(potentials: Sequence[Density]) -> tuple[Backend, NoiseSchedule, tuple[int, ...]]:
+def common_ground(potentials: Sequence[Target]) -> tuple[Backend, NoiseSchedule, tuple[int, ...]]:
     """Return the backend, schedule and event shape that all potentials of a composition share.
 
     Raises:
         ValueError, TypeError: there are no potentials, or they differ in one of these.
     """
-    if isinstance(potentials, Density):
+    if isinstance(potentials, Target):
         raise TypeError(f"potentials are composed as a list, got {potentials!r}: write [p, q]")
     if not potentials:
         raise ValueError("a composition needs at least one potential")
     for potential in potentials:
-        if not isinstance(potential, Density):
+        if not isinstance(potential, Target):
             raise TypeError(f"only potentials can be composed, got {potential!r}: wrap a function in EnergyFunction")
-        if not np.all(potential.diffused):
-            raise ValueError(
-                f"{potential} has coordinates that no noise level belongs to, and is walked on alone: compose the "
-                "priors inside the model"
-            )
+        if not potential.composable:
+            raise TypeError(f"{potential} is a target, and is walked on alone: compose the priors inside the model")
     first = potentials[0]
     for other in potentials[1:]:
         if other.backend != first.backend:
@@ -49,6 +49,27 @@ def common_ground(potentials: Sequence[Density]) -> tuple[Backend, NoiseSchedule
     return first.backend, first.schedule, first.event_shape
 
 
-def set_common_ground(composite: Density, potentials: Sequence[Density]) -> None:
+def set_common_ground(composite: Target, potentials: Sequence[Target]) -> None:
     """Set the backend, schedule and event shape of a composite to those that its parts share."""
     composite.backend, composite.schedule, composite.event_shape = common_ground(potentials)
+
+
+def same_density(one: Any, other: Any) -> bool:
+    """Whether two potentials are the same density at every level; decided by evaluation at random values."""
+    if other is one:
+        return True
+    spaces = [(p.backend, p.schedule, tuple(p.event_shape)) for p in (one, other)]
+    if spaces[0] != spaces[1]:
+        return False
+    leaves = [p.leaves() for p in (one, other)]
+    if [leaf.identity for leaf in leaves[0]] == [leaf.identity for leaf in leaves[1]]:  # only the arithmetic can differ
+        xp: Any = jnp if one.backend == "jax" else torch
+        values = [xp.asarray(u) for u in np.random.default_rng(0).uniform(1, 2, len(leaves[0]))]
+        left, right = (
+            p._combine(dict(zip(own, values, strict=True)))[0] for p, own in zip((one, other), leaves, strict=True)
+        )
+        return bool(left == right)
+    point = np.random.default_rng(0).standard_normal(one.event_shape)
+    levels = (0, len(one.schedule) - 1)
+    pairs = [[as_numpy(p.energy(point, level=level)) for p in (one, other)] for level in levels]
+    return all(np.allclose(here, there) for here, there in pairs)

@@ -11,10 +11,10 @@ import torch
 
 from ..arrays import Array, Backend, check_backend, double
 from ..schedule import NoiseSchedule
-from .algebra import Potential
+from .algebra import Leaf
 
 
-class EnergyFunction(Potential):
+class EnergyFunction(Leaf):
     """A potential whose energy is ``function(x, level)``.
 
     Args:

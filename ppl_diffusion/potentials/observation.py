@@ -8,10 +8,10 @@ import numpy as np
 
 from ..arrays import Array, Backend, as_backend, check_backend, double, read_only
 from ..schedule import NoiseSchedule
-from .algebra import Potential
+from .algebra import Leaf
 
 
-class Observation(Potential):
+class Observation(Leaf):
     """The Gaussian likelihood of observed coordinates as a potential; built by :func:`observation`.
 
     Attributes:

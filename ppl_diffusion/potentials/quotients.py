@@ -14,7 +14,7 @@ import numpy as np
 
 from ..arrays import as_numpy
 from .algebra import Product
-from .target import Density
+from .target import Target
 
 TAIL_DISTANCES = (1.0, 2.0, 4.0, 8.0)
 """Distances from the origin at which tails are probed, in units of three times the root-mean-square radius of noised
@@ -29,7 +29,7 @@ MAX_SHARE_OUTSIDE = 0.05
 
 
 def check_quotient(
-    potential: Density, *, levels: Sequence[int], positions: Any = None, level: int | None = None
+    potential: Target, *, levels: Sequence[int], positions: Any = None, level: int | None = None
 ) -> list[str]:
     """Check that quotients in ``potential`` are normalisable and that chains stay in the support of numerators.
 
@@ -84,7 +84,7 @@ def check_quotient(
     return notes
 
 
-def _contains_quotient(potential: Density) -> bool:
+def _contains_quotient(potential: Target) -> bool:
     """Whether ``potential`` is a quotient or is composed of one."""
     is_quotient = isinstance(potential, Product) and any(a < 0 for a in potential.exponents)
     return is_quotient or any(map(_contains_quotient, potential.parts()))

@@ -14,7 +14,7 @@ Source: Reduce, Reuse, Recycle (Du et al., 2023), section 5.3, https://arxiv.org
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from operator import index
 from typing import Any
@@ -27,7 +27,8 @@ from torch.nn import functional as F
 from ..arrays import Array
 from .algebra import Composite, Potential
 from .common_ground import common_ground
-from .target import Density, common_device, common_reference, energy_of_each, evaluate_each
+from .evaluation import energy_of_each, evaluate_each
+from .target import Target, common_device, common_reference
 
 
 class Tapestry(Composite):
@@ -62,6 +63,9 @@ class Tapestry(Composite):
         """Return itself as the only leaf, since leaves share their points and its windows have points of their own."""
         return (self,)
 
+    def _combine(self, energies: Mapping[Potential, Array]) -> tuple[Array, dict[Potential, Any]]:
+        return energies[self], {self: 1.0}
+
     @property
     def device(self) -> torch.device:
         """Device of the networks of the windows, on which torch points must be."""
@@ -90,14 +94,14 @@ class Tapestry(Composite):
         return frozenset(leaf.group for potential in self.potentials for leaf in potential.leaves())
 
     def evaluate_group(
-        self, members: Sequence[Density], points: Sequence[Array], level: Any
+        self, members: Sequence[Target], points: Sequence[Array], level: Any
     ) -> list[tuple[Array, Array]]:
         """Return energies and gradients of tapestries, with one call of each network for all of their windows."""
         leaves, crops = _leaves_and_crops_of_all(members, points)
         found = iter(evaluate_each(leaves, crops, level))
         return [member._combine_windows(x, found) for member, x in zip(members, points, strict=True)]  # type: ignore[attr-defined]
 
-    def energy_group(self, members: Sequence[Density], points: Sequence[Array], level: Any) -> list[Array]:
+    def energy_group(self, members: Sequence[Target], points: Sequence[Array], level: Any) -> list[Array]:
         """Return only the energies of :meth:`evaluate_group`."""
         leaves, crops = _leaves_and_crops_of_all(members, points)
         found = iter(energy_of_each(leaves, crops, level))
@@ -114,7 +118,7 @@ class Tapestry(Composite):
         energy: Any = 0.0
         gradient: Any = 0.0
         for potential, window, weight in zip(self.potentials, self.windows, self.weights, strict=True):
-            values: dict[Density, Any] = {leaf: next(found) for leaf in potential.leaves()}
+            values: dict[Potential, Any] = {leaf: next(found) for leaf in potential.leaves()}
             part, slope = potential._combine_with_gradient(values, x[self._window_slices(window)])
             energy, gradient = energy + weight * part, gradient + weight * self._pad_to_canvas(slope, window)
         return energy, gradient
@@ -126,7 +130,7 @@ class Tapestry(Composite):
             total = total + weight * part
         return total
 
-    def _leaves_and_crops(self, x: Array) -> tuple[list[Density], list[Array]]:
+    def _leaves_and_crops(self, x: Array) -> tuple[list[Target], list[Array]]:
         """Return the leaves of every window, and for each the crop ``(*chains, *window_shape)`` to evaluate it at."""
         pairs = [
             (leaf, x[self._window_slices(window)])
@@ -146,9 +150,9 @@ class Tapestry(Composite):
         return jnp.pad(gradient, [(0, 0)] * (gradient.ndim - 2) + margins)
 
 
-def _leaves_and_crops_of_all(members: Sequence[Density], points: Sequence[Array]) -> tuple[list[Density], list[Array]]:
+def _leaves_and_crops_of_all(members: Sequence[Target], points: Sequence[Array]) -> tuple[list[Target], list[Array]]:
     """Return the leaves of all windows of several tapestries, and the crop to evaluate each at."""
-    leaves: list[Density] = []
+    leaves: list[Target] = []
     crops: list[Array] = []
     for member, x in zip(members, points, strict=True):
         own_leaves, own_crops = member._leaves_and_crops(x)  # type: ignore[attr-defined]

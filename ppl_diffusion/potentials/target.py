@@ -1,14 +1,13 @@
-"""Densities at every noise level: energies ``U(x, level) = -log p_level(x) + constant`` and their gradients.
+"""What can be walked on: energies ``U(x, level) = -log p_level(x) + constant`` at every noise level, and gradients.
 
-A density is either a leaf, which implements its own evaluation, or a composite of other densities (see
-``ppl_diffusion.potentials.algebra``). To evaluate a composite, all of its distinct leaves are evaluated first, with
-one network call for leaves that share a network. Their energies and gradients are then combined by arithmetic.
+A target that can also be multiplied, divided and added is a :class:`~ppl_diffusion.potentials.algebra.Potential`. The
+joint density of a Pyro model is a target only: its coordinates are those of that model, so it is walked on alone.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -16,28 +15,29 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from ..arrays import Array, Backend, as_backend, as_numpy, cast_like, outside_inference_mode, weighted
+from ..arrays import Array, Backend, as_backend, cast_like, outside_inference_mode
 from ..schedule import NoiseSchedule
 
 MEMO_SIZE = 32
-"""Maximum number of objects, such as compiled kernels, that :meth:`Density.memo` caches per density."""
+"""Maximum number of objects, such as compiled kernels, that :meth:`Target.memo` caches per density."""
 
 
-class Density(ABC):
-    """An unnormalised density at every noise level of a schedule.
+class Target(ABC):
+    """An unnormalised density at every noise level of a schedule, on which chains can be walked.
 
-    Leaves implement :meth:`_evaluate` and :meth:`_evaluate_energy`; composites implement :meth:`_combine`, which
-    computes their energy from the energies of their leaves.
+    A subclass implements :meth:`_evaluate` and :meth:`_evaluate_energy`.
 
     Attributes:
         backend: "torch" or "jax", the library whose arrays it computes with.
         schedule: the noise schedule on whose levels it is defined.
         event_shape: shape of one point ``x``.
         name: name in expressions and reports.
+        composable: whether it is a :class:`~ppl_diffusion.potentials.algebra.Potential`.
         level_arrays: whether the level may be an integer tensor of shape ``(1,)`` on the density's device, which saves
             synchronising a GPU to read its value; energies and gradients are NaN at a level outside the schedule.
     """
 
+    composable: bool = False
     level_arrays: bool = False
     backend: Backend
     schedule: NoiseSchedule
@@ -62,8 +62,7 @@ class Density(ABC):
         """
         with outside_inference_mode():
             x, level = self._validate(x, level)
-            energies = evaluate_energy(self.leaves(), x, level)
-            return self._combine(energies)[0]
+            return self._evaluate_energy(x, level)
 
     def value_and_grad(self, x: Any, *, level: Any) -> tuple[Array, Array]:
         """Return the energy of each point and its gradient, with one evaluation of every network involved.
@@ -81,12 +80,21 @@ class Density(ABC):
         """
         with outside_inference_mode():
             x, level = self._validate(x, level)
-            return self._combine_with_gradient(evaluate(self.leaves(), x, level), x)
+            energy, gradient = self._evaluate(x, level)
+            return energy, cast_like(gradient, x)
 
     @property
     def device(self) -> torch.device:
-        """Device that torch points must be on: a GPU if one of its networks is on one, else the CPU."""
-        return common_device([leaf for leaf in self.leaves() if leaf is not self])
+        """Device that torch points must be on, by default the CPU."""
+        return torch.device("cpu")
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether differences of its energies exist; False where only the gradient is known, a score.
+
+        Without them there are no mixtures, weights or normalisers: see :func:`require_energy`.
+        """
+        return True
 
     @property
     def exponent(self) -> Any:
@@ -148,31 +156,6 @@ class Density(ABC):
         constant = np.sum(np.log(scale)) + 0.5 * scale.size * np.log(2 * np.pi)
         return noise * scale, -0.5 * np.sum(noise.reshape(chains, -1) ** 2, axis=1) - constant
 
-    def same_as(self, other: Density) -> bool:
-        """Whether ``other`` is the same density at every level; decided by evaluation at random values."""
-        if other is self:
-            return True
-        spaces = [(p.backend, p.schedule, tuple(p.event_shape)) for p in (self, other)]
-        if spaces[0] != spaces[1]:
-            return False
-        mine, theirs = self.leaves(), other.leaves()
-        if [leaf.identity for leaf in mine] == [leaf.identity for leaf in theirs]:  # only the arithmetic can differ
-            xp: Any = jnp if self.backend == "jax" else torch
-            values = [xp.asarray(u) for u in np.random.default_rng(0).uniform(1, 2, len(mine))]
-            one, two = (p._combine(dict(zip(p.leaves(), values, strict=True)))[0] for p in (self, other))
-            return bool(one == two)
-        point = np.random.default_rng(0).standard_normal(self.event_shape)
-        for level in (0, len(self.schedule) - 1):
-            one, two = (as_numpy(p.energy(point, level=level)) for p in (self, other))
-            if not np.allclose(one, two):
-                return False
-        return True
-
-    @property
-    def identity(self) -> Any:
-        """Key that is equal for leaves that are the same density."""
-        return self
-
     def parts(self) -> tuple[Any, ...]:
         """Return the distinct densities that it is directly composed of, or that it wraps for another library."""
         return ()
@@ -183,10 +166,6 @@ class Density(ABC):
         A chain of a mixture belongs to one component, and one of a tapestry is many windows: they stand for no points.
         """
         return [(part, None) for part in self.parts()]
-
-    def leaves(self) -> tuple[Any, ...]:
-        """Return the distinct leaves, from whose energies :meth:`_combine` computes its own."""
-        return (self,)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_memo"}
@@ -202,7 +181,7 @@ class Density(ABC):
         return cache[key]
 
     def evaluate_group(
-        self, members: Sequence[Density], points: Sequence[Array], level: Any
+        self, members: Sequence[Target], points: Sequence[Array], level: Any
     ) -> list[tuple[Array, Array]]:
         """Evaluate leaves of one :attr:`group`, ``self`` among them, with as few network calls as possible.
 
@@ -211,7 +190,7 @@ class Density(ABC):
         """
         return [member._evaluate(x, level) for member, x in zip(members, points, strict=True)]
 
-    def energy_group(self, members: Sequence[Density], points: Sequence[Array], level: Any) -> list[Array]:
+    def energy_group(self, members: Sequence[Target], points: Sequence[Array], level: Any) -> list[Array]:
         """Return only the energies of :meth:`evaluate_group`, differentiable by the backend's autodiff."""
         return [member._evaluate_energy(x, level) for member, x in zip(members, points, strict=True)]
 
@@ -219,19 +198,6 @@ class Density(ABC):
     def group(self) -> Any:
         """Key of the leaves that are evaluated together: a shared network, or by default the leaf itself."""
         return self
-
-    def _combine(self, energies: Mapping[Density, Array]) -> tuple[Array, dict[Density, Any]]:
-        """Return ``U (*chains,)`` and the derivatives ``dU / dU_leaf``, floats or arrays of that shape, from the
-        energies ``U_leaf (*chains,)`` of the leaves."""
-        return energies[self], {self: 1.0}
-
-    def _combine_with_gradient(self, values: Mapping[Density, tuple[Array, Array]], x: Array) -> tuple[Array, Array]:
-        """Return energy ``(*chains,)`` and gradient ``sum_leaf dU/dU_leaf grad U_leaf`` of the shape of ``x``."""
-        energy, weights = self._combine({leaf: value for leaf, (value, _) in values.items()})
-        gradient: Any = 0.0
-        for leaf, weight in weights.items():
-            gradient = gradient + weighted(weight, values[leaf][1], self.event_shape)
-        return energy, cast_like(gradient, x)
 
     @abstractmethod
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
@@ -269,50 +235,23 @@ class Density(ABC):
         return self.name
 
 
-def evaluate(leaves: Sequence[Density], x: Array, level: Any) -> dict[Density, tuple[Array, Array]]:
-    """Return energy and gradient of every leaf at the same points ``x``; see :func:`evaluate_each`."""
-    return dict(zip(leaves, evaluate_each(leaves, [x] * len(leaves), level), strict=True))
-
-
-def evaluate_each(leaves: Sequence[Density], points: Sequence[Array], level: Any) -> list[tuple[Array, Array]]:
-    """Return energies ``(*chains,)`` and gradients ``(*chains, *event_shape)`` of leaves, each at its own points.
-
-    Leaves that share a network are evaluated by one call of it.
-    """
-    return _by_group(leaves, points, lambda first, *group: first.evaluate_group(*group, level))
-
-
-def evaluate_energy(leaves: Sequence[Density], x: Array, level: Any) -> dict[Density, Array]:
-    """Return the energy of every leaf at the same points ``x``; see :func:`energy_of_each`."""
-    return dict(zip(leaves, energy_of_each(leaves, [x] * len(leaves), level), strict=True))
-
-
-def energy_of_each(leaves: Sequence[Density], points: Sequence[Array], level: Any) -> list[Array]:
-    """Return only the energies of :func:`evaluate_each`, differentiable by the backend's autodiff."""
-    return _by_group(leaves, points, lambda first, *group: first.energy_group(*group, level))
-
-
-def _by_group(leaves: Sequence[Density], points: Sequence[Array], evaluate: Callable[..., list[Any]]) -> list[Any]:
-    """Call ``evaluate(first, members, points)`` for the leaves of each group; return results in the order of leaves."""
-    groups: dict[Any, list[int]] = {}
-    for index, leaf in enumerate(leaves):
-        groups.setdefault(leaf.group, []).append(index)
-    values: dict[int, Any] = {}
-    for indices in groups.values():
-        members = [leaves[i] for i in indices]
-        found = evaluate(members[0], members, [points[i] for i in indices])
-        values.update(zip(indices, found, strict=True))
-    return [values[index] for index in range(len(leaves))]
-
-
-def common_device(densities: Sequence[Density]) -> torch.device:
-    """Return the first device other than the CPU that one of the densities is on, or else the CPU."""
-    devices = [density.device for density in densities]
+def common_device(targets: Sequence[Target]) -> torch.device:
+    """Return the first device other than the CPU that one of the targets is on, or else the CPU."""
+    devices = [target.device for target in targets]
     return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
 
 
-def common_reference(leaves: Sequence[Density]) -> tuple[Any, Any]:
+def common_reference(leaves: Sequence[Target]) -> tuple[Any, Any]:
     """Return the data mean and variance on which all leaves agree, and (0, 1) if they do not agree."""
     first = leaves[0].reference
     agreed = all(np.array_equal(a, b) for leaf in leaves[1:] for a, b in zip(first, leaf.reference, strict=True))
     return first if agreed else (0.0, 1.0)
+
+
+def require_energy(target: Target, what: str) -> None:
+    """Raise ``TypeError`` if ``target`` has no energy; ``what``, in the plural, needs differences of energies."""
+    if not target.has_energy:
+        raise TypeError(
+            f"{what} need differences of energies, and of {target} only the gradient is known: train an energy from "
+            "it, train(config, teacher=...), and use that"
+        )

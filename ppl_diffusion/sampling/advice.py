@@ -12,7 +12,7 @@ import xarray as xr
 
 from ..potentials.algebra import Potential
 from ..potentials.observation import Observation
-from ..potentials.target import common_reference
+from ..potentials.target import Target, common_reference
 
 
 class SamplingWarning(UserWarning):
@@ -31,7 +31,7 @@ MAX_INIT_RMS = 10.0
 """Root mean square of ``init`` or of observed values, in standard deviations of the data, that is warned of."""
 
 
-def check_init(potential: Potential, level: int, positions: np.ndarray) -> list[str]:
+def check_init(potential: Target, level: int, positions: np.ndarray) -> list[str]:
     """Return warnings about ``init``, shape ``(chains, *event_shape)``, if it is far from the noised data.
 
     Nothing is checked if the reference of the potential is (0, 1), the default for data of unknown moments.
@@ -50,8 +50,10 @@ def check_init(potential: Potential, level: int, positions: np.ndarray) -> list[
     ]
 
 
-def check_observations(potential: Potential) -> list[str]:
+def check_observations(potential: Target) -> list[str]:
     """Return warnings about observed values that are far from the data of the other factors, as bytes would be."""
+    if not isinstance(potential, Potential):
+        return []
     leaves, notes = potential.leaves(), []
     mean, variance = common_reference([leaf for leaf in leaves if not isinstance(leaf, Observation)] or leaves)
     if np.ndim(mean) == np.ndim(variance) == 0 and (mean, variance) == (0.0, 1.0):
@@ -68,7 +70,7 @@ def check_observations(potential: Potential) -> list[str]:
     return notes
 
 
-def advise_on_failure(potential: Potential, level: int, *, first: bool) -> str:
+def advise_on_failure(potential: Target, level: int, *, first: bool) -> str:
     """Return a warning that no chain has a finite energy on arrival at ``level``."""
     where = "for any chain at level" if first else "on all levels for any chain down to"
     return (
@@ -77,7 +79,7 @@ def advise_on_failure(potential: Potential, level: int, *, first: bool) -> str:
     )
 
 
-def advise_on_start(potential: Potential, level: int, ess: float, chains: int) -> list[str]:
+def advise_on_start(potential: Target, level: int, ess: float, chains: int) -> list[str]:
     """Return advice for a low effective sample size of the weights at the first rung.
 
     The estimate of the evidence contains importance sampling from the start density, so that kernel steps afterwards
@@ -108,7 +110,7 @@ MAX_THROW = 5.0
 A sound step takes less than 3: it moves a chain to the scale of the next level, and adds noise."""
 
 
-def check_reverse_weights(potential: Potential, levels: Sequence[int]) -> list[str]:
+def check_reverse_weights(potential: Target, levels: Sequence[int]) -> list[str]:
     """Return warnings about reverse steps between ``levels`` whose weights have a variance too large to be used."""
     schedule, notes = potential.schedule, []
     falls = [(s, t, (schedule.sigma(s) / schedule.sigma(t)) ** 2) for s, t in pairwise(levels)]
@@ -130,7 +132,7 @@ def check_reverse_weights(potential: Potential, levels: Sequence[int]) -> list[s
     return notes
 
 
-def advise_on_throw(potential: Potential, s: int, t: int, throw: float) -> list[str]:
+def advise_on_throw(potential: Target, s: int, t: int, throw: float) -> list[str]:
     """Return a warning that a reverse step has thrown chains out, unless :func:`check_reverse_weights` has said so.
 
     A likelihood whose gradient does not shrink where all is noise is followed too far by Tweedie's estimate.
@@ -144,7 +146,7 @@ def advise_on_throw(potential: Potential, s: int, t: int, throw: float) -> list[
     ]
 
 
-def _leap(potential: Potential, s: int, t: int) -> float:
+def _leap(potential: Target, s: int, t: int) -> float:
     """Return how far a reverse step from level s to t throws ``x`` out, as a multiple of ``x``, where all is noise.
 
     There the gradient is ``e x / sigma_s^2``, ``e`` the sum of the exponents, and Tweedie's estimate is
@@ -163,7 +165,7 @@ FAR = 1e6
 """Distance from the origin, in standard deviations of the data, at which most chains of no use end."""
 
 
-def check_last_draws(potential: Potential, drawn: np.ndarray, sample_stats: xr.Dataset, *, still: bool) -> list[str]:
+def check_last_draws(potential: Target, drawn: np.ndarray, sample_stats: xr.Dataset, *, still: bool) -> list[str]:
     """Return warnings about chains whose draws ``(chains, draws, *event_shape)`` or last energies are not finite."""
     finite, notes = np.isfinite(drawn).all(tuple(range(1, drawn.ndim))), []
     lost, outside = int(np.sum(~finite)), int(np.sum(finite & ~np.isfinite(sample_stats["lp"].to_numpy()[:, -1])))

@@ -28,8 +28,8 @@ import xarray as xr
 
 from ..arrays import outside_inference_mode
 from ..files import versions
-from ..potentials.algebra import Potential
 from ..potentials.quotients import check_quotient
+from ..potentials.target import Target
 from ..schedule import Ladder
 from . import advice
 from . import arrival as arrivals
@@ -69,7 +69,7 @@ class Progress(NamedTuple):
 
 @outside_inference_mode()
 def anneal(
-    potential: Potential,
+    potential: Target,
     kernel: Kernel,
     *,
     ladder: Ladder | None = None,
@@ -191,7 +191,7 @@ def anneal(
 
 
 def reverse_diffusion(
-    potential: Potential,
+    potential: Target,
     *,
     ladder: Ladder | None = None,
     chains: int,
@@ -252,7 +252,7 @@ def _levels_to_check(ladder: Ladder) -> tuple[int, ...]:
 
 
 def _check_arguments(
-    potential: Potential,
+    potential: Target,
     kernel: Kernel,
     ladder: Ladder | None,
     chains: int,
@@ -261,7 +261,7 @@ def _check_arguments(
     resample: float | None,
     progress: Any,
 ) -> Ladder:
-    if not isinstance(potential, Potential):
+    if not isinstance(potential, Target):
         raise TypeError(f"anneal samples a potential, got {potential!r}: wrap a function in EnergyFunction")
     if not isinstance(kernel, Kernel) or isinstance(kernel, type):
         raise TypeError(f"kernel must be an MCMC kernel, got {kernel!r}: try bridges.blackjax.HMC(leapfrogs=3)")

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from ..arrays import as_numpy
-from ..potentials.algebra import Potential
+from ..potentials.target import Target
 from .kernel import State, Walker
 
 
 def start(
-    potential: Potential, level: int, *, chains: int, init: Any, rng: np.random.Generator
+    potential: Target, level: int, *, chains: int, init: Any, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return starting positions ``(chains, *event_shape)`` and the log-density of their distribution ``(chains,)``.
 
-    Without ``init`` they are drawn by ``Potential.start``; with it, the log-densities are zero.
+    Without ``init`` they are drawn by ``Target.start``; with it, the log-densities are zero.
 
     Raises:
         ValueError: ``init`` has the wrong shape or is not finite, or the potential has no density to start from.
@@ -34,7 +34,7 @@ def start(
 
 
 def reverse_step(
-    potential: Potential, state: State, level: int, *, rng: np.random.Generator
+    potential: Target, state: State, level: int, *, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw ``x'`` from the reverse-diffusion proposal ``r(x'|x)``; return it and ``log q(x|x') - log r(x'|x)``.
 
@@ -82,7 +82,7 @@ def reverse_step(
     return proposed, np.where(failed, 0.0, ratio)
 
 
-def _throw(potential: Potential, before: np.ndarray, after: np.ndarray, level: int) -> float:
+def _throw(potential: Target, before: np.ndarray, after: np.ndarray, level: int) -> float:
     """Return how far chains moved to ``after (chains, *event_shape)`` at ``level``, see ``advice.MAX_THROW``."""
     diffused = np.broadcast_to(potential.diffused, potential.event_shape)
     axes, size = tuple(range(1, before.ndim)), float(np.sum(diffused))
@@ -100,7 +100,7 @@ class Arrival:
     Attributes:
         state: state of the walker.
         increments: log-weight increments from the previous level, shape ``(chains,)``; zero at the first rung.
-        energy: energy at this level before ``Potential.refresh`` moved the chains, shape ``(chains,)``.
+        energy: energy at this level before ``Target.refresh`` moved the chains, shape ``(chains,)``.
         throw: how far a reverse step moved the chains, see ``advice.MAX_THROW``; 0 without one.
     """
 
@@ -112,7 +112,7 @@ class Arrival:
 
 def arrive(
     walker: Walker,
-    potential: Potential,
+    potential: Target,
     positions: Any,
     level: int,
     previous: State | None,
@@ -127,7 +127,7 @@ def arrive(
         positions, correction = reverse_step(potential, previous, level, rng=rng)
         throw = _throw(potential, np.asarray(previous.positions), positions, level)
     change: Any = 0.0
-    if type(potential).refresh is not Potential.refresh:  # the default would fetch positions from a device for nothing
+    if type(potential).refresh is not Target.refresh:  # the default would fetch positions from a device for nothing
         positions, change = potential.refresh(np.array(positions, dtype=np.float64), level, rng=rng)
     state = walker.arrive(positions, level, previous, seed=seed)
     energy = np.asarray(state.energy) - change  # weights use the energy before the refresh, which is invariant

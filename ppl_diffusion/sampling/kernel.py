@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from ..arrays import Array
-from ..potentials.algebra import Potential
+from ..potentials.target import Target
 from .step import StepPolicy, StepState, as_policy, block_scales, rescaling
 
 
@@ -90,7 +90,11 @@ class Kernel(Protocol):
     def adjusted(self) -> bool:
         """Whether it leaves the density invariant, by a Metropolis test or similar."""
 
-    def bind(self, potential: Potential) -> Walker:
+    @property
+    def needs_energy(self) -> bool:
+        """Whether it compares energies; if not, it also moves on targets of which only the gradient is known."""
+
+    def bind(self, potential: Target) -> Walker:
         """Return a walker that samples ``potential``."""
 
 
@@ -112,8 +116,13 @@ class SteppedKernel(ABC):
         """Whether the kernel leaves the density invariant."""
         return True
 
+    @property
+    def needs_energy(self) -> bool:
+        """Whether the kernel compares energies, as a Metropolis test does."""
+        return True
+
     @abstractmethod
-    def bind(self, potential: Potential) -> Walker:
+    def bind(self, potential: Target) -> Walker:
         """Return a walker that samples ``potential``."""
 
     def scales(self, previous: State | None, diffused: np.ndarray) -> np.ndarray:

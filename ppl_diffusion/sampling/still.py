@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import numpy as np
 
 from ..arrays import Array, as_numpy
-from ..potentials.algebra import Potential
+from ..potentials.target import Target
 from .kernel import State, Walker
 from .step import centred
 
@@ -18,17 +19,15 @@ from .step import centred
 class Still:
     """The kernel that leaves chains where they are; with ``reverse_step=True`` it gives plain reverse diffusion."""
 
-    @property
-    def adjusted(self) -> bool:
-        """False: there is no Metropolis test."""
-        return False
+    adjusted: ClassVar[bool] = False
+    needs_energy: ClassVar[bool] = False
 
-    def bind(self, potential: Potential) -> Walker:
+    def bind(self, potential: Target) -> Walker:
         return _StillWalker(potential)
 
 
 class _StillWalker:
-    def __init__(self, potential: Potential) -> None:
+    def __init__(self, potential: Target) -> None:
         self.potential = potential
 
     def arrive(self, positions: Array, level: int, previous: State | None, *, seed: int) -> State:

@@ -30,8 +30,8 @@ from ppl_diffusion.models.conditions import Classes, ConditionWarning, Positions
 from ppl_diffusion.models.energy import Form, noise_potential
 from ppl_diffusion.models.library import cards, names
 from ppl_diffusion.models.networks import EnergyMLP, EnergyUNet, LevelEmbedding, build_network
+from ppl_diffusion.potentials.evaluation import evaluate_each
 from ppl_diffusion.potentials.planar import NAMES, exact
-from ppl_diffusion.potentials.target import evaluate_each
 from ppl_diffusion.training.objective import denoising_loss
 
 SCHEDULE = NoiseSchedule.cosine(20)

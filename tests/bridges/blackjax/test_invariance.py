@@ -12,9 +12,9 @@ import pytest
 from blackjax.mcmc import integrators, trajectory
 from checks import ACCEPTANCE_WINDOW, ALPHA, invariance
 
-import bridges.blackjax.kernels as blackjax_bridge
+import bridges.blackjax.trajectories as trajectories
 from bridges.blackjax import HMC, MALA, NUTS, UHMC, ULA, from_blackjax
-from bridges.blackjax.kernels import _refresh_momentum, _unit_mass
+from bridges.blackjax.trajectories import refresh_momentum, unit_mass
 from bridges.blackjax.walker import BlackJAXWalker, info_of
 from bridges.torch_jax import to_jax
 from ppl_diffusion import Adaptive, EnergyFunction, GaussianMixture, NoiseSchedule, UniformBox
@@ -120,8 +120,8 @@ class KineticDropped(HMC):
     """Kinetic energies cancel, as if the momentum were updated in place, so that p squared is sampled."""
 
     def step_chain(self, key, chain, log_density, step):
-        begun = _refresh_momentum(key, chain, 1.0)
-        kinetic = _unit_mass(chain.position).kinetic_energy
+        begun = refresh_momentum(key, chain, 1.0)
+        kinetic = unit_mass(chain.position).kinetic_energy
         integrate = trajectory.static_integration(integrators.velocity_verlet(log_density, kinetic))
         ended = integrate(begun, step, self.leapfrogs)
         rate = jnp.exp(jnp.minimum(ended.logdensity - begun.logdensity, 0.0))
@@ -155,9 +155,9 @@ class NoFlip(HMC):
     """The momentum is not flipped after a rejection."""
 
     def step_chain(self, key, chain, log_density, step):
-        kinetic = _unit_mass(chain.position).kinetic_energy
+        kinetic = unit_mass(chain.position).kinetic_energy
         integrate = trajectory.static_integration(integrators.velocity_verlet(log_density, kinetic))
-        begun = _refresh_momentum(key, chain, self.refreshment)
+        begun = refresh_momentum(key, chain, self.refreshment)
         ended = integrate(begun, step, self.leapfrogs)
         change = ended.logdensity - kinetic(ended.momentum) - begun.logdensity + kinetic(begun.momentum)
         rate = jnp.exp(jnp.minimum(change, 0.0))
@@ -199,11 +199,11 @@ class _JointAccept(BlackJAXWalker):
 
     def _step(self, key, chains, level, step, scales):
         log_density = self._log_density(level)
-        kinetic = jax.vmap(_unit_mass(chains.position[0]).kinetic_energy)
+        kinetic = jax.vmap(unit_mass(chains.position[0]).kinetic_energy)
         integrate = trajectory.static_integration(
-            integrators.velocity_verlet(log_density, _unit_mass(chains.position[0]).kinetic_energy)
+            integrators.velocity_verlet(log_density, unit_mass(chains.position[0]).kinetic_energy)
         )
-        begun = _refresh_momentum(key, chains, 1.0)
+        begun = refresh_momentum(key, chains, 1.0)
         ended = jax.vmap(lambda one: integrate(one, step, 3))(begun)
         change = ended.logdensity - kinetic(ended.momentum) - begun.logdensity + kinetic(begun.momentum)
         rate = jnp.exp(jnp.minimum(jnp.mean(change), 0.0))
@@ -293,11 +293,11 @@ def test_bias_of_unadjusted_kernels_falls_with_the_square_of_the_step(kernel):
         assert variance - 1 > 4 * error
 
 
-@pytest.mark.parametrize("threshold", [blackjax_bridge.DIVERGENCE, np.inf])
+@pytest.mark.parametrize("threshold", [trajectories.DIVERGENCE, np.inf])
 @pytest.mark.parametrize("kernel", [ULA(), UHMC()])
 def test_unadjusted_chains_do_not_run_away(kernel, threshold, monkeypatch):
     """In a potential steeper than a parabola a step that is too long throws a chain out for good, if it is kept."""
-    monkeypatch.setattr(blackjax_bridge, "DIVERGENCE", threshold)
+    monkeypatch.setattr(trajectories, "DIVERGENCE", threshold)
 
     def well(x, level):
         return 0.5 * ((x[..., 0] ** 2 - 0.3) / 0.3) ** 2 + 0.5 * (x[..., 1] / 0.4) ** 2
@@ -390,7 +390,7 @@ def test_hmc_with_one_leapfrog_is_blackjax_mala():
     """The same noise gives the same proposal and the same acceptance probability, to rounding."""
     step, key = 0.7, jax.random.key(5)
     log_density = MALA().bind(MODES)._log_density(LEVEL)
-    kinetic = _unit_mass(jnp.zeros(2)).kinetic_energy
+    kinetic = unit_mass(jnp.zeros(2)).kinetic_energy
 
     @jax.jit
     def both(x):

@@ -23,13 +23,13 @@ from ppl_diffusion import (
     GaussianMixture,
     Ladder,
     NoiseSchedule,
-    Potential,
     SamplingWarning,
     Trace,
     anneal,
     load,
     mixture,
 )
+from ppl_diffusion.potentials.algebra import Leaf
 
 SCHEDULE = NoiseSchedule.cosine(20)
 PRIOR = GaussianMixture([[0.0, 0.0]], [1.0], schedule=SCHEDULE, backend="torch", name="prior")
@@ -171,7 +171,7 @@ def test_gradients_are_taken_where_the_caller_wants_none(kernel, surroundings):
     torch.testing.assert_close(gradient, load("ring").value_and_grad(made_inside, level=3)[1])  # outside of it too
 
 
-class OnAnAccelerator(Potential):
+class OnAnAccelerator(Leaf):
     """A flat density that requires points on its device, as a network on a GPU does."""
 
     backend, event_shape, schedule, name = "torch", (2,), SCHEDULE, "elsewhere"

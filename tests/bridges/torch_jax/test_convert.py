@@ -16,7 +16,8 @@ import torch
 from bridges.blackjax import HMC, from_blackjax
 from bridges.torch_jax import to_jax, to_torch
 from bridges.torch_jax.convert import cpu_device_for, reraise_torch_errors
-from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, Potential, anneal, tapestry
+from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, anneal, tapestry
+from ppl_diffusion.potentials.algebra import Leaf
 
 SCHEDULE = NoiseSchedule.cosine(30)
 
@@ -229,7 +230,7 @@ def test_one_level_for_all_chains():
         ).block_until_ready()
 
 
-class Summed(Potential):
+class Summed(Leaf):
     """A potential of the wrong shape: one energy for all chains."""
 
     backend, schedule, event_shape, name = "torch", NoiseSchedule.cosine(10), (2,), "summed"
