@@ -12,8 +12,9 @@ from .potentials.quotients import check_quotient
 from .potentials.tapestry import tapestry
 from .potentials.target import Target
 from .sampling.advice import SamplingWarning
-from .sampling.anneal import Progress, anneal, reverse_diffusion
+from .sampling.anneal import anneal, reverse_diffusion
 from .sampling.kernel import Kernel
+from .sampling.progress import Progress
 from .sampling.step import Adaptive, Fixed, SigmaScaled
 from .sampling.trace import Trace
 from .schedule import Ladder, NoiseSchedule

@@ -70,7 +70,7 @@ class HMC(BlackJAXKernel):
         return self.refreshment < 1
 
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
-        return init_chain(key, position, momentum, log_density, refreshment=self.refreshment)
+        return init_chain(key, position, momentum, log_density, keep=self.keeps_momentum)
 
     def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
         return adjusted_step(key, chain, log_density, step, leapfrogs=self.leapfrogs, refreshment=self.refreshment)
@@ -93,7 +93,7 @@ class MALA(BlackJAXKernel):
     counts_exactly: ClassVar[bool] = True
 
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
-        return init_chain(key, position, momentum, log_density, refreshment=1.0)
+        return init_chain(key, position, momentum, log_density, keep=False)
 
     def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
         return adjusted_step(key, chain, log_density, step, leapfrogs=1, refreshment=1.0)
@@ -133,7 +133,7 @@ class UHMC(BlackJAXKernel):
         return self.refreshment < 1
 
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
-        return init_chain(key, position, momentum, log_density, refreshment=self.refreshment)
+        return init_chain(key, position, momentum, log_density, keep=self.keeps_momentum)
 
     def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
         return unadjusted_step(key, chain, log_density, step, leapfrogs=self.leapfrogs, refreshment=self.refreshment)
@@ -155,7 +155,7 @@ class ULA(BlackJAXKernel):
     counts_exactly: ClassVar[bool] = True
 
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
-        return init_chain(key, position, momentum, log_density, refreshment=1.0)
+        return init_chain(key, position, momentum, log_density, keep=False)
 
     def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
         return unadjusted_step(key, chain, log_density, step, leapfrogs=1, refreshment=1.0)

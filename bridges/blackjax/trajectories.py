@@ -23,11 +23,9 @@ DIVERGENCE = 1000.0
 """Growth of the Hamiltonian, in nats, from which on a trajectory of an unadjusted kernel diverges; BlackJAX's value."""
 
 
-def init_chain(
-    key: Array, position: Array, momentum: Array | None, log_density: LogDensity, *, refreshment: float
-) -> Any:
+def init_chain(key: Array, position: Array, momentum: Array | None, log_density: LogDensity, *, keep: bool) -> Any:
     """Return BlackJAX's state of a chain at ``position (size,)``; a momentum that is kept is drawn if it is None."""
-    if refreshment == 1:
+    if not keep:
         momentum = jnp.zeros_like(position)  # redrawn before it is used
     elif momentum is None:
         momentum = jax.random.normal(key, position.shape, position.dtype)

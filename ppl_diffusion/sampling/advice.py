@@ -1,4 +1,7 @@
-"""Warnings about a walk: what its samples alone do not show, and what to do about it."""
+"""Warnings about a walk: what its samples alone do not show, and what to do about it.
+
+:class:`Advice` listens to a walk and notes them down; the functions decide on single questions.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,17 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
+import jax
 import numpy as np
 import xarray as xr
 
 from ..potentials.algebra import Potential
 from ..potentials.observation import Observation
+from ..potentials.quotients import check_quotient
 from ..potentials.target import Target, common_reference
+from ..schedule import Ladder
+from .arrival import Arrival
+from .walk import Listener, Walk
 
 
 class SamplingWarning(UserWarning):
@@ -25,6 +33,60 @@ def warn_caller(note: str) -> None:
     while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("ppl_diffusion", "bridges", "contextlib"):
         frame, level = frame.f_back, level + 1
     warnings.warn(note, SamplingWarning, stacklevel=level)
+
+
+class Advice(Listener):
+    """Adds warnings to the notes of a walk.
+
+    Args:
+        ladder: the ladder of the walk.
+        started_at_init: whether the caller gave the starting positions.
+        weighted: whether weights are used, so that chains are resampled.
+        reverse_step: whether chains take reverse steps.
+        still: whether the kernel leaves chains where they are.
+    """
+
+    def __init__(
+        self, ladder: Ladder, *, started_at_init: bool, weighted: bool, reverse_step: bool, still: bool
+    ) -> None:
+        self.ladder, self.started_at_init, self.weighted = ladder, started_at_init, weighted
+        self.reverse_step, self.still = reverse_step, still
+
+    def started(self, walk: Walk) -> None:
+        target, levels = walk.target, self.ladder.levels
+        walk.notes += [] if self.still else check_quotient(target, levels=_levels_to_check(self.ladder))
+        walk.notes += check_observations(target)
+        if self.started_at_init:
+            walk.notes += check_init(target, levels[0], walk.start)
+        if self.reverse_step and self.weighted:
+            walk.notes += check_reverse_weights(target, levels)
+
+    def arrived(self, walk: Walk, arrival: Arrival) -> None:
+        target, level, first = walk.target, arrival.state.level, len(walk.rungs) == 1
+        throws = [0.0, *(float(record["throw"]) for record in walk.rungs[1:])]
+        steps = zip(self.ladder.levels, self.ladder.levels[1:], throws[1:], strict=False)
+        told = [advise_on_throw(target, s, t, throw) for s, t, throw in steps] if self.weighted else []
+        if told and not any(told[:-1]):
+            walk.notes += told[-1]
+        ess, chains = walk.rungs[-1]["ess"], len(walk.start)
+        if ess == 0 and (first or walk.rungs[-2]["ess"] > 0):
+            walk.notes.append(advise_on_failure(target, level, first=first))
+        elif first and not self.started_at_init and ess < 0.1 * chains:
+            walk.notes += advise_on_start(target, level, ess, chains)
+
+    def on_draws(self, walk: Walk, draws: np.ndarray, sample_stats: xr.Dataset) -> list[str]:
+        """Return warnings about all recorded draws ``(chains, draws, *event_shape)`` and their statistics."""
+        notes = check_last_draws(walk.target, draws, sample_stats, still=self.still)
+        with jax.enable_x64(True):
+            return notes + check_quotient(
+                walk.target, levels=(), positions=draws[:256, -1], level=self.ladder.levels[-1]
+            )
+
+
+def _levels_to_check(ladder: Ladder) -> tuple[int, ...]:
+    """Return a few levels of a ladder at which to check tails, including the two cleanest."""
+    coarse = ladder.levels[:: max(1, len(ladder) // 4)]
+    return tuple(dict.fromkeys((*coarse, *ladder.levels[-2:])))
 
 
 MAX_INIT_RMS = 10.0

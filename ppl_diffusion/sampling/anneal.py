@@ -20,51 +20,21 @@ import time
 from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
-import xarray as xr
 
 from ..arrays import outside_inference_mode
 from ..files import versions
-from ..potentials.quotients import check_quotient
-from ..potentials.target import Target
+from ..potentials.target import Target, require_energy
 from ..schedule import Ladder
-from . import advice
-from . import arrival as arrivals
-from .advice import warn_caller
+from .advice import Advice, warn_caller
 from .checkpoint import Checkpoint
-from .importance import Weights
-from .kernel import Kernel, Walker
+from .kernel import Kernel
+from .progress import Progress, Reporter
 from .still import Still
 from .trace import Trace
-from .walk import Walk, joined, stacked
-
-BLOCK = 25
-"""Maximum number of draws recorded by one call of the walker."""
-
-
-class Progress(NamedTuple):
-    """The argument of a progress callback, called after every rung and after every block of recorded draws.
-
-    Attributes:
-        rung: number of rungs completed.
-        rungs: total number of rungs.
-        level: noise level of this rung.
-        draw: number of draws recorded.
-        draws: total number of draws.
-        acceptance_rate: mean over chains and steps; NaN for unadjusted kernels.
-        ess: effective sample size of the weights on arrival, as a share of the chains; NaN for recorded draws.
-    """
-
-    rung: int
-    rungs: int
-    level: int
-    draw: int
-    draws: int
-    acceptance_rate: float
-    ess: float
+from .walk import Walk
 
 
 @outside_inference_mode()
@@ -117,9 +87,6 @@ def anneal(
     """
     begun = time.perf_counter()
     ladder = _check_arguments(potential, kernel, ladder, chains, draws, seed, resample, progress)
-    walk = Walk(int(seed), Weights(chains))
-    positions, log_density = arrivals.start(potential, ladder.levels[0], chains=chains, init=init, rng=walk.rng)
-    walker = kernel.bind(potential)
     settings = {
         "potential": str(potential),
         "kernel": str(kernel),
@@ -130,64 +97,33 @@ def anneal(
         "resample": None if resample is None else float(resample),
         "reverse_step": bool(reverse_step),
     }
+    still, last = isinstance(kernel, Still), len(ladder) - 1
+    walk = Walk(potential, kernel, ladder.levels[0], chains=chains, init=init, seed=int(seed))
     run = settings | {"chains": int(chains), "draws": int(draws), "schedule": potential.schedule}
-    with Checkpoint(checkpoint, run, positions) as kept:
-        kept.restore(walk, walker, ladder.levels[-1])
+    advice = Advice(
+        ladder, started_at_init=init is not None, weighted=resample is not None, reverse_step=reverse_step, still=still
+    )
+    with Checkpoint(checkpoint, run, walk.start) as kept:
+        walk.listeners = (advice, kept, Reporter(progress, rungs=len(ladder), draws=draws))
+        kept.restore(walk, walk.walker, ladder.levels[-1])
         if walk.state is None:
-            walk.notes += (
-                [] if isinstance(kernel, Still) else check_quotient(potential, levels=_levels_to_check(ladder))
-            )
-            walk.notes += advice.check_observations(potential)
-            if init is not None:
-                walk.notes += advice.check_init(potential, ladder.levels[0], positions)
-            if reverse_step and resample is not None:
-                walk.notes += advice.check_reverse_weights(potential, ladder.levels)
+            walk.begin()
         for rung in range(len(walk.rungs), len(ladder)):
-            level, steps, previous = ladder.levels[rung], ladder.steps_per_rung[rung], walk.state
-            if previous is not None:
-                positions = previous.positions
-            arrival = arrivals.arrive(
-                walker, potential, positions, level, previous, reverse_step, walk.rng, walk.next_seed()
-            )
-            state, increments = arrival.state, arrival.increments
-            if previous is not None and resample is not None and not any("threw" in note for note in walk.notes):
-                walk.notes += advice.advise_on_throw(potential, previous.level, level, arrival.throw)
-            if rung == 0:
-                uniform = np.where(np.isfinite(arrival.energy), 0.0, -np.inf)
-                increments = uniform if init is not None else -arrival.energy - log_density
-            record = walk.weights.move(increments)
-            if record["ess"] == 0 and (rung == 0 or walk.rungs[-1]["ess"] > 0):
-                walk.notes.append(advice.advise_on_failure(potential, level, first=rung == 0))
-            elif rung == 0 and init is None and record["ess"] < 0.1 * chains:
-                walk.notes += advice.advise_on_start(potential, level, record["ess"], chains)
-            ancestors = walk.weights.resample(resample, last=rung == len(ladder) - 1, rng=walk.rng)
-            if ancestors is not None:
-                state = walker.select(state, ancestors)
-            record["ancestor"] = np.arange(chains) if ancestors is None else ancestors
-            record["resampled"] = ancestors is not None
-            record["energy_arrival"] = np.asarray(state.energy)
-            walk.state, moved = walker.move(state, steps, seed=walk.next_seed())
-            record |= moved
-            failed = ~np.isfinite(arrival.energy)
-            record["nonfinite"] = np.where(failed, np.nan_to_num(record["nonfinite"]) + 1, record["nonfinite"])
-            record["gradient_calls"] = 1 + moved["gradient_calls"]
-            record["energy"] = np.asarray(walk.state.energy)
-            walk.rungs.append(record)
-            kept.mark(walk)
-            if progress is not None:
-                rate = float(np.mean(moved["acceptance_rate"]))
-                progress(Progress(rung + 1, len(ladder), level, 0, draws, rate, record["ess"] / chains))
-        drawn, sample_stats = _record_draws(walk, walker, draws, kept, progress)
-    walk.notes += [] if kept.lost is None else [kept.lost]
-    walk.notes += advice.check_last_draws(potential, drawn, sample_stats, still=isinstance(kernel, Still))
-    with jax.enable_x64(True):
-        walk.notes += check_quotient(potential, levels=(), positions=drawn[:256, -1], level=ladder.levels[-1])
-    notes = list(dict.fromkeys(walk.notes))
+            walk.arrive(ladder.levels[rung], reverse=reverse_step, resample=resample, last=rung == last)
+            walk.move(ladder.steps_per_rung[rung])
+        walk.draw(draws)
+    positions, sample_stats = walk.drawn()
+    notes = list(dict.fromkeys([*walk.notes, *kept.complaints(), *advice.on_draws(walk, positions, sample_stats)]))
     for note in notes:
         warn_caller(note)
-    seconds = walk.seconds + time.perf_counter() - begun
-    attributes = settings | {"versions": versions(), "warnings": notes, "seconds": round(seconds, 3)}
-    return Trace(drawn, _stack_rungs(walk.rungs, ladder), sample_stats, attributes)
+    attributes = settings | {
+        "still": still,
+        "versions": versions(),
+        "warnings": notes,
+        "seconds": round(walk.seconds + time.perf_counter() - begun, 3),
+    }
+    rungs = walk.visited().assign_coords(level=("rung", np.array(ladder.levels)))
+    return Trace(positions, rungs, sample_stats, attributes)
 
 
 def reverse_diffusion(
@@ -211,46 +147,6 @@ def reverse_diffusion(
     )
 
 
-def _record_draws(
-    walk: Walk, walker: Walker, draws: int, kept: Checkpoint, progress: Callable[[Progress], None] | None
-) -> tuple[np.ndarray, xr.Dataset]:
-    """Record draws in blocks, so that progress is reported between them; of one size if possible, as each compiles."""
-    block = max(n for n in range(1, min(draws, BLOCK) + 1) if draws % n == 0)
-    if block < BLOCK / 2 < draws:
-        block = BLOCK
-    assert walk.state is not None
-    if not walk.positions:
-        walk.state = walker.freeze(walk.state)
-    while walk.draws < draws:
-        count = min(block, draws - walk.draws)
-        walk.state, x, info = walker.record(walk.state, count, seed=walk.next_seed())
-        if "lp" not in info:
-            raise TypeError(f"record() of {type(walker).__name__} returns no lp, the log-density of each draw: add it")
-        walk.positions.append(x)
-        walk.statistics.append(info)
-        kept.mark(walk)
-        if progress is not None:
-            rate, rungs = float(np.mean(info.get("acceptance_rate", np.nan))), len(walk.rungs)
-            progress(Progress(rungs, rungs, walk.state.level, walk.draws, draws, rate, np.nan))
-    found = joined(walk.statistics)
-    calls = found.pop("gradient_calls").item()
-    dataset = xr.Dataset(
-        {name: (("chain", "draw"), values) for name, values in found.items()}, attrs={"gradient_calls": calls}
-    )
-    return np.concatenate(walk.positions, axis=1), dataset
-
-
-def _stack_rungs(rungs: list[dict[str, np.ndarray]], ladder: Ladder) -> xr.Dataset:
-    variables = {name: (("rung", "chain")[: values.ndim], values) for name, values in stacked(rungs).items()}
-    return xr.Dataset(variables, coords={"level": ("rung", np.array(ladder.levels))})
-
-
-def _levels_to_check(ladder: Ladder) -> tuple[int, ...]:
-    """Return a few levels of a ladder at which to check tails, including the two cleanest."""
-    coarse = ladder.levels[:: max(1, len(ladder) // 4)]
-    return tuple(dict.fromkeys((*coarse, *ladder.levels[-2:])))
-
-
 def _check_arguments(
     potential: Target,
     kernel: Kernel,
@@ -272,6 +168,11 @@ def _check_arguments(
         raise ValueError(f"resample is a share of the chains between 0 and 1, got {resample!r}: try resample=0.5")
     if progress is not None and not callable(progress):
         raise TypeError(f"progress is called with a Progress after every rung, got {progress!r}: try progress=print")
+    if not potential.has_energy:
+        if kernel.needs_energy:
+            require_energy(potential, f"kernels such as {kernel}")
+        if resample is not None:
+            require_energy(potential, "weights")
     ladder = ladder if ladder is not None else Ladder.full(potential.schedule)
     if isinstance(kernel, Still) and isinstance(ladder, Ladder):
         ladder = Ladder(levels=ladder.levels, steps=0)

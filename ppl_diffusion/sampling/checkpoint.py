@@ -24,7 +24,7 @@ from safetensors.numpy import save as to_bytes
 from ..arrays import digest
 from ..files import replacing
 from .kernel import State, Walker
-from .walk import Walk, joined, stacked
+from .walk import Listener, Walk, joined, stacked
 
 FORMAT = "ppl-diffusion walk 1"
 
@@ -40,7 +40,7 @@ TOLERANCE = 1e-6
 REMEDY = "give another checkpoint, or remove it to start anew"
 
 
-class Checkpoint:
+class Checkpoint(Listener):
     """The file of a walk: saved to after the first rung, then every minute, at an interruption and at the end.
 
     As a context, it saves on leaving, also by an exception. Without a path it does nothing.
@@ -91,6 +91,16 @@ class Checkpoint:
         if error is not None and self.of_this_walk:
             told = f"The same call with checkpoint='{self.path}' goes on from where the walk was."
             error.add_note(self.lost or told)
+
+    def complaints(self) -> list[str]:
+        """Return a warning if the last save failed."""
+        return [] if self.lost is None else [self.lost]
+
+    def moved(self, walk: Walk) -> None:
+        self.mark(walk)
+
+    def drawn(self, walk: Walk) -> None:
+        self.mark(walk)
 
     def mark(self, walk: Walk) -> None:
         """Note the state of a walk between two calls of its walker, to be saved now or later.

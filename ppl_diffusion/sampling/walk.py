@@ -1,22 +1,54 @@
-"""The state of a walk between two calls of its walker."""
+"""A walk: chains on their way down a ladder, and the events by which others follow it.
+
+    start     draw or take starting positions                                     started
+    arrive    move to a level, weigh the chains, resample them if it is due       arrived
+    move      kernel steps that leave the density of the level invariant          moved
+    draw      recorded steps at the last level                                    drawn
+
+:class:`Listener` hears of these events; advice, checkpoints and progress reports are listeners. A walk decides nothing
+itself: :func:`ppl_diffusion.anneal` calls it in order.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
+from ..potentials.target import Target
+from . import arrival
+from .arrival import Arrival
 from .importance import Weights
-from .kernel import State
+from .kernel import Kernel, State
+
+BLOCK = 25
+"""Maximum number of draws recorded by one call of the walker."""
 
 
-@dataclass
+class Listener:
+    """Hears what happens to a walk; a subclass overrides the events that it listens to."""
+
+    def started(self, walk: Walk) -> None:
+        """The walk begins, and does not go on from a checkpoint."""
+
+    def arrived(self, walk: Walk, arrival: Arrival) -> None:
+        """All chains are at a new level and have been weighed; ``walk.rungs[-1]`` holds its statistics so far."""
+
+    def moved(self, walk: Walk) -> None:
+        """The kernel steps of a rung have been taken, and its statistics are complete."""
+
+    def drawn(self, walk: Walk) -> None:
+        """A block of draws has been recorded."""
+
+
 class Walk:
-    """The mutable state of a walk.
+    """The chains of a walk, their weights and random numbers, and what has been recorded.
 
     Attributes:
+        target: the density that is walked on.
+        walker: the kernel bound to it.
         seed: seed of all random numbers.
         weights: log-weights of the chains.
         state: state of the walker; None before the first rung.
@@ -25,20 +57,31 @@ class Walk:
         statistics: statistics of each block.
         notes: warnings to be given at the end.
         seconds: time that the walk had taken when it was last interrupted.
+        listeners: who hears of its events, in this order.
+
+    Args:
+        target: the density.
+        kernel: an MCMC kernel.
+        level: the first level.
+        chains: number of chains.
+        init: starting positions ``(chains, *event_shape)``, whose log-weights are zero; drawn by default.
+        seed: seed of all random numbers.
     """
 
-    seed: int
-    weights: Weights
-    state: State | None = None
-    rungs: list[dict[str, Any]] = field(default_factory=list)
-    positions: list[np.ndarray] = field(default_factory=list)
-    statistics: list[Mapping[str, np.ndarray]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.streams = np.random.SeedSequence(self.seed)
+    def __init__(self, target: Target, kernel: Kernel, level: int, *, chains: int, init: Any, seed: int) -> None:
+        self.target, self.seed, self.weights = target, seed, Weights(chains)
+        self.streams = np.random.SeedSequence(seed)
         self.rng = np.random.default_rng(self.streams.spawn(1)[0])
+        self.state: State | None = None
+        self.rungs: list[dict[str, Any]] = []
+        self.positions: list[np.ndarray] = []
+        self.statistics: list[Mapping[str, np.ndarray]] = []
+        self.notes: list[str] = []
+        self.seconds = 0.0
+        self.listeners: Sequence[Listener] = ()
+        self.start, start_log_density = arrival.start(target, level, chains=chains, init=init, rng=self.rng)
+        self._start_log_density = None if init is not None else start_log_density
+        self.walker = kernel.bind(target)
 
     @property
     def draws(self) -> int:
@@ -49,6 +92,91 @@ class Walk:
         """Return the seed of the next call of the walker."""
         return int(self.streams.spawn(1)[0].generate_state(1, np.uint32)[0])
 
+    def begin(self) -> None:
+        """Tell that the walk begins."""
+        for listener in self.listeners:
+            listener.started(self)
+
+    def arrive(self, level: int, *, reverse: bool, resample: float | None, last: bool) -> None:
+        """Take all chains to ``level``, weigh them, and resample them if it is due (:meth:`Weights.resample`).
+
+        Args:
+            level: the new level.
+            reverse: whether chains take a reverse-diffusion step on the way.
+            resample: effective sample size, as a share, below which chains are resampled; None for never.
+            last: whether this is the last rung.
+        """
+        positions = self.start if self.state is None else self.state.positions
+        found = arrival.arrive(
+            self.walker, self.target, positions, level, self.state, reverse, self.rng, self.next_seed()
+        )
+        record = self._weigh(found) | {"throw": found.throw}
+        self.rungs.append(record)
+        for listener in self.listeners:
+            listener.arrived(self, found)
+        self.state, chains = found.state, len(found.energy)
+        ancestors = self.weights.resample(resample, last=last, rng=self.rng)
+        if ancestors is not None:
+            self.state = self.walker.select(self.state, ancestors)
+        record["ancestor"] = np.arange(chains) if ancestors is None else ancestors
+        record["resampled"] = ancestors is not None
+        record["energy_arrival"] = np.asarray(self.state.energy)
+        record["nonfinite"] = ~np.isfinite(found.energy)
+
+    def _weigh(self, found: Arrival) -> dict[str, Any]:
+        """Add the increments of an arrival to the log-weights, and return what is recorded of them."""
+        if not self.target.has_energy:
+            return {"log_normaliser": np.nan, "log_weight": np.full(len(found.energy), np.nan), "ess": np.nan}
+        if self.state is not None:
+            return self.weights.move(found.increments)
+        if self._start_log_density is None:
+            return self.weights.move(np.where(np.isfinite(found.energy), 0.0, -np.inf))
+        return self.weights.move(-found.energy - self._start_log_density)
+
+    def move(self, steps: int) -> None:
+        """Take ``steps`` kernel steps at the present level, which adapt the step size."""
+        assert self.state is not None
+        record = self.rungs[-1]
+        failed = record.pop("nonfinite")
+        self.state, moved = self.walker.move(self.state, steps, seed=self.next_seed())
+        record |= moved
+        record["nonfinite"] = np.where(failed, np.nan_to_num(moved["nonfinite"]) + 1, moved["nonfinite"])
+        record["gradient_calls"] = 1 + moved["gradient_calls"]
+        record["energy"] = np.asarray(self.state.energy)
+        for listener in self.listeners:
+            listener.moved(self)
+
+    def draw(self, draws: int) -> None:
+        """Record kernel steps until there are ``draws``, in blocks of one size if possible, since each size compiles."""
+        assert self.state is not None
+        block = max(n for n in range(1, min(draws, BLOCK) + 1) if draws % n == 0)
+        if block < BLOCK / 2 < draws:
+            block = BLOCK
+        if not self.positions:
+            self.state = self.walker.freeze(self.state)
+        while self.draws < draws:
+            count = min(block, draws - self.draws)
+            self.state, x, statistics = self.walker.record(self.state, count, seed=self.next_seed())
+            if "lp" not in statistics:
+                name = type(self.walker).__name__
+                raise TypeError(f"record() of {name} returns no lp, the log-density of each draw: add it")
+            self.positions.append(x)
+            self.statistics.append(statistics)
+            for listener in self.listeners:
+                listener.drawn(self)
+
+    def drawn(self) -> tuple[np.ndarray, xr.Dataset]:
+        """Return all recorded draws, ``(chains, draws, *event_shape)``, and their statistics."""
+        statistics = joined(self.statistics)
+        calls = statistics.pop("gradient_calls").item()
+        variables = {name: (("chain", "draw"), values) for name, values in statistics.items()}
+        return np.concatenate(self.positions, axis=1), xr.Dataset(variables, attrs={"gradient_calls": calls})
+
+    def visited(self) -> xr.Dataset:
+        """Return the statistics of all rungs, dimensions ``rung`` and ``chain``."""
+        columns = stacked(self.rungs)
+        return xr.Dataset({name: (("rung", "chain")[: values.ndim], values) for name, values in columns.items()})
+
 
 def stacked(rungs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Stack statistics of rungs, each ``(chains,)`` or a number, to ``(rungs, chains)`` or ``(rungs,)``."""
@@ -57,5 +185,6 @@ def stacked(rungs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 
 def joined(blocks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Join statistics ``(chains, draws)`` of consecutive blocks of draws, and add up their ``gradient_calls``."""
-    found = {name: np.concatenate([b[name] for b in blocks], axis=1) for name in blocks[0] if name != "gradient_calls"}
-    return found | {"gradient_calls": np.sum([b["gradient_calls"] for b in blocks])}
+    names = [name for name in blocks[0] if name != "gradient_calls"]
+    statistics = {name: np.concatenate([block[name] for block in blocks], axis=1) for name in names}
+    return statistics | {"gradient_calls": np.sum([block["gradient_calls"] for block in blocks])}
