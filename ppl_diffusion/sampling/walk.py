@@ -147,7 +147,7 @@ class Walk:
             listener.moved(self)
 
     def draw(self, draws: int) -> None:
-        """Record kernel steps until there are ``draws``, in blocks of one size if possible, since each size compiles."""
+        """Record kernel steps until there are ``draws``, in blocks of one size if possible: each size compiles."""
         assert self.state is not None
         block = max(n for n in range(1, min(draws, BLOCK) + 1) if draws % n == 0)
         if block < BLOCK / 2 < draws:
