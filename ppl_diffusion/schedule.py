@@ -20,6 +20,8 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from array_api_compat import array_namespace
@@ -113,7 +115,13 @@ class NoiseSchedule:
         return f"NoiseSchedule({len(self)} levels, sigma {self.sigmas[0]:.3g} to {self.sigmas[-1]:.3g})"
 
     def alpha(self, level: Any) -> Any:
-        """Return ``alpha``, the factor of the data: a float for an int, an array of the shape of an integer array."""
+        """Return ``alpha``, the factor of the data: a float for an int, an array of the shape of an integer array.
+
+        Raises:
+            TypeError: the levels are not integers.
+            ValueError: a level is outside the schedule. Where reading the values would cost a transfer or is not
+                possible, on a GPU and under a transformation, the result is NaN there instead.
+        """
         return _look_up(self.alphas, level)
 
     def sigma(self, level: Any) -> Any:
@@ -215,10 +223,29 @@ def _look_up(table: tuple[float, ...], level: Any) -> Any:
         if not 0 <= level < len(table):
             raise ValueError(f"level {level} is outside this schedule: use 0 (cleanest) to {len(table) - 1} (noisiest)")
         return table[level]
-    if isinstance(level, torch.Tensor):
-        return constant(table, level.device)[level]
-    if isinstance(level, np.ndarray) and np.any((level < 0) | (level >= len(table))):
+    if not hasattr(level, "dtype"):
+        raise TypeError(f"levels are integers or arrays of them, got {level!r}: use 0 to {len(table) - 1}")
+    if not _are_whole(level):
+        raise TypeError(f"levels are integers, got an array of {level.dtype}: use 0 to {len(table) - 1}")
+    inside = (level >= 0) & (level < len(table))
+    if _is_readable(level) and not bool(inside.all()):
         raise ValueError(f"levels {level.tolist()} are not all inside this schedule: use 0 to {len(table) - 1}")
+    if isinstance(level, torch.Tensor):
+        values = constant(table, level.device)
+        return values[level] if _is_readable(level) else values[level.clamp(0, len(table) - 1)].where(inside, torch.nan)
     xp = array_namespace(level)
     # JAX would clamp a traced level to the table, and count a negative one from its end.
-    return xp.where((level >= 0) & (level < len(table)), xp.asarray(np.array(table))[level], xp.nan)
+    return xp.where(inside, xp.asarray(np.array(table))[level], xp.nan)
+
+
+def _are_whole(level: Any) -> bool:
+    if isinstance(level, torch.Tensor):
+        return not (level.is_floating_point() or level.is_complex() or level.dtype == torch.bool)
+    return bool(jnp.issubdtype(level.dtype, jnp.integer))
+
+
+def _is_readable(level: Any) -> bool:
+    """Whether the values of an array can be read at no cost: not those traced by JAX, nor those on a GPU."""
+    if isinstance(level, torch.Tensor):
+        return level.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(level)
+    return isinstance(level, np.ndarray) or not isinstance(level, jax.core.Tracer)

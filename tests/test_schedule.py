@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ppl_diffusion import Ladder, NoiseSchedule
 
@@ -91,3 +93,39 @@ def test_ladders(schedule):
     assert (len(spaced), spaced.levels[0], spaced.levels[-1]) == (20, 99, 0)
     assert Ladder(levels=(40, 20, 0), steps=(3, 2, 1)).steps_per_rung == (3, 2, 1)
     assert Ladder.spaced(NoiseSchedule.cosine(1), rungs=1, steps=4) == Ladder(levels=(0,), steps=4)
+
+
+@pytest.mark.parametrize("lookup", ["alpha", "sigma", "log_snr"])
+@pytest.mark.parametrize("wrap", [np.array, torch.tensor, jnp.array, lambda levels: levels[0]], ids=str)
+@pytest.mark.parametrize("level", [-101, -100, -1, 100, 101])
+def test_levels_outside_of_the_schedule_are_errors_for_every_kind_of_array(lookup, wrap, level):
+    schedule = NoiseSchedule.cosine(100)
+    for levels in ([level], [level, 3]):
+        with pytest.raises(ValueError, match=r"outside this schedule|not all inside this schedule"):
+            getattr(schedule, lookup)(wrap(levels))
+    assert np.all(np.isfinite(np.asarray(getattr(schedule, lookup)(wrap([99, 0])))))
+
+
+def test_levels_whose_values_cannot_be_read_give_nan_outside():
+    schedule = NoiseSchedule.cosine(100)
+    for value in (jax.jit(schedule.sigma)(jnp.array([-1, 3, 100])), jax.vmap(schedule.sigma)(jnp.array([-1, 3, 100]))):
+        assert np.isnan(np.asarray(value)).tolist() == [True, False, True]
+    levels = torch.tensor([-1, 3, 100])
+    assert torch.func.vmap(schedule.sigma)(levels).isnan().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("levels", [np.array([1.0]), torch.tensor([1.0]), jnp.array([1.0]), torch.tensor([True]), "3"])
+def test_levels_that_are_no_integers_are_refused(levels):
+    with pytest.raises(TypeError, match="levels are integers"):
+        NoiseSchedule.cosine(100).alpha(levels)
+
+
+@given(st.lists(st.integers(0, 99), min_size=3, max_size=3, unique=True).map(sorted))
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_forward_kernels_of_any_three_levels_compose(levels):
+    """From t to s and from s to r is from t to r."""
+    schedule = NoiseSchedule.cosine(100)
+    t, s, r = levels
+    (first, noise), (second, more), (whole, total) = (schedule.forward(*pair) for pair in ((t, s), (s, r), (t, r)))
+    assert first * second == pytest.approx(whole, rel=1e-9)
+    assert second**2 * noise**2 + more**2 == pytest.approx(total**2, rel=1e-9)

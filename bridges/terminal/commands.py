@@ -209,6 +209,9 @@ def train(
     data: Annotated[Path | None, typer.Option(help="An .npz file of images or points, if it needs one.")] = None,
     out: Annotated[Path | None, typer.Option(help="Weight file; NAME.safetensors by default.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Goes on from here if it exists.")] = None,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Go on from a checkpoint of another rate, length, batch or data.")
+    ] = False,
     device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
     quiet: Quiet = False,
 ) -> None:
@@ -231,7 +234,9 @@ def train(
         if kept.resolve() == weights.resolve():
             raise ValueError(f"{kept} would be checkpoint and weights: give another --checkpoint")
         with output.bar(settings.name, quiet, kept=kept) as progress, output.resume_hint(kept):
-            model = training.train(settings, checkpoint=kept, data=data, device=device, progress=progress)
+            model = training.train(
+                settings, checkpoint=kept, data=data, allow_changes=allow_changes, device=device, progress=progress
+            )
         library.save_weights(model, weights)
         if not quiet:
             typer.echo(f"{weights}: load it with load({str(weights)!r})")

@@ -19,7 +19,9 @@ Energy or the Score? (Salimans and Ho, 2021), https://openreview.net/forum?id=9A
 
 from __future__ import annotations
 
+import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
@@ -30,6 +32,7 @@ from torch import Tensor, nn
 from ..arrays import Array, constant, on_cpu
 from ..devices.chunks import Chunks
 from ..potentials.algebra import Leaf
+from ..potentials.common_ground import ConditionWarning
 from ..potentials.target import Target
 from ..schedule import NoiseSchedule
 from .conditions import Classes, Conditions, Token, stacked
@@ -141,6 +144,12 @@ class EnergyModel(Leaf):
         """
         base = self.name.split("[")[0]
         token, text = self.conditions.token(base, *condition, **named)
+        if self._label_dropout() == 1:
+            warnings.warn(
+                f"{base} was trained with label_dropout=1, without its conditions: {base}[{text}] means nothing",
+                ConditionWarning,
+                stacklevel=2,
+            )
         return EnergyModel(
             self.network,
             form=self.form,
@@ -152,6 +161,20 @@ class EnergyModel(Leaf):
             name=f"{base}[{text}]",
             info=self.info,
             chunks=self.chunks,
+        )
+
+    def _label_dropout(self) -> float | None:
+        """Return the share of training points whose condition was left out, or None if it is not known."""
+        return json.loads(self.info["config"]).get("label_dropout") if "config" in self.info else None
+
+    def doubts(self) -> tuple[str, ...]:
+        if self.conditions.options.get("classes") == 0 or self.token != self.conditions.anything:
+            return ()
+        if self._label_dropout() != 0:
+            return ()
+        return (
+            f"{self} without a condition was never trained, as label_dropout was 0: give a condition, .given(...), or "
+            "train it with label_dropout=0.15",
         )
 
     @property
@@ -301,7 +324,15 @@ def noise_potential(
     """
     precision = next(network.parameters()).dtype
     images = x[:, None] if x.ndim == 3 else x
-    s = network(images.to(precision), schedule.log_snr(level).to(precision), condition)
+    try:
+        s = network(images.to(precision), schedule.log_snr(level).to(precision), condition)
+    except TypeError as error:
+        if "positional argument" not in str(error):
+            raise
+        raise TypeError(
+            f"forward() of {type(network).__name__} is called as forward(x, log_snr, condition), and takes other "
+            f"arguments ({error}): wrap it in a module with this signature"
+        ) from error
     if not isinstance(s, Tensor) or s.numel() != x.numel():
         found = tuple(s.shape) if isinstance(s, Tensor) else type(s).__name__
         raise ValueError(f"the network must return the shape of its points, {tuple(images.shape)}, it returned {found}")

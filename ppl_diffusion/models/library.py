@@ -132,7 +132,12 @@ def _read(path: Any, *, tensors: bool = True) -> tuple[dict[str, str], dict[str,
         reason = _first_line(error)
         raise ValueError(f"{path} is not a weight file, or it is damaged ({reason}): get it again") from error
     if header.get("format") == FORMAT and "step" in header and "schedule" not in header:
-        raise ValueError(f"{path} is a checkpoint of a training that has not ended: run the same training to its end")
+        ended = int(header["step"]) >= int(json.loads(header["config"])["steps"])
+        raise ValueError(
+            f"{path} is the checkpoint of a training that has {'ended' if ended else 'not ended'}, not its weights: "
+            f"run the same training {'again, which takes no step' if ended else 'to its end'}, and save what it "
+            "returns, save_weights(train(config, checkpoint=...), 'weights.safetensors')"
+        )
     if header.get("format") != FORMAT or "schedule" not in header:
         raise ValueError(f"{path} was not written by ppl-diffusion: use a file written by save_weights(model, path)")
     return header, values

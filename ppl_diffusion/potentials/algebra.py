@@ -49,6 +49,10 @@ class Potential(Target):
         """Key that is equal for leaves that are the same density."""
         return self
 
+    def doubts(self) -> tuple[str, ...]:
+        """Return what is known to be wrong with it, in sentences; compositions warn of it."""
+        return ()
+
     @abstractmethod
     def leaves(self) -> tuple[Potential, ...]:
         """Return the distinct leaves, from whose energies :meth:`_combine` computes its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,15 +44,36 @@ def common_ground(potentials: Sequence[Target]) -> tuple[Backend, NoiseSchedule,
             )
         if other.schedule != first.schedule:
             raise ValueError(
-                f"{first} and {other} have different noise schedules ({first.schedule} and {other.schedule}): "
+                f"{first} and {other} have different noise schedules ({_difference(first.schedule, other.schedule)}): "
                 "composition is level by level, give both the same schedule="
             )
     return first.backend, first.schedule, first.event_shape
 
 
-def set_common_ground(composite: Target, potentials: Sequence[Target]) -> None:
+def _difference(one: NoiseSchedule, other: NoiseSchedule) -> str:
+    """Say how two schedules differ: in their lengths, or at the first level where a value differs, and by how much."""
+    if len(one) != len(other):
+        return f"{one} and {other}"
+    for level in range(len(one)):
+        for name in ("alphas", "sigmas"):
+            here, there = getattr(one, name)[level], getattr(other, name)[level]
+            if here != there:
+                symbol = name[:-1]
+                return (
+                    f"{symbol} of level {level} is {here:.9g} and {there:.9g}, which differ by {abs(here - there):.2g}"
+                )
+    raise AssertionError("the schedules are equal")
+
+
+class ConditionWarning(UserWarning):
+    """A model is used under a condition on which it was not trained."""
+
+
+def set_common_ground(composite: Target, potentials: Sequence[Any]) -> None:
     """Set the backend, schedule and event shape of a composite to those that its parts share."""
     composite.backend, composite.schedule, composite.event_shape = common_ground(potentials)
+    for doubt in dict.fromkeys(doubt for potential in potentials for doubt in potential.doubts()):
+        warnings.warn(doubt, ConditionWarning, stacklevel=4)
 
 
 def same_density(one: Any, other: Any) -> bool:

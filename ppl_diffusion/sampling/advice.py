@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from ..potentials.algebra import Potential
+from ..potentials.algebra import Leaf, Potential
 from ..potentials.observation import Observation
 from ..potentials.quotients import check_quotient
 from ..potentials.target import Target, common_reference
@@ -56,6 +56,7 @@ class Advice(Listener):
         target, levels = walk.target, self.ladder.levels
         walk.notes += [] if self.still else check_quotient(target, levels=_levels_to_check(self.ladder))
         walk.notes += check_observations(target)
+        walk.notes += target.doubts() if isinstance(target, Leaf) else ()
         if self.started_at_init:
             walk.notes += check_init(target, levels[0], walk.start)
         if self.reverse_step and self.weighted:

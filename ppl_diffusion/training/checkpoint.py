@@ -44,7 +44,8 @@ def save(run: Run, path: Path, config: Config, source: Data) -> None:
     if not math.isfinite(float(run.loss)):
         raise ValueError(
             f"after {run.step} steps the loss of {config.name} is {float(run.loss)}, and {path} is left as it was: "
-            "lower learning_rate, or look for values in the data that are not finite"
+            "lower learning_rate and go on from there with allow_changes=True, or look for values in the data that are "
+            "not finite"
         )
     tensors = {f"network.{k}": v for k, v in run.network.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in run.average.items()}
@@ -63,7 +64,11 @@ def _fingerprint(source: Data) -> str:
     return f"{tuple(source.event_shape)} {source.digest}"
 
 
-def resume(run: Run, path: Path, config: Config, source: Data) -> None:
+MAY_CHANGE = ("steps", "batch", "learning_rate", "warm_up", "ema", "label_dropout", "data", "images", "description")
+"""What of a configuration may be another one where training goes on with ``allow_changes``."""
+
+
+def resume(run: Run, path: Path, config: Config, source: Data, *, allow_changes: bool = False) -> None:
     """Bring a new run to the state that :func:`save` wrote.
 
     Raises:
@@ -77,13 +82,18 @@ def resume(run: Run, path: Path, config: Config, source: Data) -> None:
             raise ValueError(f"{path} is a weight file, not a checkpoint: give another --checkpoint")
         there, here = asdict(Config(**json.loads(header["config"]))), asdict(config)
         changed = [name for name in here if there[name] != here[name]]
+        changed = [name for name in changed if not (allow_changes and name in MAY_CHANGE)]
         if changed:
+            remedy = ", or allow_changes=True to go on from it" if changed[0] in MAY_CHANGE else ""
             raise ValueError(
                 f"{path} belongs to another configuration ({changed[0]} is {there[changed[0]]!r} there, "
-                f"{here[changed[0]]!r} here): give another checkpoint, or remove it"
+                f"{here[changed[0]]!r} here): give another checkpoint, or remove it{remedy}"
             )
-        if header.get("data", _fingerprint(source)) != _fingerprint(source):
-            raise ValueError(f"{path} was trained on other data: give those, or another checkpoint")
+        if not allow_changes and header.get("data", _fingerprint(source)) != _fingerprint(source):
+            raise ValueError(
+                f"{path} was trained on other data: give those, another checkpoint, or allow_changes=True to go on "
+                "from it"
+            )
         groups: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimiser": {}}
         for key, value in tensors.items():
             group, _, name = key.partition(".")

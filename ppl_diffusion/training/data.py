@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -17,8 +17,17 @@ from ..models.conditions import Classes, Conditions, Positions
 from ..models.energy import Reference
 from ..potentials import planar
 
-MAX_PIXEL = 20.0
+MAX_PIXEL = 10.0
 """Largest absolute value of a floating-point picture; anything larger is not scaled to about [-1, 1]."""
+
+LEAST_BYTE = 16
+"""Least brightest byte of pictures that use their range: what is darker was stored in other units, such as 0 and 1."""
+
+LEAST_RANGE = 0.05
+"""Least range of floating-point pictures, twice the noise of the cleanest of 100 cosine levels."""
+
+BLOCK_ROWS = 4096
+"""Points whose moments are summed at once, to bound memory."""
 
 
 class Data(NamedTuple):
@@ -81,16 +90,22 @@ def image_data(
             names = list(stored)
             found = [native(stored[name]) for name in keys if name in stored]
     except (ValueError, TypeError, EOFError, BadZipFile) as error:
+        if "allow_pickle" in str(error):
+            raise ValueError(
+                f"{source} holds arrays of Python objects, which only pickles store: convert them to numbers, "
+                "np.unique(labels, return_inverse=True)[1] for labels"
+            ) from error
         raise ValueError(f"{source} is not an .npz file, or it is damaged: write one with numpy.savez") from error
     if len(found) < len(keys):
         missing = " and ".join(repr(key) for key in keys if key not in names)
         raise ValueError(f"{source} lacks {missing}: it has {', '.join(names)}")
     points, given = found[0], found[-1]
+    _check_kind(source, images, points)
     whole, real = points.dtype == np.uint8 and points.ndim in (3, 4), np.issubdtype(points.dtype, np.floating)
-    if not (whole or (real and points.ndim > 1)) or len(given) != len(points) or not len(points):
+    if len(given) != len(points) or not len(points):
         raise ValueError(
             f"{source} must hold uint8 images (n, ..., height, width) or floating points (n, ...), and as many "
-            f"conditions, got {points.dtype} {points.shape} and {given.shape}: try .astype('uint8') for bytes"
+            f"conditions, got {points.dtype} {points.shape} and {given.shape}"
         )
     if real and not np.isfinite(points).all():
         raise ValueError(f"{images!r} in {source} holds values that are not finite: leave those points out")
@@ -99,16 +114,24 @@ def image_data(
             f"{images!r} in {source} are pictures from {points.min():.4g} to {points.max():.4g}: scale them to "
             "[-1, 1], bytes by x / 127.5 - 1, or store bytes as uint8"
         )
+    if real and points.ndim > 2 and 0 < np.ptp(points) < LEAST_RANGE:
+        raise ValueError(
+            f"{images!r} in {source} are pictures from {points.min():.4g} to {points.max():.4g}, less than the least "
+            "noise: scale them to [-1, 1]"
+        )
+    if whole and 0 < points.max() < LEAST_BYTE:
+        raise ValueError(
+            f"{images!r} in {source} are bytes from {points.min()} to {points.max()}, which would all be black: "
+            f"pictures of bytes run from 0 to 255, multiply them by {255 // int(points.max())}, or scale them to "
+            "floats in [-1, 1]"
+        )
     pixels = torch.from_numpy(points)
 
     def scaled(values: Tensor) -> Tensor:
         return values.float() if real else values.float() / 127.5 - 1
 
     digest = array_digest(found)
-    sample = scaled(pixels[:: -(-len(pixels) // 1000)]).double()  # spread over the whole file, which may be sorted
-    reference: Reference = (float(sample.mean()), float(sample.var()))
-    if points.ndim == 2:  # vectors, whose coordinates may have different scales
-        reference = (sample.mean(0).tolist(), sample.var(0).tolist())
+    reference = moments(points, scaled)
     if len(keys) == 1:
 
         def draw_unconditional(generator: torch.Generator) -> tuple[Tensor, None]:
@@ -126,6 +149,43 @@ def image_data(
         return scaled(pixels[index]), torch.where(kept, tokens, anything)
 
     return Data(draw, tuple(points.shape[1:]), conditions, reference, digest)
+
+
+def _check_kind(source: str | Path, key: str, points: np.ndarray) -> None:
+    """Raise ``ValueError`` unless ``points`` are uint8 pictures, or floating-point vectors or pictures."""
+    shape, remedy = points.shape, ""
+    if points.dtype == np.longdouble and np.longdouble != np.float64:
+        remedy = "store them as points.astype('float64')"
+    elif points.ndim == 1:
+        remedy = "points of one coordinate are points[:, None]"
+    elif np.issubdtype(points.dtype, np.integer) and not (points.dtype == np.uint8 and points.ndim in (3, 4)):
+        remedy = "bytes of pictures (n, ..., height, width) are uint8; store points as points.astype('float32')"
+    elif not np.issubdtype(points.dtype, np.floating) and points.dtype != np.uint8:
+        remedy = "store them as points.astype('float32')"
+    if remedy:
+        raise ValueError(f"{key!r} in {source} are {points.dtype} {shape}: {remedy}")
+
+
+def moments(points: np.ndarray, scaled: Callable[[Tensor], Tensor]) -> Reference:
+    """Return mean and variance of all points, summed in float64: of each coordinate of vectors, of pictures as a whole.
+
+    Args:
+        points: shape ``(n, *event_shape)``.
+        scaled: maps a block of stored points to the values that a network is trained on.
+    """
+    vectors, blocks = points.ndim == 2, range(0, len(points), BLOCK_ROWS)
+
+    def total(function: Callable[[Tensor], Tensor]) -> Tensor:
+        sums: Any = 0.0
+        for begin in blocks:
+            block = function(scaled(torch.from_numpy(points[begin : begin + BLOCK_ROWS])).double())
+            sums = sums + (block.sum(0) if vectors else block.sum())
+        return sums
+
+    count = len(points) if vectors else points.size
+    mean = total(lambda x: x) / count
+    variance = total(lambda x: (x - mean) ** 2) / max(count - 1, 1)
+    return mean.tolist(), variance.tolist()
 
 
 PickTokens = Callable[[Tensor, torch.Generator], Tensor]

@@ -61,6 +61,7 @@ def train(
     checkpoint: str | Path,
     data: str | Path | None = None,
     every: int = 200,
+    allow_changes: bool = False,
     device: str | torch.device = "cpu",
     progress: Callable[[TrainingProgress], None] | None = None,
 ) -> EnergyModel:
@@ -74,6 +75,8 @@ def train(
             exists.
         data: .npz file of the training data, for ``config.data == "npz"``.
         every: number of steps between checkpoints.
+        allow_changes: whether to go on from a checkpoint of another learning rate, number of steps, batch or other
+            data, such as after a loss that was not finite. By default only the same run goes on.
         device: device on which the network is trained.
         progress: called every ten steps.
 
@@ -99,7 +102,7 @@ def train(
     schedule = NoiseSchedule.cosine(config.levels)
     run = _new_run(config, source, schedule, device)
     if path.exists():
-        resume(run, path, config, source)
+        resume(run, path, config, source, allow_changes=allow_changes)
     else:
         _initialise(run, config, source)
     saved = time.monotonic()

@@ -618,3 +618,13 @@ def test_numpy_points_go_where_the_networks_are():
         with pytest.raises(ValueError, match=r"pass x\.to\('meta'\)"):
             target.value_and_grad(torch.zeros(2, *target.event_shape), level=3)
     assert mine.value_and_grad(np.zeros((2, *mine.event_shape)), level=3)[0].device.type == "meta"
+
+
+def test_a_network_of_another_signature_is_told_which_is_needed():
+    class Timed(torch.nn.Linear):
+        def forward(self, x, t):
+            return super().forward(x)
+
+    model = EnergyModel(Timed(2, 2), form="inner_product", schedule=NoiseSchedule.cosine(10), event_shape=(2,))
+    with pytest.raises(TypeError, match=r"forward\(\) of Timed is called as forward\(x, log_snr, condition\)"):
+        model.energy(np.zeros((3, 2)), level=0)

@@ -456,3 +456,13 @@ def test_what_a_density_is_made_of_cannot_be_changed_behind_compiled_code(backen
     for table in (density.means, density.variances, density.weights, box.low, box.high, likelihood.values):
         with pytest.raises(ValueError, match="read-only"):
             table += 1.0
+
+
+def test_schedules_that_differ_by_rounding_are_told_apart():
+    schedule = NoiseSchedule.cosine(100)
+    alphas = [*schedule.alphas]
+    alphas[7] = float(np.float32(alphas[7]))
+    other = NoiseSchedule(tuple(alphas), schedule.sigmas)
+    one, two = (GaussianMixture([[0.0]], [1.0], schedule=s, backend="jax") for s in (schedule, other))
+    with pytest.raises(ValueError, match=r"alpha of level 7 is 0\.\d+ and 0\.\d+, which differ by \d\.?\d*e-0\d"):
+        one * two

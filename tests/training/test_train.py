@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from functools import partial
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ppl_diffusion import load, load_config, save_weights, train
-from ppl_diffusion.models.conditions import Classes, Positions
+from ppl_diffusion import conjunction, guidance, load, load_config, save_weights, train
+from ppl_diffusion.models.conditions import Classes, ConditionWarning, Positions
 from ppl_diffusion.models.networks import build_network
 from ppl_diffusion.schedule import NoiseSchedule
 from ppl_diffusion.training import objective
@@ -335,6 +336,78 @@ def test_the_reference_is_that_of_a_file_that_is_sorted(tmp_path):
     assert image_data(tmp_path / "x.npz", **options).reference == pytest.approx((0.0, 1.0), abs=2e-3)
 
 
+@pytest.mark.parametrize("period", [2, 3, 7, 64, 1000])
+@pytest.mark.parametrize("rows", [999, 5000])
+def test_the_reference_is_that_of_all_points_in_whatever_order(period, rows, tmp_path):
+    """A stride through the data would meet one class only, wherever the period divides it."""
+    rng = np.random.default_rng(period)
+    x = rng.normal(size=(rows, 2)) * 0.2
+    x[:, 0] += np.arange(rows) % period
+    pictures = np.uint8([0, 255])[np.arange(rows) % 2][:, None, None] * np.ones((1, 4, 4), np.uint8)
+    np.savez(tmp_path / "x.npz", x=x, pictures=pictures)
+    options = {"labels": "", "positions": None, "batch": 4, "label_dropout": 0.1}
+    mean, variance = image_data(tmp_path / "x.npz", images="x", **options).reference
+    np.testing.assert_allclose(mean, x.mean(0), atol=1e-6)
+    np.testing.assert_allclose(variance, x.var(0, ddof=1), rtol=1e-5)
+    mean, variance = image_data(tmp_path / "x.npz", images="pictures", **options).reference
+    assert (mean, variance) == pytest.approx((0, 1), abs=2 / rows)
+
+
+@pytest.mark.parametrize(
+    ("points", "words"),
+    [
+        (np.arange(60, dtype=np.uint8).reshape(15, 2, 2) % 2, "bytes from 0 to 1, .*multiply them by 255"),
+        (np.arange(60, dtype=np.float32).reshape(15, 2, 2) % 17, r"pictures from 0 to 16: scale them to \[-1, 1\]"),
+        (np.arange(60, dtype=np.float32).reshape(15, 2, 2) / 6000, "less than the least noise"),
+        (np.zeros((15, 2), dtype=np.int64), r"int64 \(15, 2\): .*points.astype\('float32'\)"),
+        (np.zeros(15), r"points of one coordinate are points\[:, None\]"),
+        (np.zeros((15, 2), dtype=np.longdouble), r"points.astype\('float64'\)"),
+        (np.array([["a"], ["b"]], dtype=object), "Python objects.*np.unique"),
+    ],
+)
+def test_points_in_other_units_or_types_are_refused_with_what_to_type(points, words, tmp_path):
+    np.savez(tmp_path / "x.npz", x=points)
+    with pytest.raises(ValueError, match=words):
+        image_data(tmp_path / "x.npz", images="x", labels="", positions=None, batch=4, label_dropout=0.1)
+
+
+def test_training_goes_on_with_another_rate_and_more_steps_only_when_asked_to(tmp_path):
+    kept = tmp_path / "c.safetensors"
+    train(SMALL, checkpoint=kept)
+    more = dataclasses.replace(SMALL, steps=SMALL.steps + 3, learning_rate=1e-5)
+    before = kept.read_bytes()
+    with pytest.raises(ValueError, match=r"steps is .*allow_changes=True to go on from it"):
+        train(more, checkpoint=kept)
+    assert kept.read_bytes() == before
+    assert train(more, checkpoint=kept, allow_changes=True).info["steps"] == str(more.steps)
+    with pytest.raises(ValueError, match="form is"):
+        train(dataclasses.replace(more, form="inner_product"), checkpoint=kept, allow_changes=True)
+
+
+@pytest.mark.parametrize(("dropout", "warned"), [(0.0, "unconditional"), (0.15, ""), (1.0, "conditional")])
+def test_conditions_that_were_never_trained_are_told_of(dropout, warned, tmp_path):
+    points = np.random.default_rng(0).normal(size=(60, 2))
+    np.savez(tmp_path / "x.npz", x=points, y=np.arange(60) % 3)
+    own = dataclasses.replace(SMALL, data="npz", images="x", labels="y", steps=2, label_dropout=dropout)
+    model = train(own, checkpoint=tmp_path / "c", data=tmp_path / "x.npz")
+    save_weights(model, tmp_path / "m.safetensors")
+    model = load(tmp_path / "m.safetensors")
+
+    def words(act):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            act()
+        return [str(w.message) for w in caught if issubclass(w.category, ConditionWarning)]
+
+    assert any("label_dropout=1" in text for text in words(lambda: model.given(1))) == (warned == "conditional")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConditionWarning)
+        one, two = model.given(1), model.given(2)
+    for act in (lambda: guidance(one, model, scale=1.5), lambda: conjunction([one, two], model), lambda: one + model):
+        assert any("label_dropout was 0" in text for text in words(act)) == (warned == "unconditional")
+    assert not words(lambda: one * two)
+
+
 def test_a_training_that_diverged_is_no_model_and_leaves_its_checkpoint_alone(tmp_path):
     kept = tmp_path / "c.safetensors"
 
@@ -425,7 +498,7 @@ def test_a_checkpoint_belongs_to_its_data_labels_included(tmp_path):
     train(own, checkpoint=kept, data=tmp_path / "points.npz")
     with pytest.raises(ValueError, match="was trained on other data"):
         train(own, checkpoint=kept, data=tmp_path / "others.npz")
-    with pytest.raises(ValueError, match="is a checkpoint of a training that has not ended"):
+    with pytest.raises(ValueError, match=r"checkpoint of a training that has ended, not its weights.*save_weights"):
         load(kept)
 
 

@@ -19,11 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...potentials.common_ground import ConditionWarning
+
 Token = int | tuple[float, ...]
-
-
-class ConditionWarning(UserWarning):
-    """The model was not trained on the requested condition."""
 
 
 class Conditions(ABC):
