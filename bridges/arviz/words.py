@@ -81,7 +81,8 @@ def warning_sentences(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> lis
     chains, count = trace.positions.shape[:2]
     steps = trace.attributes["steps"]
     found = [str(sentence) for sentence in trace.attributes.get("warnings", [])]
-    if trace.attributes["kernel"].startswith("Still"):
+    still = trace.attributes.get("still", False)
+    if still:
         found.append("no MCMC step was taken: reverse diffusion is right for mixtures, not for products or quotients")
     elif not trace.attributes["adjusted"]:
         found.append("the kernel is unadjusted: its draws, and any weights, are biased by the step size")
@@ -89,14 +90,41 @@ def warning_sentences(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> lis
     stuck = _count_stuck(trace)
     if stuck and steps[-1] + count > 3:
         found.append(f"{stuck:.0f} of {chains} chains did not move at the end: ESS and R-hat do not show that")
+    away = _runaway(trace)
+    if away:
+        return [*found, away]
     drift = float(np.nan_to_num(rungs.drift[-1]))
     if abs(drift) > 5 and steps[-1] > 1:
         found.append(f"the energy still drifted at the last rung ({drift:+.1f} standard errors): take more steps")
-    if not trace.attributes["kernel"].startswith("Still"):
+    if not still:
         found += _weight_warnings(trace, rungs)
     if draws.sizes.get("variable", 0):
         found += _mixing_warnings(trace, draws)
     return found
+
+
+RUNAWAY = 5.0
+"""Standard deviation of chains in one direction, relative to that in the median one, of chains that run away."""
+
+
+def _runaway(trace: Trace) -> str | None:
+    """A sentence if the last density has no tails in some direction, and chains are on their way there."""
+    levels = trace.attributes.get("not_normalisable", [])
+    if trace.attributes["levels"][-1] not in levels:
+        return None
+    x = trace.positions[:, -1].reshape(len(trace.positions), -1)
+    x = x[np.isfinite(x).all(1)]
+    if min(x.shape) < 2:
+        return None
+    spreads = np.linalg.svd(x - x.mean(0), compute_uv=False) / np.sqrt(len(x) - 1)
+    typical = float(np.median(spreads))
+    if not spreads[0] > RUNAWAY * typical:
+        return None
+    return (
+        f"chains run away along one direction (standard deviation {spreads[0]:.3g} there, {typical:.3g} in the median "
+        "one), in which the density is not normalisable: draws and weights mean nothing, lower the exponent of the "
+        "denominator (or the guidance scale)"
+    )
 
 
 def _failure_warnings(trace: Trace, rungs: xr.Dataset) -> list[str]:

@@ -9,16 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from ..arrays import as_numpy
 from .algebra import Product
+from .tails import grows
 from .target import Target
-
-TAIL_DISTANCES = (1.0, 2.0, 4.0, 8.0)
-"""Distances from the origin at which tails are probed, in units of three times the root-mean-square radius of noised
-unit-variance data. The energy must grow from each distance to the next (a learned energy may dip in between)."""
 
 MAX_PREDICTED_NOISE = 6.0
 """Mean squared predicted noise per coordinate above which a chain counts as outside a factor's support (a standard
@@ -33,17 +29,17 @@ def check_quotient(
 ) -> list[str]:
     """Check that quotients in ``potential`` are normalisable and that chains stay in the support of numerators.
 
-    *Tails*: along random directions the energy must grow with every doubling of a large distance, at each of
-    ``levels``; otherwise the quotient is not normalisable there. *Support*: the noise ``sigma grad U`` that a
-    numerator predicts is the conditional mean ``E[z | x]`` of unit noise, hence has a mean square of at most about
-    one per coordinate for draws of the numerator itself. If it is far larger for more than 5% of the chains of the
+    *Tails*: in the direction of least curvature the energy must grow with every doubling of a large distance, at each
+    of ``levels``; otherwise the quotient is not normalisable there (:mod:`ppl_diffusion.potentials.tails`).
+    *Support*: the noise ``sigma grad U`` that a numerator predicts is the conditional mean ``E[z | x]`` of unit noise,
+    hence has a mean square of at most about one per coordinate for draws of the numerator itself. If it is far larger for more than 5% of the chains of the
     composed density, they lie outside the support of the numerator's training data.
 
     Args:
         potential: any potential. A product that contains a quotient is checked as a whole; other products pass, and
             of any other potential each part is checked.
-        levels: levels at which tails are checked, by evaluating 128 points each, or 16 if an event has at least 100
-            coordinates.
+        levels: levels at which tails are checked, by evaluating a few hundred points each, or 32 if an event has more
+            than 256 coordinates.
         positions: chains, shape ``(chains, *event_shape)``, whose support is checked; by default none.
         level: the level of ``positions``, required with them.
 
@@ -52,36 +48,42 @@ def check_quotient(
     """
     if positions is not None and level is None:
         raise ValueError("positions are of one level: give level= too")
-    if not isinstance(potential, Product) or (len(potential.factors) == 1 and potential.exponents[0] > 0):
-        each = (
-            check_quotient(part, levels=levels, positions=x, level=level) for part, x in potential.parts_at(positions)
-        )
-        return list(dict.fromkeys(note for notes in each for note in notes))
+    improper = not_normalisable(potential, levels=levels)
+    notes = [tell_not_normalisable(name, failed) for name, failed in improper.items()]
+    return notes + ([] if positions is None else _outside(potential, np.asarray(positions), level))
+
+
+def not_normalisable(potential: Target, *, levels: Sequence[int]) -> dict[str, list[int]]:
+    """Return the levels, of those given, at which a quotient in ``potential`` is not normalisable, by its name."""
+    if not _is_whole(potential):
+        parts = [not_normalisable(part, levels=levels) for part in potential.parts()]
+        return {name: failed for found in parts for name, failed in found.items()}
     if not _contains_quotient(potential):
-        return []
-    rng = np.random.default_rng(0)
-    notes: list[str] = []
-    rank, size = len(potential.event_shape), int(np.prod(potential.event_shape))
-    count = 32 if size < 100 else 4  # in many dimensions directions differ little, and evaluations are expensive
-    rays = rng.standard_normal((count, *potential.event_shape))
-    rays *= np.sqrt(size) / np.linalg.norm(rays.reshape(count, -1), axis=1).reshape(-1, *[1] * rank)
-    failed_levels = []
-    for tail_level in levels:
-        radius = 3 * np.hypot(potential.schedule.alpha(tail_level), potential.schedule.sigma(tail_level))
-        x = np.concatenate([rays * radius * distance for distance in TAIL_DISTANCES])
-        with jax.enable_x64(True):
-            energy = as_numpy(potential.value_and_grad(x, level=tail_level)[0]).reshape(len(TAIL_DISTANCES), -1)
-        if not np.all(np.diff(energy, axis=0) > 0):
-            failed_levels.append(tail_level)
-    if failed_levels:
-        notes.append(
-            f"{potential} is not normalisable at level{'s' * (len(failed_levels) > 1)} "
-            f"{', '.join(map(str, sorted(failed_levels)))}: far out its energy falls, chains will leave; "
-            "lower the exponent of the denominator (or the guidance scale)"
-        )
-    if positions is not None and any(a < 0 for a in potential.exponents):
-        notes += _check_support(potential, np.asarray(positions), level)
-    return notes
+        return {}
+    failed = [level for level in levels if not grows(potential, level)]
+    return {str(potential): failed} if failed else {}
+
+
+def tell_not_normalisable(name: str, failed: Sequence[int]) -> str:
+    """Return a sentence on the ``failed`` levels of a quotient called ``name``."""
+    return (
+        f"{name} is not normalisable at level{'s' * (len(failed) > 1)} {', '.join(map(str, sorted(failed)))}: far out "
+        "its energy falls, chains will leave; lower the exponent of the denominator (or the guidance scale)"
+    )
+
+
+def _outside(potential: Target, positions: np.ndarray, level: Any) -> list[str]:
+    """Return notes on chains ``(chains, *event_shape)`` outside of the support of numerators."""
+    if _is_whole(potential):
+        quotient = isinstance(potential, Product) and any(a < 0 for a in potential.exponents)
+        return _check_support(potential, positions, level) if quotient else []  # type: ignore[arg-type]
+    pairs = [(part, x) for part, x in potential.parts_at(positions) if x is not None]
+    return list(dict.fromkeys(note for part, x in pairs for note in _outside(part, np.asarray(x), level)))
+
+
+def _is_whole(potential: Target) -> bool:
+    """Whether tails are those of ``potential`` as a whole: of a product, but not of one with a single factor."""
+    return isinstance(potential, Product) and (len(potential.factors) > 1 or potential.exponents[0] <= 0)
 
 
 def _contains_quotient(potential: Target) -> bool:

@@ -16,7 +16,7 @@ import xarray as xr
 
 from ..potentials.algebra import Leaf, Potential
 from ..potentials.observation import Observation
-from ..potentials.quotients import check_quotient
+from ..potentials.quotients import check_quotient, not_normalisable, tell_not_normalisable
 from ..potentials.target import Target, common_reference
 from ..schedule import Ladder
 from .arrival import Arrival
@@ -54,7 +54,10 @@ class Advice(Listener):
 
     def started(self, walk: Walk) -> None:
         target, levels = walk.target, self.ladder.levels
-        walk.notes += [] if self.still else check_quotient(target, levels=_levels_to_check(self.ladder))
+        if not self.still:
+            improper = not_normalisable(target, levels=_levels_to_check(self.ladder))
+            walk.facts["not_normalisable"] = sorted({level for failed in improper.values() for level in failed})
+            walk.notes += [tell_not_normalisable(name, failed) for name, failed in improper.items()]
         walk.notes += check_observations(target)
         walk.notes += target.doubts() if isinstance(target, Leaf) else ()
         if self.started_at_init:

@@ -116,12 +116,16 @@ def anneal(
     notes = list(dict.fromkeys([*walk.notes, *kept.complaints(), *advice.on_draws(walk, positions, sample_stats)]))
     for note in notes:
         warn_caller(note)
-    attributes = settings | {
-        "still": still,
-        "versions": versions(),
-        "warnings": notes,
-        "seconds": round(walk.seconds + time.perf_counter() - begun, 3),
-    }
+    attributes = (
+        settings
+        | walk.facts
+        | {
+            "still": still,
+            "versions": versions(),
+            "warnings": notes,
+            "seconds": round(walk.seconds + time.perf_counter() - begun, 3),
+        }
+    )
     rungs = walk.visited().assign_coords(level=("rung", np.array(ladder.levels)))
     return Trace(positions, rungs, sample_stats, attributes)
 

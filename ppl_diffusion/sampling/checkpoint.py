@@ -120,6 +120,7 @@ class Checkpoint(Listener):
             "spawned": walk.streams.n_children_spawned,
             "rng": walk.rng.bit_generator.state,
             "notes": list(walk.notes),
+            "facts": dict(walk.facts),
             "seconds": walk.seconds + time.monotonic() - self.begun,
         }
         blocks = list(zip(walk.positions, walk.statistics, strict=True))
@@ -164,7 +165,7 @@ class Checkpoint(Listener):
             walk.statistics = [{name: arrays[f"draws.{name}"] for name in progress["draws"]}]
         walk.rng.bit_generator.state = progress["rng"]
         walk.streams = np.random.SeedSequence(walk.seed, n_children_spawned=progress["spawned"])
-        walk.notes, walk.seconds = progress["notes"], progress["seconds"]
+        walk.notes, walk.facts, walk.seconds = progress["notes"], progress["facts"], progress["seconds"]
         self.of_this_walk = True
 
     def _state(self, arrays: Mapping[str, np.ndarray], walker: Walker) -> State:

@@ -56,6 +56,7 @@ class Walk:
         positions: recorded draws so far, blocks of shape ``(chains, draws, *event_shape)``.
         statistics: statistics of each block.
         notes: warnings to be given at the end.
+        facts: what listeners found out, as the trace's attributes record it.
         seconds: time that the walk had taken when it was last interrupted.
         listeners: who hears of its events, in this order.
 
@@ -77,6 +78,7 @@ class Walk:
         self.positions: list[np.ndarray] = []
         self.statistics: list[Mapping[str, np.ndarray]] = []
         self.notes: list[str] = []
+        self.facts: dict[str, Any] = {}
         self.seconds = 0.0
         self.listeners: Sequence[Listener] = ()
         self.start, start_log_density = arrival.start(target, level, chains=chains, init=init, rng=self.rng)

@@ -1,0 +1,142 @@
+"""Quotients that are not normalisable are found in any number of dimensions, and sound ones are left alone."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+from bridges.arviz import diagnose
+from bridges.blackjax import HMC
+from ppl_diffusion import (
+    GaussianMixture,
+    Ladder,
+    NoiseSchedule,
+    SamplingWarning,
+    anneal,
+    check_quotient,
+    guidance,
+    load,
+)
+from ppl_diffusion.potentials.tails import grows
+
+SCHEDULE = NoiseSchedule.cosine(100)
+DIMENSIONS = (2, 3, 5, 8, 20, 50, 120, 200)
+
+
+def gaussian(mean, scale):
+    return GaussianMixture([mean], [scale], schedule=SCHEDULE, backend="jax")
+
+
+def narrow_in_one_direction(size):
+    """N(0, diag(.25, 1, ..., 1)), which divides N(0, I) along one coordinate too strongly."""
+    return gaussian(np.zeros(size), np.r_[0.5, np.ones(size - 1)])
+
+
+def random_quotient(seed):
+    """Return ``p / q**a`` of mixtures whose components share their scales, a level, and the least tail precision."""
+    rng = np.random.default_rng(seed)
+    size, level, a = int(rng.choice(DIMENSIONS)), int(rng.choice([0, 10, 30, 60])), rng.uniform(0.1, 1.2)
+    scales = np.exp(rng.normal(0, 0.25, size)), np.exp(rng.normal(0.4, 0.3, size))
+    components = rng.integers(1, 4, size=2)
+    p, q = (
+        GaussianMixture(
+            rng.normal(size=size) + rng.normal(size=(count, size)),
+            scale * np.ones((count, 1)),
+            schedule=SCHEDULE,
+            backend="jax",
+        )
+        for scale, count in zip(scales, components, strict=True)
+    )
+    alpha, sigma = SCHEDULE.alpha(level), SCHEDULE.sigma(level)
+    precisions = [1 / (alpha**2 * scale**2 + sigma**2) for scale in scales]
+    return p, q, a, level, float(np.min(precisions[0] - a * precisions[1]))
+
+
+def grows_along_random_rays(potential, level):
+    """The wrong twin: the energy grows with each doubling of the distance from the origin, in 32 random directions."""
+    size = potential.event_shape[0]
+    rays = np.random.default_rng(0).standard_normal((32, size))
+    rays *= np.sqrt(size) / np.linalg.norm(rays, axis=1, keepdims=True)
+    radius = 3 * np.hypot(SCHEDULE.alpha(level), SCHEDULE.sigma(level))
+    x = np.concatenate([rays * radius * distance for distance in (1, 2, 4, 8)])
+    energy = np.asarray(potential.energy(x, level=level)).reshape(4, -1)
+    return bool(np.all(np.diff(energy, axis=0) > 0))
+
+
+def mistakes(check, seeds):
+    missed = alarms = improper = 0
+    for seed in seeds:
+        p, q, a, level, least = random_quotient(seed)
+        sound = check(p / q**a, level)
+        improper += least <= 0
+        missed += sound and least <= 0
+        alarms += not sound and least > 0
+    return missed, alarms, improper
+
+
+def test_random_quotients_are_told_apart():
+    missed, alarms, improper = mistakes(grows, range(40))
+    assert (missed, alarms) == (0, 0)
+    assert 8 < improper < 32
+
+
+@pytest.mark.long
+def test_of_500_random_quotients_at_most_one_in_a_hundred_is_mistaken():
+    missed, alarms, improper = mistakes(grows, range(500))
+    assert missed <= 0.01 * improper
+    assert alarms <= 0.01 * (500 - improper)
+
+
+def test_random_rays_would_miss_many():
+    """Negative control."""
+    missed, alarms, improper = mistakes(grows_along_random_rays, range(40))
+    assert missed > 0.1 * improper or alarms > 0.1 * (40 - improper)
+
+
+@pytest.mark.parametrize(("size", "a", "levels"), [(5, 0.3, "0, 1"), (8, 0.4, "0, 1, 24"), (20, 0.6, "0, 1, 24")])
+def test_a_single_bad_direction_is_found(size, a, levels):
+    (note,) = check_quotient(
+        gaussian(np.zeros(size), 1.0) / narrow_in_one_direction(size) ** a, levels=(99, 74, 49, 24, 1, 0)
+    )
+    assert f"not normalisable at levels {levels}:" in note
+
+
+def test_a_single_bad_direction_is_found_in_as_many_coordinates_as_a_picture_has():
+    target = gaussian(np.zeros(784), 1.0) / narrow_in_one_direction(784) ** 0.4
+    assert "at levels 0, 1:" in check_quotient(target, levels=(49, 1, 0))[0]
+    assert not check_quotient(gaussian(np.zeros(784), 1.0) / narrow_in_one_direction(784) ** 0.2, levels=(49, 1, 0))
+
+
+def test_sound_quotients_far_from_the_origin_are_left_alone():
+    shifted = guidance(gaussian([5, 5], 0.8), gaussian([5, 5], 1.0), scale=1.5)
+    assert check_quotient(shifted, levels=(99, 50, 25, 0)) == []
+    modes = GaussianMixture([[-8.0], [8.0]], [1.0, 1.0], schedule=SCHEDULE, backend="jax")
+    assert check_quotient(modes / gaussian([0.0], 16.0) ** 0.5, levels=(99, 74, 49, 24, 1, 0)) == []
+    # Its mean is far outside of both factors' data.
+    assert check_quotient(gaussian([0.0], 1.0) / gaussian([5.0], 1.1) ** 0.9, levels=(1, 0)) == []
+
+
+def test_guidance_of_learned_models_is_sound():
+    ring, wide = load("ring"), load("wide")
+    assert check_quotient(guidance(ring, wide, scale=1.2), levels=(99, 50, 1, 0)) == []
+    digits = load("digits")
+    assert check_quotient(guidance(digits.given(3), digits, scale=1.5), levels=(99, 0)) == []
+
+
+def test_chains_that_run_away_are_told_of_and_wide_ones_are_not():
+    ladder, size = Ladder.spaced(SCHEDULE, rungs=20, steps=2), 8
+    options = {"ladder": ladder, "chains": 64, "draws": 25, "seed": 0}
+    improper = gaussian(np.zeros(size), 1.0) / narrow_in_one_direction(size) ** 0.6
+    with pytest.warns(SamplingWarning, match="not normalisable"):
+        trace = anneal(improper, HMC(), **options)
+    words = "\n".join(diagnose(trace).warnings)
+    assert "run away along one direction" in words
+    assert "take more steps" not in words
+    assert "do not agree" not in words
+    wide = gaussian(np.zeros(size), np.r_[40.0, np.ones(size - 1)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SamplingWarning)
+        trace = anneal(wide / gaussian(np.zeros(size), 80.0) ** 0.5, HMC(), **options)
+    assert "run away" not in "\n".join(diagnose(trace).warnings)
