@@ -32,8 +32,9 @@ def check_quotient(
     *Tails*: in the direction of least curvature the energy must grow with every doubling of a large distance, at each
     of ``levels``; otherwise the quotient is not normalisable there (:mod:`ppl_diffusion.potentials.tails`).
     *Support*: the noise ``sigma grad U`` that a numerator predicts is the conditional mean ``E[z | x]`` of unit noise,
-    hence has a mean square of at most about one per coordinate for draws of the numerator itself. If it is far larger for more than 5% of the chains of the
-    composed density, they lie outside the support of the numerator's training data.
+    hence has a mean square of at most about one per coordinate for draws of the numerator itself. If it is far larger
+    for more than 5% of the chains of the composed density, they lie outside the support of the numerator's training
+    data.
 
     Args:
         potential: any potential. A product that contains a quotient is checked as a whole; other products pass, and
