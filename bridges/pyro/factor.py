@@ -19,6 +19,7 @@ from ppl_diffusion.sampling.advice import warn_caller
 from ppl_diffusion.schedule import NoiseSchedule
 
 from .checks import check_rerun
+from .curved import find_curved
 from .flat import BATCHABLE, NotBatchable, check_call, energies_of, gradient_of
 from .likelihood import ObservedSites, Widening, clean_estimate, linearise
 from .sites import is_deterministic, sample_sites
@@ -63,8 +64,13 @@ class ModelPotential(Leaf):
         mean, variance = (np.broadcast_to(value, self.event_shape) for value in reference)
         centre = torch.from_numpy(mean.flatten()).to(torch.get_default_dtype())
         spread = float(np.mean(variance)) ** 0.5
-        found = linearise(lambda x: self._trace_nodes(x.reshape(self.event_shape)), names, at=centre, spread=spread)
-        self.observations = ObservedSites([(self, self.event_shape)], "widened", found)
+
+        def run(x: Tensor) -> Any:
+            return self._trace_nodes(x.reshape(self.event_shape).to(centre))
+
+        found = linearise(run, names, at=centre, spread=spread)
+        curved = find_curved(run, names, at=centre, spread=spread)
+        self.observations = ObservedSites([(self, self.event_shape)], "widened", found, curved)
         zeros, self.one_by_one = torch.zeros(2, *self.event_shape), False
         check_rerun([], lambda: self._trace_nodes(zeros[0]), self.name)
         try:
@@ -106,9 +112,17 @@ class ModelPotential(Leaf):
     def _point_energy(self, value: Tensor, level: int, widenings: Mapping[str, Widening]) -> Tensor:
         """Scalar energy of the model at one ``value (*event_shape)`` of the site."""
         total: Any = 0.0
-        for name, node in sample_sites(self._trace_nodes(value), self.name).items():
-            total = total - self.observations.log_density(name, node, level, widenings)
-        return total
+        nodes, from_points = sample_sites(self._trace_nodes(value), self.name), self.observations.from_points(level)
+        for name, node in nodes.items():
+            if name not in from_points:
+                total = total - self.observations.log_density(name, node, level, widenings)
+        if not from_points:
+            return total
+
+        def run(displacement: Tensor) -> Any:
+            return self._trace_nodes(value + displacement.to(value.dtype).reshape(value.shape))
+
+        return total - self.observations.curved_log_density(run, nodes, level)
 
     def _trace_nodes(self, value: Tensor) -> Any:
         conditioned = poutine.condition(self.model, {self.site: value})

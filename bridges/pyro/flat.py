@@ -17,7 +17,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from .coordinates import SubstituteLatents, log_prior, to_default_dtype, unconstrain
-from .likelihood import map_rows
+from .rows import map_rows
 from .sites import HeldParameters, Site, layout_of
 
 BATCHABLE = (

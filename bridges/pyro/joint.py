@@ -26,6 +26,7 @@ from ppl_diffusion.potentials.target import Target
 from ..torch_jax.convert import contains_jax
 from .checks import check_priors, check_rerun, check_same_sites, precision_warnings
 from .coordinates import log_prior, unconstrain
+from .curved import CurvedSites, find_curved
 from .flat import FlatModel, energies_of, gradient_of
 from .likelihood import Likelihood, Linearisation, ObservedSites, Widening, clean_estimate, linearise
 from .sites import Site, sample_sites
@@ -101,9 +102,8 @@ class JointPotential(FlatModel, Target):
                 "far from x at noisy levels, so that draws and evidence are useless: leave likelihood= out"
             )
         sources = [(site.prior.potential, site.shape) for site in self._prior_sites()]  # type: ignore[union-attr]
-        self.observations = ObservedSites(
-            sources, likelihood, self._linearised(drawn) if likelihood == "widened" else {}
-        )
+        linear, curved = self._linearised(drawn) if likelihood == "widened" else ({}, None)
+        self.observations = ObservedSites(sources, likelihood, linear, curved)
 
     def update(self, args: tuple, kwargs: Mapping[str, Any] | None = None) -> None:
         """Take other arguments of the model, such as other data; what has been compiled for a kernel is used again.
@@ -219,8 +219,9 @@ class JointPotential(FlatModel, Target):
                 x, energy = torch.where(accepted[:, None], proposed, x), torch.where(accepted, there, energy)
         return x.numpy(), torch.where(energy == begun, 0.0, energy - begun).numpy()
 
-    def _linearised(self, drawn: np.ndarray) -> dict[str, Linearisation]:
-        """Linearise the observed sites at the prior mean of ``x`` and at the mean of ``drawn (n, size)`` elsewhere."""
+    def _linearised(self, drawn: np.ndarray) -> tuple[dict[str, Linearisation], CurvedSites | None]:
+        """Linearise the observed sites at the prior mean of ``x`` and at the mean of ``drawn (n, size)`` elsewhere, and
+        find those that are not linear."""
         centre = torch.from_numpy(drawn.mean(0))
         for site in self._prior_sites():
             mean = np.broadcast_to(site.prior.potential.reference[0], site.prior.event_shape)  # type: ignore[union-attr]
@@ -232,7 +233,8 @@ class JointPotential(FlatModel, Target):
             return self._trace_at(point, {site.name: site.of(point) for site in self._prior_sites()})
 
         spread = max(float(np.mean(prior.reference[1])) for prior in self.priors) ** 0.5
-        return linearise(run, self.observed, at=centre[diffused], spread=spread)
+        found = linearise(run, self.observed, at=centre[diffused], spread=spread)
+        return found, find_curved(run, self.observed, at=centre[diffused], spread=spread)
 
     def _evaluate(self, x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
         chains, level = x.shape[:-1], int(level)
@@ -302,18 +304,28 @@ class JointPotential(FlatModel, Target):
         self, point: Tensor, seen: Mapping[str, Tensor], level: int, widenings: Mapping[str, Widening]
     ) -> Tensor:
         """Scalar log-density of everything but the diffusion priors at ``point (size,)``."""
-        handler = self._substitute(seen, self._free_values(point))
+        free = self._free_values(point)
+        handler = self._substitute(seen, free)
         total = point.new_zeros((), dtype=torch.float64)
         found = sample_sites(self._trace(handler), self.name)
         check_same_sites(self.sites, found, self.name)
+        from_points = self.observations.from_points(level)
         for name, node in found.items():
-            if name in seen:
+            if name in seen or name in from_points:
                 continue
             if not node["is_observed"]:
                 total = total + log_prior(node, handler)
                 continue
             total = total + self.observations.log_density(name, node, level, widenings)
-        return total
+        if not from_points:
+            return total
+
+        def run(displacement: Tensor) -> Any:
+            parts = displacement.split([site.stop - site.start for site in self._prior_sites()])
+            there = {name: seen[name] + part.reshape(seen[name].shape) for name, part in zip(seen, parts, strict=True)}
+            return self._trace(self._substitute(there, free))
+
+        return total + self.observations.curved_log_density(run, found, level)
 
 
 def _nonfinite_to_inf(energy: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 At level ``k`` they are evaluated at an estimate of the clean ``x``, and are widened or raised to a power:
 
     widened     mean of x given x_k                        covariance scale^2 I + J V J^T, V = diag(Var(x | x_k))
+                several points x_0 given x_k               where a site is not linear in x, see ``bridges.pyro.curved``
     tempered    x_k / alpha_k                              exponent alpha_k^2 / (alpha_k^2 + sigma_k^2)
     rescaled    x_k / alpha_k                              exponent 1
     tweedie     (x_k - sigma_k^2 grad U(x_k)) / alpha_k    exponent 1
@@ -23,6 +24,8 @@ Widening applies to observed sites with a location and a scale (Normal, StudentT
 The full covariance is used for an unmasked Normal with one scale in a model that is not too large (``MAX_JACOBIAN``).
 Other sites are widened value by value, as if each value observed one coordinate of ``x``. Several observed sites are
 widened independently of each other, as if each had its own uncertainty of ``x``.
+
+A site whose location is not linear in ``x``, or whose scale depends on it, is seen from several points instead of one.
 
 Source of widening: Robust Compressed Sensing MRI with Deep Generative Priors (Jalal et al., 2021),
 https://arxiv.org/abs/2108.01368
@@ -45,18 +48,14 @@ from torch import Tensor
 from ppl_diffusion.potentials.algebra import Potential
 
 from .coordinates import log_density
+from .curved import LOCATION_SCALE_FAMILIES, CurvedSites
 from .prior import rewrapped, unwrapped
+from .rows import map_rows
 
 Likelihood = Literal["widened", "tempered", "rescaled", "tweedie"]
 
-LOCATION_SCALE_FAMILIES = (dist.Normal, dist.StudentT, dist.Laplace, dist.Cauchy)
-"""Distributions that can be widened."""
-
 MAX_JACOBIAN = 2**23
 """Largest number of entries of a Jacobian, observed values times coordinates of ``x``: 67 MB in float64."""
-
-BATCH_ROWS = 1024
-"""Largest number of points in one batch of :func:`map_rows`, to bound memory."""
 
 RELATIVE_TOLERANCE = 1e-3
 """Relative size below which entries of a Jacobian count as zero, and differences of variances as none."""
@@ -175,16 +174,6 @@ def linearise(
     return found
 
 
-def map_rows(function: Callable[[Tensor], dict[Any, Tensor]], points: Tensor) -> dict[Any, Tensor]:
-    """Apply ``function`` to every row of ``points (n, size)`` and stack its values, by ``vmap`` where possible."""
-    with pyro.validation_enabled(False):  # its checks branch on values, which vmap cannot
-        try:
-            return torch.func.vmap(function, chunk_size=BATCH_ROWS)(points)
-        except RuntimeError:  # a model that branches on its values cannot be batched
-            rows = [function(point) for point in points]
-            return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-
 def _has_single_scale(node: Any) -> bool:
     """Whether a site is an unmasked Normal whose values all have the same scale."""
     fn, inner = node["fn"], unwrapped(node["fn"])
@@ -224,6 +213,7 @@ class ObservedSites:
         sources: the potential of each diffusion prior, with the shape of its site.
         likelihood: how observed sites enter at noisy levels.
         linearisations: result of :func:`linearise`; empty unless sites are widened.
+        curved: the sites that are seen from several points at noisy levels, if there are any.
     """
 
     def __init__(
@@ -231,19 +221,36 @@ class ObservedSites:
         sources: Sequence[tuple[Potential, Sequence[int]]],
         likelihood: Likelihood,
         linearisations: Mapping[str, Linearisation],
+        curved: CurvedSites | None = None,
     ) -> None:
         self.sources, self.likelihood, self.linearisations = tuple(sources), likelihood, linearisations
+        self.curved = curved
         self._last: tuple[int, dict[str, Widening]] | None = None
 
     def widenings(self, level: int) -> dict[str, Widening]:
         """Return the widening of each site at a level; only the last level's are cached, as they can be large."""
         last = self._last
         if last is None or last[0] != level:
-            left = [np.broadcast_to(conditional_variance(prior, level), shape).ravel() for prior, shape in self.sources]
-            variances = torch.from_numpy(np.concatenate(left))
+            variances = self.variances(level)
             last = level, {name: site.widening(variances) for name, site in self.linearisations.items()}
             self._last = last
         return last[1]
+
+    def variances(self, level: int) -> Tensor:
+        """Return the variances ``(size,)`` of the clean ``x`` given ``x_k``."""
+        left = [np.broadcast_to(conditional_variance(prior, level), shape).ravel() for prior, shape in self.sources]
+        return torch.from_numpy(np.concatenate(left))
+
+    def from_points(self, level: int) -> Collection[str]:
+        """Return the names of the sites whose density at a level is :meth:`curved_log_density`."""
+        return () if self.curved is None or level == 0 else self.curved.inflations
+
+    def curved_log_density(
+        self, run: Callable[[Tensor], Mapping[str, Any]], nodes: Mapping[str, Any], level: int
+    ) -> Tensor:
+        """Return the scalar log-density of the sites :meth:`from_points`; arguments as in ``CurvedSites``."""
+        assert self.curved is not None
+        return self.curved.log_density(run, nodes, self.variances(level).sqrt())
 
     def log_density(self, name: str, node: Any, level: int, widenings: Mapping[str, Widening]) -> Tensor:
         """Return the scalar log-density of one node of a trace of the model at a level, with Pyro's scale and mask."""
