@@ -22,7 +22,7 @@ from ppl_diffusion import (
 from ppl_diffusion.potentials.tails import grows
 
 SCHEDULE = NoiseSchedule.cosine(100)
-DIMENSIONS = (2, 3, 5, 8, 20, 50, 120, 200)
+DIMENSIONS = (2, 5, 20, 60, 200)
 
 
 def gaussian(mean, scale):
@@ -77,9 +77,9 @@ def mistakes(check, seeds):
 
 
 def test_random_quotients_are_told_apart():
-    missed, alarms, improper = mistakes(grows, range(40))
+    missed, alarms, improper = mistakes(grows, range(24))
     assert (missed, alarms) == (0, 0)
-    assert 8 < improper < 32
+    assert 4 < improper < 20
 
 
 @pytest.mark.long
@@ -91,8 +91,8 @@ def test_of_500_random_quotients_at_most_one_in_a_hundred_is_mistaken():
 
 def test_random_rays_would_miss_many():
     """Negative control."""
-    missed, alarms, improper = mistakes(grows_along_random_rays, range(40))
-    assert missed > 0.1 * improper or alarms > 0.1 * (40 - improper)
+    missed, alarms, improper = mistakes(grows_along_random_rays, range(24))
+    assert missed > 0.1 * improper or alarms > 0.1 * (24 - improper)
 
 
 @pytest.mark.parametrize(("size", "a", "levels"), [(5, 0.3, "0, 1"), (8, 0.4, "0, 1, 24"), (20, 0.6, "0, 1, 24")])
