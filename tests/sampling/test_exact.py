@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import nullcontext
 
 import numpy as np
@@ -57,6 +58,13 @@ def product_16d(backend):
 
 
 TARGETS = {f.__name__: f for f in (product_2d, mixture_3d, quotient_2d, product_16d)}
+IN_EVERY_RUN = {
+    *(("product_2d", kernel) for kernel in ("HMC", "MALA", "NUTS")),
+    ("mixture_3d", "HMC"),
+    ("quotient_2d", "MALA"),
+    ("product_16d", "MALA"),
+}
+"""Each kernel and each target; the other pairs are long."""
 KERNELS = {"HMC": HMC(), "MALA": MALA(), "NUTS": NUTS(max_doublings=4)}
 
 
@@ -69,13 +77,18 @@ def check(target, kernel, backend, seed):
     assert 0.5 < float(trace.stats.acceptance_rate.mean()) < 0.9
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("target", "kernel"),
+    [
+        pytest.param(*pair, marks=() if pair in IN_EVERY_RUN else pytest.mark.long)
+        for pair in itertools.product(TARGETS, KERNELS)
+    ],
+)
 def test_moments_match_the_closed_form(target, kernel):
     check(target, KERNELS[kernel], "jax", seed=11)
 
 
-@pytest.mark.parametrize("target", ["product_2d", "quotient_2d"])
+@pytest.mark.parametrize("target", ["product_2d", pytest.param("quotient_2d", marks=pytest.mark.long)])
 def test_moments_match_the_closed_form_for_torch_potentials(target):
     check(target, HMC(), "torch", seed=12)
 
@@ -91,7 +104,7 @@ PARTING = Ladder(levels=tuple(range(90, -1, -1)), steps=3)
 """Levels below those with clipped betas, across which a reverse step of a product would collapse the weights."""
 
 
-@pytest.mark.parametrize("reverse_step", [False, True])
+@pytest.mark.parametrize("reverse_step", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_weights_restore_the_shares_of_separate_modes_and_the_normaliser(reverse_step):
     """Errors are in standard errors of 8 independent populations (t with 7 degrees of freedom: P(|t| > 8) = 1e-4)."""
     potential, exact = two_modes()
@@ -167,7 +180,10 @@ def test_reverse_steps_of_a_schedule_that_explodes_throw_nothing_out():
     assert not advice.check_reverse_weights(p * q, range(99, 30, -1))
 
 
-@pytest.mark.parametrize("target", ["product_2d", "mixture_3d", "quotient_2d", "product_16d"])
+@pytest.mark.parametrize(
+    "target",
+    ["product_2d", "mixture_3d", *(pytest.param(t, marks=pytest.mark.long) for t in ("quotient_2d", "product_16d"))],
+)
 def test_log_normalisers_match_the_closed_form(target):
     """Errors are in standard errors of 6 independent populations of 1,000 chains."""
     potential, exact = TARGETS[target]("jax")

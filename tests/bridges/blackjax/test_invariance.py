@@ -53,6 +53,10 @@ STEPS = {
 }
 
 
+WITH_WALLS = {("HMC", "walls"), ("NUTS", "walls")}
+"""Checked in every run, beside the modes, which every kernel and every wrong twin is given."""
+
+
 def random_walk(step: float, *, drift: float = 0.0):
     """Random-walk Metropolis; with a drift, the proposal is not symmetric, but the kernel assumes that it is."""
 
@@ -94,8 +98,14 @@ def check(kernel, potential, *, level=LEVEL):
     return invariance(kernel, potential, lambda n, seed: potential.sample(n, level=level, seed=seed), level=level)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        pytest.param(name, target, marks=() if target == "modes" or (name, target) in WITH_WALLS else pytest.mark.long)
+        for name in STEPS
+        for target in TARGETS
+    ],
+)
 def test_every_adjusted_kernel_leaves_its_density_invariant(name, target):
     found = check(kernel_of(name, STEPS[name][target], *TARGETS[target].event_shape), TARGETS[target])
     assert ACCEPTANCE_WINDOW[0] <= found.acceptance_rate <= ACCEPTANCE_WINDOW[1]

@@ -88,8 +88,9 @@ def posterior(size):
     return LogQuadratics.of(prior, level=0) * likelihood
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("size", PROBLEMS)
+@pytest.mark.parametrize(
+    ("size", "seed"), [(3, 0), (16, 1), *(pytest.param(*pair, marks=pytest.mark.long) for pair in ((3, 1), (16, 0)))]
+)
 def test_annealed_blackjax_hmc_matches_the_exact_posterior(size, seed):
     """Compare mean, covariance, and the masses of the two modes of the posterior."""
     model, _, _, y = PROBLEMS[size]
@@ -103,8 +104,15 @@ def test_annealed_blackjax_hmc_matches_the_exact_posterior(size, seed):
     assert abs(shares.mean() - exact.shares[0]) < 4 * shares.std() / np.sqrt(1500)
 
 
-@pytest.mark.parametrize("size", PROBLEMS)
-@pytest.mark.parametrize("kernel", [HMC(), NUTS(max_doublings=3)], ids=["HMC", "NUTS"])
+@pytest.mark.parametrize(
+    ("kernel", "size"),
+    [
+        pytest.param(HMC(), 3, id="HMC-3", marks=pytest.mark.long),
+        pytest.param(HMC(), 16, id="HMC-16"),
+        pytest.param(NUTS(max_doublings=3), 3, id="NUTS-3"),
+        pytest.param(NUTS(max_doublings=3), 16, id="NUTS-16", marks=pytest.mark.long),
+    ],
+)
 def test_pyros_own_kernels_match_the_exact_posterior(kernel, size):
     """Standard errors come from the means of whole chains, which are independent."""
     model, _, _, y = PROBLEMS[size]
@@ -159,7 +167,11 @@ class Silent(JointPotential):
 
 
 @pytest.mark.parametrize(
-    "kind", [JointPotential, pytest.param(Silent, marks=pytest.mark.filterwarnings("ignore:the start density"))]
+    "kind",
+    [
+        JointPotential,
+        pytest.param(Silent, marks=[pytest.mark.filterwarnings("ignore:the start density"), pytest.mark.long]),
+    ],
 )
 def test_the_evidence_matches_quadrature(kind):
     expected = noise_by_quadrature()[2]
@@ -390,7 +402,13 @@ def test_adapted_masses_leave_the_density_invariant():
 
 
 @pytest.mark.parametrize("dead", [pyro_walker.ZERO_DENSITY_ENERGY, 1.0], ids=["right", "wrong twin"])
-@pytest.mark.parametrize("kernel", [HMC(step=0.4, leapfrogs=2), NUTS(step=0.4, max_doublings=3)], ids=["HMC", "NUTS"])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        pytest.param(HMC(step=0.4, leapfrogs=2), id="HMC"),
+        pytest.param(NUTS(step=0.4, max_doublings=3), id="NUTS", marks=pytest.mark.long),
+    ],
+)
 def test_a_wall_leaves_the_density_invariant(kernel, dead, monkeypatch):
     """The target is half a Gaussian; the negative control treats points in the tail as having zero density."""
     monkeypatch.setattr(pyro_walker, "ZERO_DENSITY_ENERGY", dead)

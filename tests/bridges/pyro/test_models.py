@@ -261,6 +261,7 @@ def values(kept):
     return model
 
 
+@pytest.mark.long
 def test_missing_data_leave_the_evidence_as_it_is_without_them():
     # Two values of variance 1 around x, whose variance includes the noise of level 0: a two-dimensional Gaussian.
     variance = SCHEDULE.alpha(0) ** 2 + SCHEDULE.sigma(0) ** 2
