@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 MNIST ?= data/mnist.npz
 CUBES ?= data/cubes32.npz
 
-.PHONY: demo test test-fast test-long test-lowest wheel lint results clean
+.PHONY: demo test test-fast test-long test-lowest wheel lint docs results clean
 
 demo: $(VENV)/.ready  ## compose and sample the shipped models, complete a digit; pictures in runs/
 	$(BIN)/python -m benchmarks.demo --mnist $(MNIST)
@@ -34,7 +34,10 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
-results: $(VENV)/.ready  ## every benchmark that needs no GPU, into benchmarks/results/ and the README (hours on two cores)
+docs: $(VENV)/.docs  ## the site, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+results: $(VENV)/.ready  ## every benchmark that needs no GPU, into benchmarks/results/ and the gallery (hours on two cores)
 	$(BIN)/python -m benchmarks.planar.oracle
 	$(BIN)/python -m benchmarks.planar.composition
 	$(BIN)/python -m benchmarks.speed.overhead
@@ -65,6 +68,10 @@ $(VENV)-lowest/.ready: pyproject.toml constraints.txt .ci/lowest.py
 	mkdir -p build
 	$(PYTHON) .ci/lowest.py > build/lowest.txt
 	$(VENV)-lowest/bin/python -m pip install --quiet --constraint build/lowest.txt --editable '.[test,demo]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 clean:  ## remove everything except runs/, from which benchmarks resume

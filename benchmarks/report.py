@@ -1,4 +1,4 @@
-"""Write the figures of ``benchmarks/results/`` into the READMEs, after their ``<!-- name -->`` marks.
+"""Write the figures of ``benchmarks/results/`` into the gallery of the site, after the ``<!-- name -->`` marks.
 
 python -m benchmarks.report
 """
@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.harness import RESULTS, cell
 from benchmarks.pictures.levels import tell
 
-READMES = (Path(__file__).parent.parent / "README.md", Path(__file__).parent / "README.md")
+PAGES = tuple(sorted((Path(__file__).parent.parent / "docs" / "gallery").glob("*.md")))
 
 
 def oracle(content: Mapping[str, Any]) -> str:
@@ -99,7 +99,7 @@ def models(content: Mapping[str, Any]) -> str:
     shots = content["photographs"]
     summary = shots["summary"]
     bounds = [key for key in summary if key.startswith(("hdi", "eti"))][:2]
-    lines += ["", "![five photographs of one digit, and its posterior](benchmarks/results/photographs.png)", ""]
+    lines += ["", "![five photographs of one digit, and its posterior](../../benchmarks/results/photographs.png)", ""]
     lines += [f"| five photographs of one digit | truth | mean | sd | {' | '.join(bounds)} | R-hat |", "|---" * 7 + "|"]
     for i, name in enumerate(shots["names"]):
         numbers = [shots["truth"][i], summary["mean"][i], summary["sd"][i], *(summary[key][i] for key in bounds)]
@@ -269,7 +269,7 @@ def calibration(content: Mapping[str, Any]) -> str:
 
 
 def render(text: str) -> str:
-    """Return the text of a README with every marked part regenerated from the results."""
+    """Return the text of a page with every marked part regenerated from the results."""
     for make in (
         oracle,
         composition,
@@ -311,5 +311,5 @@ def _sampler_table(content: Mapping[str, Any], columns: Iterable[tuple[str, str]
 
 
 if __name__ == "__main__":
-    for readme in READMES:
-        readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -71,6 +71,10 @@ class NoiseSchedule:
 
         Betas are clipped at 0.999, as in the paper.
 
+        >>> schedule = NoiseSchedule.cosine(100)
+        >>> len(schedule), round(schedule.sigma(0), 4), round(schedule.sigma(99), 4)
+        (100, 0.0251, 1.0)
+
         Source: Improved Denoising Diffusion Probabilistic Models (Nichol and Dhariwal, 2021),
         https://arxiv.org/abs/2102.09672
         """
@@ -181,6 +185,9 @@ class Ladder:
     @classmethod
     def spaced(cls, schedule: NoiseSchedule, *, rungs: int = 50, steps: int | tuple[int, ...] = 10) -> Ladder:
         """Return the ladder of ``rungs`` evenly spaced levels from the noisiest to level 0, both included.
+
+        >>> Ladder.spaced(NoiseSchedule.cosine(100), rungs=4, steps=2)
+        Ladder(levels=(99, 66, 33, 0), steps=2)
 
         Raises:
             ValueError: fewer than two rungs (one, if the schedule has one level), or more rungs than levels.

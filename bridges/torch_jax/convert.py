@@ -34,6 +34,11 @@ def to_jax(potential: Target) -> Target:
     """Convert to JAX; a JAX potential is returned as it is, :func:`to_torch` is undone.
 
     A potential gives a potential, and a target that cannot be composed, such as a Pyro model's joint density, a target.
+
+    >>> from ppl_diffusion import load
+    >>> ring = load("ring")
+    >>> to_jax(ring).backend, to_torch(to_jax(ring)) is ring
+    ('jax', True)
     """
     if isinstance(potential, JaxTargetInTorch):
         return potential.potential

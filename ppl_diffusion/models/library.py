@@ -62,6 +62,10 @@ def load(name: str | Path) -> EnergyModel:
 
     Raises:
         ValueError: there is no such model, or the file is damaged or not a weight file of this library.
+
+    >>> digits = load("digits")
+    >>> digits.event_shape, digits.given(3)
+    ((28, 28), digits[3])
     """
     path: Any = Path(name) if str(name).endswith(".safetensors") else _folder() / f"{name}.safetensors"
     if not path.is_file():

@@ -268,6 +268,11 @@ class Mixture(Composite):
 def product(potentials: Sequence[Potential]) -> Product:
     """Return the product ``p_1 * p_2 * ...``, whose energy is the sum of the energies.
 
+    >>> from ppl_diffusion import load
+    >>> ring, bar = load("ring"), load("bar")
+    >>> product([ring, bar, bar]).exponents
+    (1.0, 2.0)
+
     Raises:
         ValueError, TypeError: there are no potentials, or they cannot be composed (see :func:`common_ground`).
     """
@@ -277,6 +282,10 @@ def product(potentials: Sequence[Potential]) -> Product:
 
 def mixture(potentials: Sequence[Potential], *, log_weights: Sequence[float] | None = None) -> Mixture:
     """Return ``sum_i exp(log_weights_i) p_i``; components that are mixtures themselves are flattened.
+
+    >>> from ppl_diffusion import load
+    >>> mixture([load("ring"), load("bar")], log_weights=[0.0, 0.0])
+    ring + bar
 
     Args:
         potentials: the components ``p_i``.

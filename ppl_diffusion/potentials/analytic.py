@@ -40,6 +40,11 @@ class GaussianMixture(Leaf):
     Raises:
         ValueError: shapes do not match, ``means`` are not finite, scales or weights are not positive, covariances are
             not positive definite, or both or neither of ``scales`` and ``covariances`` are given.
+
+    >>> schedule = NoiseSchedule.cosine(100)
+    >>> p = GaussianMixture([[-1.0, 0.0], [1.0, 0.0]], [0.2, 0.3], weights=[3, 7], schedule=schedule, backend="jax")
+    >>> p.sample(1000, level=0, seed=0).shape, p.energy(np.zeros((5, 2)), level=50).shape
+    ((1000, 2), (5,))
     """
 
     def __init__(

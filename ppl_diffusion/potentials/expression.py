@@ -30,6 +30,10 @@ def parse(text: str, *, load: Callable[[str], Potential], known: Sequence[str]) 
     Raises:
         ValueError: ``text`` is not in the grammar, a name is unknown, or potentials cannot be composed; the
             message names the position where there is one.
+
+    >>> from ppl_diffusion import load
+    >>> parse("ring * bar / wide**0.5", load=load, known=["ring", "bar", "wide"])
+    ring * bar / wide**0.5
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body

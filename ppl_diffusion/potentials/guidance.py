@@ -21,6 +21,10 @@ def guidance(conditional: Potential, unconditional: Potential, *, scale: float) 
     At scale 1 this is the conditional density, as with diffusers' ``guidance_scale``; the source's weight is
     ``scale - 1``. A scale above 1 divides by the unconditional density: see :func:`check_quotient`.
 
+    >>> from ppl_diffusion import load
+    >>> guidance(load("ring"), load("wide"), scale=1.5)
+    ring**1.5 / wide**0.5
+
     Source: Classifier-Free Diffusion Guidance (Ho and Salimans, 2022), https://arxiv.org/abs/2207.12598
     """
     return conditional**scale * unconditional ** (1 - scale)  # type: ignore[return-value]
@@ -28,6 +32,11 @@ def guidance(conditional: Potential, unconditional: Potential, *, scale: float) 
 
 def conjunction(potentials: Sequence[Potential], base: Potential) -> Product:
     """Return ``base * prod_i (p_i / base)``, which imposes all conditions ``p_i`` at once; ``base`` is unconditional.
+
+    >>> from ppl_diffusion import load
+    >>> cubes = load("cubes")
+    >>> conjunction([cubes.given(x=0.3, y=0.4), cubes.given(x=0.7, y=0.6)], cubes).exponents
+    (-1.0, 1.0, 1.0)
 
     Raises:
         ValueError, TypeError: there are no potentials, or they cannot be composed.

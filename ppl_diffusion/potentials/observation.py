@@ -76,6 +76,12 @@ def observation(
     Raises:
         ValueError: shapes do not match, ``scale`` is not positive, no coordinate was observed, ``values`` are bytes
             (uint8), or an observed value is not finite.
+
+    >>> schedule = NoiseSchedule.cosine(100)
+    >>> left = np.arange(28) < np.full((28, 1), 14)
+    >>> seen = observation(np.zeros((28, 28)), seen=left, scale=0.1, schedule=schedule, backend="torch")
+    >>> seen.event_shape, int(seen.exponent.sum())
+    ((28, 28), 392)
     """
     if np.asarray(values).dtype == np.uint8:
         raise ValueError("values are bytes, and pictures are in [-1, 1]: scale them by x / 127.5 - 1")

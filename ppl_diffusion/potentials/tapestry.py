@@ -184,6 +184,11 @@ def tapestry(
         ValueError: the numbers of potentials, windows and weights differ, a window extends beyond the canvas, a pixel
             is in no window, a weight is not positive, or the event of the potentials is not an image.
         TypeError: an argument has the wrong type, or the potentials have different backends.
+
+    >>> from ppl_diffusion import load
+    >>> digits = load("digits")
+    >>> tapestry([digits.given(1), digits.given(7)], (28, 48), windows=[(0, 0), (0, 20)]).event_shape
+    (28, 48)
     """
     try:
         canvas = tuple(index(size) for size in canvas_shape)

@@ -78,7 +78,11 @@ def nonfinite_to_minus_inf(log_weights: np.ndarray) -> np.ndarray:
 
 
 def effective_sample_size(log_weights: np.ndarray) -> float:
-    """Return ``1 / sum_i w_i^2`` of the normalised weights, in chains; 0 if all weights are zero."""
+    """Return ``1 / sum_i w_i^2`` of the normalised weights, in chains; 0 if all weights are zero.
+
+    >>> effective_sample_size(np.log([0.25, 0.25, 0.25, 0.25])), effective_sample_size(np.array([0.0, -np.inf]))
+    (4.0, 1.0)
+    """
     if not np.any(np.isfinite(log_weights)):
         return 0.0
     return float(1 / np.sum(normalise(log_weights) ** 2))
