@@ -36,6 +36,7 @@ lint: $(VENV)/.ready
 
 docs: $(VENV)/.docs  ## the site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "the site is in build/site: open index.html or, to search it, $(PYTHON) -m http.server --directory build/site"
 
 results: $(VENV)/.ready  ## every benchmark that needs no GPU, into benchmarks/results/ and the gallery (hours on two cores)
 	$(BIN)/python -m benchmarks.planar.oracle

@@ -1,4 +1,4 @@
-"""Griffe extension: cross-reference roles in docstrings, such as ``:func:`anneal```, are shown as code."""
+"""Griffe extension for docstrings: roles such as ``:func:`anneal``` and doctests are shown as code."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 
 import griffe
 
+DOCTEST = re.compile(r"(?:^>>> .*\n(?:.+\n?)*)", flags=re.MULTILINE)
 ROLE = re.compile(r":(?:class|func|meth|attr|mod):`~?([^`]+)`")
 
 
 class Roles(griffe.Extension):
-    """Replaces roles, and marks indented blocks as they are."""
+    """Replaces roles by code, and puts fences around doctests."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = ROLE.sub(r"`\1`", obj.docstring.value)
+            text = ROLE.sub(r"`\1`", obj.docstring.value)
+            obj.docstring.value = DOCTEST.sub(lambda found: f"```pycon\n{found[0].rstrip()}\n```\n", text)
