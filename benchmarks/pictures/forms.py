@@ -35,7 +35,7 @@ from benchmarks.harness import last, write
 from benchmarks.pictures.levels import KEYS, LADDER, held_out, spreads, unseen
 from bridges.blackjax import HMC
 from ppl_diffusion import EnergyModel, NoiseSchedule, SamplingWarning, anneal, save_weights
-from ppl_diffusion.models.energy import Form, noise_potential
+from ppl_diffusion.models.forms import Form, noise_potential
 from ppl_diffusion.models.networks import build_network
 from ppl_diffusion.training.data import Data, image_data
 from ppl_diffusion.training.objective import denoising_loss, noised

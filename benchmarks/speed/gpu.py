@@ -121,7 +121,7 @@ def launches(weights: str | None, *, device: str, most: int) -> dict[str, Any]:
     """Return milliseconds of a gradient with kernels launched one by one, by the number of chains, and milliseconds of
     a training step with kernels launched one by one and recorded."""
     plain = model(weights).to(device)
-    plain.chunks.launch.most = 0
+    plain.record_calls(False)
     found: dict[str, Any] = {"milliseconds per chain": by_chains(five_cubes(plain), most=most, device=device)}
     config = load_config("cubes64")
     config = replace(config, steps=40, batch=config.batch if device.startswith("cuda") else 2)

@@ -160,15 +160,15 @@ def sample(
                     checkpoint=checkpoint,
                     progress=progress,
                 )
-            found = diagnose(trace)
+            verdict = diagnose(trace)
             trace.save(folder / "trace.nc")
-            (folder / "diagnosis.txt").write_text(f"{found}\n", encoding="utf-8")
+            (folder / "diagnosis.txt").write_text(f"{verdict}\n", encoding="utf-8")
             scalars = ["~x"] if trace.positions[0, 0].size > SCALARS else None
             kind = "all" if draws >= 4 and chains >= 2 else "stats"  # R-hat and ESS need as many
             arviz().summary(to_inference_data(trace), var_names=scalars, kind=kind).to_csv(folder / "summary.csv")
             plot_samples(trace, title=expression).savefig(folder / "samples.png", dpi=150)
             plot_ladder(trace).savefig(folder / "ladder.png", dpi=150)
-        output.report(found, quiet, as_json, extra={"out": str(out), "gradient_calls": trace.gradient_calls})
+        output.report(verdict, quiet, as_json, extra={"out": str(out), "gradient_calls": trace.gradient_calls})
 
 
 @app.command()

@@ -16,16 +16,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-def report(found: Any, quiet: bool, as_json: bool, *, extra: dict[str, Any]) -> None:
+def report(diagnosis: Any, quiet: bool, as_json: bool, *, extra: dict[str, Any]) -> None:
     """Print a diagnosis as text, or as JSON with the items of ``extra``; ``quiet`` suppresses the text only."""
     if as_json:
-        rungs = {name: values.to_numpy().tolist() for name, values in found.rungs.items()}
-        draws = {name: values.to_numpy().tolist() for name, values in found.draws.items()}
-        variables = [str(v) for v in found.draws["variable"].to_numpy()] if draws else []
-        content = {**extra, "warnings": found.warnings, "rungs": rungs, "draws": {"variable": variables, **draws}}
+        rungs = {name: values.to_numpy().tolist() for name, values in diagnosis.rungs.items()}
+        draws = {name: values.to_numpy().tolist() for name, values in diagnosis.draws.items()}
+        variables = [str(v) for v in diagnosis.draws["variable"].to_numpy()] if draws else []
+        content = {**extra, "warnings": diagnosis.warnings, "rungs": rungs, "draws": {"variable": variables, **draws}}
         typer.echo(json.dumps(_without_nan(content)))
     elif not quiet:
-        typer.echo(str(found))
+        typer.echo(str(diagnosis))
 
 
 def _without_nan(value: Any) -> Any:

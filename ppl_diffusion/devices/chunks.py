@@ -46,7 +46,7 @@ class Chunks:
     Args:
         coordinates: number of coordinates of one point.
         network: the network that is evaluated.
-        record: whether its calls on CUDA are recorded; ``launch.most`` changes that.
+        record: whether its calls on CUDA are recorded; ``EnergyModel.record_calls`` changes that.
     """
 
     def __init__(self, coordinates: int, network: nn.Module, *, record: bool = False) -> None:

@@ -7,8 +7,8 @@ second time with arguments of the same shapes, and replayed from then on: the sa
 
 A replay runs no Python code. Networks of this library are recorded by default, unless they have hooks. Another network
 can be recorded if its ``forward`` always computes the same function of its tensors, parameters and buffers and copies
-no value to the CPU: set ``model.chunks.launch.most = ppl_diffusion.devices.cuda_graphs.RECORDED``; 0 turns recording
-off.
+no value to the CPU: call ``model.record_calls()``. ``model.record_calls(False)`` turns recording off, and
+``model.record_calls(largest=...)`` sets the number of coordinates of the largest batch that is recorded.
 """
 
 from __future__ import annotations
@@ -86,19 +86,19 @@ class Recorder:
             return function(*inputs)
         with _lock, torch.cuda.device(x.device):
             key, thread = (kind, _recording_key(modules, inputs)), threading.get_ident()
-            found = self._known.setdefault(key, set())
-            if isinstance(found, set):
-                if thread in found:
-                    found = self._known[key] = self._record(function, inputs)
+            call = self._known.setdefault(key, set())
+            if isinstance(call, set):
+                if thread in call:
+                    call = self._known[key] = self._record(function, inputs)
                 else:
-                    found.add(thread)
+                    call.add(thread)
             self._known.move_to_end(key)
             while len(self._known) > MOST_RECORDINGS:
                 self._known.popitem(last=False)
             if not any(isinstance(known, _Recorded) for known in self._known.values()):
                 self._memory = None  # no graph uses the memory pool
-            if isinstance(found, _Recorded):
-                return _replay(found, inputs)
+            if isinstance(call, _Recorded):
+                return _replay(call, inputs)
         return function(*inputs)
 
     def clear(self) -> None:
@@ -124,7 +124,7 @@ class Recorder:
             reason = str(first).splitlines()[0]
             raise RuntimeError(
                 f"this call of {type(self.network).__name__} cannot be recorded ({reason}), and "
-                "CUDA may be of no use to this process any more: start anew, with model.chunks.launch.most = 0"
+                "CUDA may be of no use to this process any more: start anew, with model.record_calls(False)"
             ) from error
         finally:
             torch.cuda.set_stream(stream)  # a capture that fails leaves its own stream set

@@ -1,21 +1,5 @@
-"""Energy diffusion models: a network as a potential.
-
-Under ``x_t = alpha x_0 + sigma z`` the best estimate of the noise ``z`` from ``x_t`` is ``-sigma`` times the score. If
-the estimate is a gradient, ``eps(x, t) = grad_x f(x, t)``, then ``U = f / sigma`` is an energy and ``-grad U`` is the
-score. A scalar ``f`` can be made from a network's vector field ``s(x, t)`` in three ways:
-
-    squared_distance   f = 1/2 ||x - s||^2              a Gaussian already when s = 0
-    squared_norm       f = sigma U_ref + 1/2 ||s||^2    a Gaussian times something bounded by 1
-    inner_product      f = sigma U_ref + <x, s>         unbounded below in principle
-
-``U_ref(x) = sum (x - alpha m)^2 / (2 (alpha^2 v + sigma^2))`` is the energy, at the same level, of a reference Gaussian
-whose mean ``m`` and variance ``v`` are those of the data. It is meant to dominate far from the data, where the network
-was not trained, so that a quotient of models has the tails of the quotient of their Gaussians. At the noisiest level
-of a variance-preserving schedule every form is N(0, I) when ``s`` vanishes.
-
-Source: Reduce, Reuse, Recycle (Du et al., 2023), https://arxiv.org/abs/2302.11552; Should EBMs Model the
-Energy or the Score? (Salimans and Ho, 2021), https://openreview.net/forum?id=9AS-TF2jRNb
-"""
+"""Energy diffusion models: a network as a potential, ``U = f / sigma``, ``f`` of one of the forms of
+``ppl_diffusion.models.forms``."""
 
 from __future__ import annotations
 
@@ -24,24 +8,21 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..arrays import Array, constant, on_cpu
+from ..arrays import Array, on_cpu
 from ..devices.chunks import Chunks
+from ..devices.cuda_graphs import RECORDED
 from ..potentials.algebra import Leaf
 from ..potentials.common_ground import ConditionWarning
 from ..potentials.target import Target
 from ..schedule import NoiseSchedule
 from .conditions import Classes, Conditions, Token, stacked
+from .forms import Form, Reference, check_signature, noise_potential
 from .networks import EnergyMLP, EnergyUNet, is_conditional
-
-Form = Literal["squared_distance", "squared_norm", "inner_product"]
-
-Reference = tuple[Any, Any]
-"""Mean and variance of the data: numbers, or arrays that broadcast to ``event_shape``."""
 
 
 class EnergyModel(Leaf):
@@ -54,10 +35,9 @@ class EnergyModel(Leaf):
             *event)``, images with a channel axis; ``log_snr (batch,)``, or ``(1,)`` where all points have one level, so
             it must broadcast; and ``condition``, tokens of length ``batch`` or 1, which a network without conditions
             ignores. It is put into evaluation mode and its parameters are frozen. On CUDA, calls of this library's
-            networks are recorded; for others see ``ppl_diffusion.devices.cuda_graphs``. ``objective.denoising_loss``
-            trains it: a network that predicts the noise is not one, since its output need not be the gradient of an
-            energy.
-        form: "squared_distance", "squared_norm" or "inner_product", see the top of this module.
+            networks are recorded; for others see :meth:`record_calls`. ``objective.denoising_loss`` trains it: a
+            network that predicts the noise is not one, since its output need not be the gradient of an energy.
+        form: "squared_distance", "squared_norm" or "inner_product", see ``ppl_diffusion.models.forms``.
         schedule: the noise levels.
         event_shape: shape of one point; images of one channel may leave the channel out.
         conditions: the conditions that the network supports; none by default.
@@ -70,7 +50,8 @@ class EnergyModel(Leaf):
     Raises:
         ValueError: an unknown form, or a conditional network of this library without ``conditions``; at evaluation, a
             network that returns a shape other than that of its points, or that is in training mode.
-        TypeError: ``network`` is not a module with parameters, or ``schedule`` is not a NoiseSchedule.
+        TypeError: ``network`` is not a module with parameters, or takes other arguments; or ``schedule`` is not a
+            NoiseSchedule.
     """
 
     backend = "torch"
@@ -94,11 +75,12 @@ class EnergyModel(Leaf):
             raise ValueError(f"unknown form {form!r}: use one of {', '.join(get_args(Form))}")
         if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
             raise TypeError(f"network must be a torch module with parameters, got {network!r}: see EnergyFunction")
+        check_signature(network)
         if isinstance(event_shape, int):
             raise TypeError(f"event_shape is a tuple: try event_shape=({event_shape},)")
         if conditions is None and is_conditional(network):
             raise ValueError(
-                "the network has conditions: give conditions=, Classes(n) or Positions(low, high) of "
+                "the network has conditions: give conditions=, such as Classes(n) or Positions(low, high) of "
                 "ppl_diffusion.models.conditions"
             )
         if not isinstance(schedule, NoiseSchedule):
@@ -135,8 +117,23 @@ class EnergyModel(Leaf):
             ) from error
         return self
 
+    def record_calls(self, enabled: bool = True, *, largest: int = RECORDED) -> EnergyModel:
+        """Switch the recording of network calls as CUDA graphs on or off, and return this model.
+
+        It applies to all models that share the network, and has no effect on a CPU. See
+        ``ppl_diffusion.devices.cuda_graphs`` for the networks that can be recorded.
+
+        Args:
+            enabled: whether calls are recorded, and then replayed.
+            largest: most coordinates of a batch that is recorded; larger ones are called as they are.
+        """
+        self.chunks.launch.most = largest if enabled else 0
+        return self
+
     def given(self, *condition: Any, **named: Any) -> EnergyModel:
         """Return the model under one condition, ``.given(3)`` or ``.given(x=0.3, y=0.6)``; it shares the network.
+
+        Warns with a ``ConditionWarning`` of conditions that training has not seen.
 
         Raises:
             ValueError: the model is not conditional, or does not have this condition.
@@ -163,14 +160,20 @@ class EnergyModel(Leaf):
             chunks=self.chunks,
         )
 
+    def in_brackets(self, *values: float | str) -> EnergyModel:
+        """Return the model under the condition that an expression writes as ``model[values]``; as :meth:`given`."""
+        arguments, named = self.conditions.arguments(self.name.split("[")[0], values)
+        return self.given(*arguments, **named)
+
     def _label_dropout(self) -> float | None:
         """Return the share of training points whose condition was left out, or None if it is not known."""
-        return json.loads(self.info["config"]).get("label_dropout") if "config" in self.info else None
+        try:
+            return json.loads(self.info["config"]).get("label_dropout")
+        except (KeyError, ValueError, AttributeError):
+            return None
 
     def doubts(self) -> tuple[str, ...]:
-        if self.conditions.options.get("classes") == 0 or self.token != self.conditions.anything:
-            return ()
-        if self._label_dropout() != 0:
+        if self.conditions.absent or self.token != self.conditions.anything or self._label_dropout() != 0:
             return ()
         return (
             f"{self} without a condition was never trained, as label_dropout was 0: give a condition, .given(...), or "
@@ -225,8 +228,8 @@ class EnergyModel(Leaf):
         sizes = [len(x) for x in flat]
         for x in flat:
             if x.device.type != self.device.type:
-                found = f"{self.name} is on {self.device}, the points on {x.device}"
-                raise ValueError(f"{found}: pass x.to('{self.device}')")
+                places = f"{self.name} is on {self.device}, the points on {x.device}"
+                raise ValueError(f"{places}: pass x.to('{self.device}')")
         tokens = [member.token for member in members]  # type: ignore[attr-defined]
         return torch.cat(flat), sizes, stacked(self.conditions, tokens, sizes, self.device)
 
@@ -270,10 +273,10 @@ class EnergyModel(Leaf):
         """The energy as a function of points, level and condition that holds no reference to this model."""
         return partial(_energy, self.network, self.form, self.schedule, self.reference)
 
-    def _gradient(self, *given: Tensor) -> tuple[Tensor, ...]:
+    def _gradient(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return energies and gradients; on CUDA by replaying a recorded call, see
         ``ppl_diffusion.devices.cuda_graphs``."""
-        return self.chunks.launch(partial(_gradient, self._energy), *given, kind=(*self.group, self.schedule))
+        return self.chunks.launch(partial(_gradient, self._energy), *inputs, kind=(*self.group, self.schedule))
 
 
 def _energy(
@@ -297,56 +300,3 @@ def _gradient(energy: Callable[..., Tensor], x: Tensor, level: Tensor, condition
         x = x.detach().requires_grad_()
         value = energy(x, level, condition)
         return value.detach(), torch.autograd.grad(value.sum(), x)[0]
-
-
-def noise_potential(
-    network: nn.Module,
-    form: Form,
-    schedule: NoiseSchedule,
-    x: Tensor,
-    level: Tensor,
-    condition: Tensor | None,
-    reference: Reference = (0.0, 1.0),
-) -> Tensor:
-    """Return ``f(x, level)``, whose gradient in ``x`` estimates the noise; sums are in float64.
-
-    Args:
-        network: the vector field ``s``, evaluated in the precision of its parameters.
-        form: how ``f`` is computed from ``s``, see the top of this module.
-        schedule: the noise levels.
-        x: points, shape ``(batch, *event_shape)``.
-        level: integers, shape ``(batch,)`` or ``(1,)``.
-        condition: stacked tokens, of length ``batch`` or 1; ignored by a network without conditions.
-        reference: mean and variance of the data; ignored by ``squared_distance``.
-
-    Returns:
-        Noise potentials, shape ``(batch,)``, float64.
-    """
-    precision = next(network.parameters()).dtype
-    images = x[:, None] if x.ndim == 3 else x
-    try:
-        s = network(images.to(precision), schedule.log_snr(level).to(precision), condition)
-    except TypeError as error:
-        if "positional argument" not in str(error):
-            raise
-        raise TypeError(
-            f"forward() of {type(network).__name__} is called as forward(x, log_snr, condition), and takes other "
-            f"arguments ({error}): wrap it in a module with this signature"
-        ) from error
-    if not isinstance(s, Tensor) or s.numel() != x.numel():
-        found = tuple(s.shape) if isinstance(s, Tensor) else type(s).__name__
-        raise ValueError(f"the network must return the shape of its points, {tuple(images.shape)}, it returned {found}")
-    s = s.reshape(x.shape)
-    axes = tuple(range(1, x.ndim))
-    if form == "squared_distance":
-        return 0.5 * ((x.double() - s.double()) ** 2).sum(axes)
-    mean, variance = (value if isinstance(value, float) else constant(value, x.device) for value in reference)
-    alpha, sigma = (_per_point(scale(level), x) for scale in (schedule.alpha, schedule.sigma))
-    gaussian = 0.5 * sigma * (x.double() - alpha * mean) ** 2 / (alpha**2 * variance + sigma**2)
-    inner = 0.5 * s.double() ** 2 if form == "squared_norm" else x.double() * s.double()
-    return (gaussian + inner).sum(axes)
-
-
-def _per_point(values: Tensor, x: Tensor) -> Tensor:
-    """Reshape one value per point so that it broadcasts to ``x (batch, *event_shape)``."""
-    return values.reshape(-1, *[1] * (x.ndim - 1))

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from ..arrays import on_cpu, outside_inference_mode
 from ..files import write
 from ..schedule import NoiseSchedule
-from .conditions import Conditions, dump, parse
+from .conditions import KINDS, Conditions, Kinds, dump, parse
 from .energy import EnergyModel
 from .networks import build_network
 
@@ -42,20 +42,21 @@ def names() -> list[str]:
 
 def cards() -> list[ModelCard]:
     """Return a :class:`ModelCard` for every shipped model, without reading its weights."""
-    found = []
+    listed: list[ModelCard] = []
     for name in names():
         header = _read(_folder() / f"{name}.safetensors", tensors=False)[0]
         shape = tuple(json.loads(header["event_shape"]))
-        found.append(ModelCard(name, header["description"], shape, str(_conditions(header)), header["command"]))
-    return found
+        listed.append(ModelCard(name, header["description"], shape, str(_conditions(header)), header["command"]))
+    return listed
 
 
 @outside_inference_mode()
-def load(name: str | Path) -> EnergyModel:
+def load(name: str | Path, *, kinds: Kinds = KINDS) -> EnergyModel:
     """Load an energy model by name, or from a weight file.
 
     Args:
         name: a shipped model, see :func:`names`, or the path of a ``.safetensors`` file.
+        kinds: the kinds of conditions that the file may have, ``(*KINDS, Mine)`` for one of your own.
 
     Returns:
         The model on the CPU; if it is conditional, ``.given(3)`` or ``.given(x=0.3, y=0.6)`` conditions it.
@@ -80,7 +81,7 @@ def load(name: str | Path) -> EnergyModel:
             form=header["form"],  # type: ignore[arg-type]
             schedule=NoiseSchedule(**json.loads(header["schedule"])),
             event_shape=json.loads(header["event_shape"]),
-            conditions=_conditions(header),
+            conditions=_conditions(header, kinds),
             reference=json.loads(header.get("reference", "[0.0, 1.0]")),
             name=header["name"],
             info=header,
@@ -119,8 +120,8 @@ def save_weights(model: EnergyModel, path: str | Path) -> Path:
     return write(model.network.state_dict(), header, Path(path))
 
 
-def _conditions(header: dict[str, str]) -> Conditions:
-    return parse(header.get("conditions") or json.dumps({"classes": int(header["classes"])}))
+def _conditions(header: dict[str, str], kinds: Kinds = KINDS) -> Conditions:
+    return parse(header.get("conditions") or json.dumps({"classes": int(header["classes"])}), kinds)
 
 
 def _folder() -> Any:
@@ -136,11 +137,13 @@ def _read(path: Any, *, tensors: bool = True) -> tuple[dict[str, str], dict[str,
         reason = _first_line(error)
         raise ValueError(f"{path} is not a weight file, or it is damaged ({reason}): get it again") from error
     if header.get("format") == FORMAT and "step" in header and "schedule" not in header:
-        ended = int(header["step"]) >= int(json.loads(header["config"])["steps"])
+        config = json.loads(header["config"])
+        ended = int(header["step"]) >= int(config["steps"])
+        data = ", data='FILE.npz'" if config["data"] == "npz" else ""
         raise ValueError(
             f"{path} is the checkpoint of a training that has {'ended' if ended else 'not ended'}, not its weights: "
             f"run the same training {'again, which takes no step' if ended else 'to its end'}, and save what it "
-            "returns, save_weights(train(config, checkpoint=...), 'weights.safetensors')"
+            f"returns, save_weights(train(config, checkpoint='{path}'{data}), '{config['name']}.safetensors')"
         )
     if header.get("format") != FORMAT or "schedule" not in header:
         raise ValueError(f"{path} was not written by ppl-diffusion: use a file written by save_weights(model, path)")

@@ -5,7 +5,8 @@ are therefore smooth (SiLU throughout) and have no attention (fused attention ha
 their last layer start small but not zero, so that training starts near a Gaussian. The noise level enters through
 sines and cosines of the log signal-to-noise ratio, which vary smoothly from level to level. Conditions are tokens
 (``ppl_diffusion.models.conditions``): class labels are embedded; the position of an object is drawn as a Gaussian bump
-into additional input channels, so that convolutions see it at its place in the picture.
+into additional input channels, so that convolutions see it at its place in the picture; tokens that are vectors of
+numbers enter as the noise level does.
 
 Source of the U-Net: Denoising Diffusion Probabilistic Models (Ho, Jain and Abbeel, 2020),
 https://arxiv.org/abs/2006.11239; of its pixel shuffling: Shi et al., 2016, https://arxiv.org/abs/1609.05158
@@ -35,24 +36,29 @@ GROUPS = 8
 
 
 class LevelEmbedding(nn.Module):
-    """Features ``(batch, width)`` of the log-SNR ``(batch,)`` and, with classes, of labels ``(batch,)``.
+    """Features ``(batch, width)`` of the log-SNR ``(batch,)``, with those of a label ``(batch,)`` where there are
+    classes, or of a token ``(batch, token_size)``.
 
     Either argument may have length 1 instead, which broadcasts.
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int, *, classes: int) -> None:
+    def __init__(self, width: int, *, classes: int, token_size: int = 0) -> None:
         super().__init__()
         self.register_buffer("frequencies", torch.logspace(-2, 0, width // 4, dtype=torch.float32), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(2 * (width // 4), width), nn.SiLU(), nn.Linear(width, width))
         self.labels = nn.Embedding(classes + 1, width) if classes else None
+        self.tokens = _token_mlp(token_size, width) if token_size else None
 
-    def forward(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
+    def forward(self, log_snr: Tensor, condition: Tensor | None) -> Tensor:
         angles = log_snr[:, None] * self.frequencies
         features = self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
         if self.labels is not None:
-            features = features + self.labels(label)
+            features = features + self.labels(condition)
+        if self.tokens is not None:
+            assert condition is not None
+            features = features + self.tokens(condition.to(features.dtype))
         return F.silu(features)
 
 
@@ -66,17 +72,26 @@ class EnergyMLP(nn.Module):
         blocks: number of residual blocks.
         octaves: number of Fourier frequencies of each coordinate: 1, 2, 4, ... radians per unit.
         classes: number of class labels, 0 for none.
+        token_size: numbers of a token, for conditions that are vectors; 0 for none.
     """
 
     octaves: Tensor
 
     def __init__(
-        self, size: int, *, width: int = 128, hidden: int = 256, blocks: int = 4, octaves: int = 5, classes: int = 0
+        self,
+        size: int,
+        *,
+        width: int = 128,
+        hidden: int = 256,
+        blocks: int = 4,
+        octaves: int = 5,
+        classes: int = 0,
+        token_size: int = 0,
     ) -> None:
         super().__init__()
         self.register_buffer("octaves", 2.0 ** torch.arange(octaves, dtype=torch.float32), persistent=False)
         self.enter = nn.Linear(size * (1 + 2 * octaves), width)
-        self.embedding = LevelEmbedding(width, classes=classes)
+        self.embedding = LevelEmbedding(width, classes=classes, token_size=token_size)
         self.into = nn.ModuleList(nn.Linear(width, hidden) for _ in range(blocks))
         self.modulate = nn.ModuleList(nn.Linear(width, 2 * hidden) for _ in range(blocks))
         self.out_of = nn.ModuleList(nn.Linear(hidden, width) for _ in range(blocks))
@@ -102,6 +117,7 @@ class EnergyUNet(nn.Module):
         blocks: residual blocks at each resolution, on the way down and on the way up.
         classes: number of class labels, 0 for none.
         positions: whether conditions are positions ``(x, y, 1)`` in the picture; ``(0, 0, 0)`` is no condition.
+        token_size: numbers of a token, for other conditions that are vectors; 0 for none.
 
     Raises:
         ValueError: ``shape`` has not three numbers; a side is not divisible by ``2 ** len(widths)``, or a width not by
@@ -116,6 +132,7 @@ class EnergyUNet(nn.Module):
         blocks: int = 2,
         classes: int = 0,
         positions: bool = False,
+        token_size: int = 0,
     ) -> None:
         super().__init__()
         if len(shape) != 3:
@@ -127,7 +144,7 @@ class EnergyUNet(nn.Module):
         if not widths or any(width % GROUPS for width in widths):
             raise ValueError(f"widths must be multiples of {GROUPS}, which are normalised together, got {list(widths)}")
         features = 2 * widths[0]
-        self.embedding = LevelEmbedding(features, classes=classes)
+        self.embedding = LevelEmbedding(features, classes=classes, token_size=token_size)
         self.enter = Convolution(4 * channels + 2 * positions, widths[0], 3, padding=1)
         self.down = nn.ModuleList(nn.ModuleList(_Block(w, features) for _ in range(blocks)) for w in widths)
         self.shrink = nn.ModuleList(Convolution(a, b, 2, stride=2) for a, b in pairwise(widths))
@@ -193,8 +210,10 @@ class _Block(nn.Module):
 
 def is_conditional(network: nn.Module) -> bool:
     """Whether a network is one of this library with conditions, which it cannot be evaluated without."""
-    labels = isinstance(network, (EnergyMLP, EnergyUNet)) and network.embedding.labels is not None
-    return labels or (isinstance(network, EnergyUNet) and network.positions)
+    if not isinstance(network, (EnergyMLP, EnergyUNet)):
+        return False
+    embedded = network.embedding.labels is not None or network.embedding.tokens is not None
+    return embedded or (isinstance(network, EnergyUNet) and network.positions)
 
 
 @on_cpu()
@@ -216,6 +235,10 @@ def build_network(kind: str, *, seed: int = 0, **options: Any) -> nn.Module:
             return kinds[kind](**options).float()
     except TypeError as error:
         raise ValueError(f"network {kind!r} cannot be built from {options}: {error}") from error
+
+
+def _token_mlp(size: int, width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(size, width), nn.SiLU(), nn.Linear(width, width))
 
 
 def _scaled_down(layer: nn.Module) -> nn.Module:

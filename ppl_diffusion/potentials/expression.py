@@ -4,7 +4,8 @@
     mixture([ring, bar])    conjunction([p, q], base)    digits[3] * digits[8]
 
 The text is parsed with Python's ``ast`` module, so that precedence is Python's. Any syntax other than names, numbers,
-``* / + **``, conditions in brackets and the functions above is rejected with its position.
+``* / + **``, conditions in brackets and the functions above is rejected with its position. What brackets hold, numbers
+and texts, a model reads itself, by its method ``in_brackets`` or else ``given``.
 """
 
 from __future__ import annotations
@@ -101,18 +102,17 @@ class _Evaluator:
     def condition(self, node: ast.Subscript) -> Potential:
         model = self.evaluate(node.value)
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-        values = [part.value if isinstance(part, ast.Constant) else None for part in parts]
-        position = len(values) == 2 and all(type(value) in (int, float) for value in values)
-        if (
-            not isinstance(node.value, ast.Name)
-            or not hasattr(model, "given")
-            or not (position or [type(value) for value in values] == [int])
-        ):
-            raise self.error(node, "a condition stands in brackets, a class, digits[3], or a place, cubes[0.3, 0.6]")
+        values = [_literal(part) for part in parts]
+        given = getattr(model, "in_brackets", getattr(model, "given", None))
+        if not isinstance(node.value, ast.Name) or given is None or None in values:
+            raise self.error(
+                node,
+                "a condition stands in brackets after a model, such as digits[3], cubes[0.3, 0.6] or pets['a cat']",
+            )
         key = ast.dump(node)
         try:
             if key not in self.loaded:
-                self.loaded[key] = model.given(x=values[0], y=values[1]) if position else model.given(values[0])
+                self.loaded[key] = given(*values)
             return self.loaded[key]
         except (TypeError, ValueError) as error:
             raise self.error(node, str(error)) from error
@@ -120,8 +120,8 @@ class _Evaluator:
     def call(self, node: ast.Call, name: str) -> Potential:
         if name not in FUNCTIONS:
             raise self.error(node, f"no function is called {name!r}: use {', '.join(FUNCTIONS)}")
-        given = [*node.args, *(keyword.value for keyword in node.keywords)]
-        values = [self.parts(value) if isinstance(value, ast.List) else self.evaluate(value) for value in given]
+        arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+        values = [self.parts(value) if isinstance(value, ast.List) else self.evaluate(value) for value in arguments]
         try:
             match name, values, [keyword.arg for keyword in node.keywords]:
                 case "guidance", [Potential() as p, Potential() as q, float(scale)], [] | ["scale"]:
@@ -136,9 +136,9 @@ class _Evaluator:
         raise self.error(node, f"write {name}({usage})")
 
     def parts(self, node: ast.List) -> list[Potential]:
-        found = [self.evaluate(part) for part in node.elts]
-        densities = [part for part in found if isinstance(part, Potential)]
-        if len(densities) < len(found):
+        parts = [self.evaluate(part) for part in node.elts]
+        densities = [part for part in parts if isinstance(part, Potential)]
+        if len(densities) < len(parts):
             raise self.error(node, "a list holds densities, not numbers")
         return densities
 
@@ -150,3 +150,12 @@ class _Evaluator:
 
     def error(self, node: ast.expr, message: str) -> ValueError:
         return ValueError(f"in {self.text!r} at position {node.col_offset + 1}: {message}")
+
+
+def _literal(node: ast.expr) -> float | str | None:
+    """Return the number or text that a node stands for, None for anything else."""
+    try:
+        value = ast.literal_eval(node)
+    except (ValueError, TypeError, MemoryError, RecursionError):
+        return None
+    return value if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None

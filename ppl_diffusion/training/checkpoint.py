@@ -18,6 +18,9 @@ from .config import Config
 from .data import Data
 from .objective import Levels
 
+ASK = "allow_changes=True to go on from it (--allow-changes)"
+"""How to ask for going on with another configuration or other data."""
+
 
 @dataclass
 class Run:
@@ -42,10 +45,12 @@ def save(run: Run, path: Path, config: Config, source: Data) -> None:
         OSError: a file that cannot be written.
     """
     if not math.isfinite(float(run.loss)):
+        remedy = "lower learning_rate"
+        if path.exists():
+            remedy = f"{path} is left as it was, lower learning_rate, with {ASK}"
         raise ValueError(
-            f"after {run.step} steps the loss of {config.name} is {float(run.loss)}, and {path} is left as it was: "
-            "lower learning_rate and go on from there with allow_changes=True, or look for values in the data that are "
-            "not finite"
+            f"after {run.step} steps the loss of {config.name} is {float(run.loss)}: {remedy}, or look for values in "
+            "the data that are not finite"
         )
     tensors = {f"network.{k}": v for k, v in run.network.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in run.average.items()}
@@ -55,7 +60,7 @@ def save(run: Run, path: Path, config: Config, source: Data) -> None:
     if run.levels is not None:
         tensors["levels"] = run.levels.steps.detach()
     header = {"format": FORMAT, "step": str(run.step), "loss": repr(float(run.loss))}
-    header |= {"config": json.dumps(asdict(config)), "data": _fingerprint(source)}
+    header |= {"config": json.dumps(config.plain()), "data": _fingerprint(source)}
     write(tensors, header, path)
 
 
@@ -64,8 +69,8 @@ def _fingerprint(source: Data) -> str:
     return f"{tuple(source.event_shape)} {source.digest}"
 
 
-MAY_CHANGE = ("steps", "batch", "learning_rate", "warm_up", "ema", "label_dropout", "data", "images", "description")
-"""What of a configuration may be another one where training goes on with ``allow_changes``."""
+MUST_STAY = ("network", "form", "levels", "which_level")
+"""What of a configuration stays where training goes on with ``allow_changes``: what has made the numbers stored."""
 
 
 def resume(run: Run, path: Path, config: Config, source: Data, *, allow_changes: bool = False) -> None:
@@ -82,31 +87,37 @@ def resume(run: Run, path: Path, config: Config, source: Data, *, allow_changes:
             raise ValueError(f"{path} is a weight file, not a checkpoint: give another --checkpoint")
         there, here = asdict(Config(**json.loads(header["config"]))), asdict(config)
         changed = [name for name in here if there[name] != here[name]]
-        changed = [name for name in changed if not (allow_changes and name in MAY_CHANGE)]
-        if changed:
-            remedy = ", or allow_changes=True to go on from it" if changed[0] in MAY_CHANGE else ""
+        refused = [name for name in changed if name in MUST_STAY or not allow_changes]
+        if refused:
+            remedy = "" if set(refused) & set(MUST_STAY) else f", or {ASK}"
+            name = next((name for name in refused if name in MUST_STAY), refused[0])
             raise ValueError(
-                f"{path} belongs to another configuration ({changed[0]} is {there[changed[0]]!r} there, "
-                f"{here[changed[0]]!r} here): give another checkpoint, or remove it{remedy}"
+                f"{path} belongs to another configuration ({name} is {there[name]!r} there, {here[name]!r} here): give "
+                f"another checkpoint, or remove it{remedy}"
             )
         if not allow_changes and header.get("data", _fingerprint(source)) != _fingerprint(source):
-            raise ValueError(
-                f"{path} was trained on other data: give those, another checkpoint, or allow_changes=True to go on "
-                "from it"
-            )
+            raise ValueError(f"{path} was trained on other data: give those, another checkpoint, or {ASK}")
         groups: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimiser": {}}
         for key, value in tensors.items():
             group, _, name = key.partition(".")
             if name:
                 groups[group][name] = value
+        sizes = {name: value.shape for name, value in run.network.state_dict().items()}
+        if allow_changes and sizes != {name: value.shape for name, value in groups["network"].items()}:
+            raise ValueError(
+                f"the data have as conditions {str(source.conditions)!r}, for which the network of {path} is not made: "
+                "give data with its conditions, or another checkpoint"
+            )
         run.network.load_state_dict(groups["network"])
         run.average.update({name: value.to(run.loss.device) for name, value in groups["average"].items()})
-        run.generator.set_state(tensors["generator"])
+        if "seed" not in changed:
+            run.generator.set_state(tensors["generator"])
         if run.levels is not None:
             run.levels.steps.data.copy_(tensors["levels"])
         run.step, run.loss = int(header["step"]), torch.full_like(run.loss, float(header["loss"]))
     except (SafetensorError, KeyError, TypeError, OSError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a checkpoint, or it is damaged ({error}): remove it to start anew") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is not a checkpoint, or it is damaged ({reason}): remove it to start anew") from error
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in groups["optimiser"].items():
         index, _, name = key.partition(".")

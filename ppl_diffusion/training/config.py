@@ -7,41 +7,32 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
-from math import inf
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
-from ..models.energy import Form
-
-RANGES = {
-    "levels": ("whole number", 1, inf),
-    "batch": ("whole number", 1, inf),
-    "steps": ("whole number", 1, inf),
-    "warm_up": ("whole number", 1, inf),
-    "seed": ("whole number", 0, inf),
-    "learning_rate": ("number", 1e-12, inf),
-    "ema": ("number", 0, 1),
-    "label_dropout": ("number", 0, 1),
-    "which_level": ("number", 0, inf),
-}
-"""Kind, least and greatest value of every number in a configuration; both limits are included."""
+from ..models.forms import Form
+from .schema import Count, Factor, Index, Keys, Rate, Share, Text, complaint, table_of
 
 
 @dataclass(frozen=True)
 class Config:
     """A training configuration: the content of a TOML file.
 
+    The types of its values are in ``ppl_diffusion.training.schema``; ``dataclasses.replace`` changes one.
+
     Attributes:
         name: name of the model, and of its weight file.
         data: name of a planar density, or "npz" for points in a file that is given on the command line.
         images: key of the points in that file: uint8 images ``(n, ..., height, width)`` or floats ``(n, ...)``.
-        labels: key of class labels, integers ``(n,)``, "" for none; ignored if ``positions`` is given.
+        labels: key of class labels, integers ``(n,)``, "" for none; ignored if there are other conditions.
         positions: key of the positions of the objects in each picture, ``(n, most, 2)`` in [0, 1], padded with NaN.
+        conditions: name of another kind of conditions, and the key of its values ``(n, ...)``.
         description: one line for readers.
         network: kind ("mlp" or "unet") and constructor arguments of the network.
-        form: how the energy is computed from the network's output, see ``ppl_diffusion.models.energy``.
+        form: how the energy is computed from the network's output, see ``ppl_diffusion.models.forms``.
         levels: number of levels of the cosine schedule.
         batch, steps: size and number of batches.
         learning_rate, warm_up: peak learning rate of AdamW, and number of warm-up steps.
@@ -50,60 +41,47 @@ class Config:
         seed: seed of data, levels, noise and initial weights.
         which_level: weight of the level classification loss (``ppl_diffusion.training.objective``); 0 omits it.
         init: a shipped model or a weight file whose weights to start from; random weights by default.
+
+    Raises:
+        ValueError: values that are not allowed.
     """
 
-    name: str
-    data: str
+    name: Text
+    data: Text
     network: Mapping[str, Any]
-    description: str = ""
-    images: str = "x_train"
-    labels: str = "y_train"
-    positions: str | None = None
+    description: Text = ""
+    images: Text = "x_train"
+    labels: Text = "y_train"
+    positions: Text | None = None
     form: Form = "squared_distance"
-    levels: int = 100
-    batch: int = 64
-    steps: int = 10_000
-    learning_rate: float = 1e-3
-    warm_up: int = 200
-    ema: float = 0.999
-    label_dropout: float = 0.15
-    seed: int = 0
-    which_level: float = 0.0
-    init: str = ""
+    levels: Count = 100
+    batch: Count = 64
+    steps: Count = 10_000
+    learning_rate: Rate = 1e-3
+    warm_up: Count = 200
+    ema: Share = 0.999
+    label_dropout: Share = 0.15
+    seed: Index = 0
+    which_level: Factor = 0.0
+    init: Text = ""
+    conditions: Keys | None = None
 
     def __post_init__(self) -> None:
         try:  # convert to what JSON stores in weight files, NumPy scalars included
-            plain = json.loads(json.dumps(asdict(self), default=np.generic.item))
+            text = json.dumps(asdict(self), default=np.generic.item)
         except (TypeError, ValueError) as error:
             raise ValueError(f"a configuration holds numbers, text and tables of them, got {self!r}") from error
-        for name, value in plain.items():
+        try:
+            values = table_of(Config).validate_json(text)
+        except ValidationError as error:
+            raise ValueError(complaint(error, Config)) from error
+        for name, value in values.items():
             object.__setattr__(self, name, value)
-        if self.form not in get_args(Form):
-            raise ValueError(f"unknown form {self.form!r} in the configuration: use one of {', '.join(get_args(Form))}")
-        for name, (kind, least, most) in RANGES.items():
-            value = getattr(self, name)
-            fits = isinstance(value, (int, float) if kind == "number" else int) and not isinstance(value, bool)
-            if not fits or not least <= value <= most:
-                limits = f">= {least}" if most == inf else f"from {least} to {most}"
-                raise ValueError(f"{name} in the configuration must be a {kind} {limits}, got {value!r}")
-        if not isinstance(self.network, Mapping) or "kind" not in self.network:
-            raise ValueError(
-                f"network in the configuration must be a table with a kind, got {self.network!r}: write [network] and "
-                'kind = "unet" under it'
-            )
-        if not isinstance(self.network["kind"], str):
-            raise ValueError(
-                f"kind of the network must be text, got {self.network['kind']!r}: write kind = 'mlp' or 'unet'"
-            )
-        for name, value in self.network.items():
-            least = 0 if name in ("classes", "octaves") else 1
-            for number in value if isinstance(value, list) else [value]:
-                counts = isinstance(number, (int, float)) and name != "positions"
-                if counts and (isinstance(number, bool) or not float(number).is_integer() or number < least):
-                    raise ValueError(f"{name} of the network must be whole numbers >= {least}, got {value!r}")
-        for name in ("name", "data", "description", "images", "labels", "init"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} in the configuration must be text, got {getattr(self, name)!r}")
+
+    def plain(self) -> dict[str, Any]:
+        """Return its content as a table, as weight files and checkpoints store it."""
+        values = asdict(self)
+        return values if values["conditions"] else {k: v for k, v in values.items() if k != "conditions"}
 
 
 def load_config(source: str | Path) -> Config:

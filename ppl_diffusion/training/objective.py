@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arrays import constant
-from ..models.energy import Form, Reference, noise_potential
+from ..models.forms import Form, Reference, noise_potential
 from ..schedule import NoiseSchedule
 
 DISTANCES = (1, 2, 4, 8)
@@ -60,7 +60,7 @@ def denoising_loss(
 
     Args:
         network: the vector field ``s``, whose parameters are trained.
-        form: how the energy is computed from ``s``, see ``ppl_diffusion.models.energy``.
+        form: how the energy is computed from ``s``, see ``ppl_diffusion.models.forms``.
         schedule: the noise levels.
         clean: data, shape ``(batch, *event_shape)``.
         condition: stacked tokens, of length ``batch``.
@@ -131,7 +131,7 @@ class Levels:
 
         Args:
             network: the vector field ``s``, whose parameters are trained.
-            form: how the energy is computed from ``s``, see ``ppl_diffusion.models.energy``.
+            form: how the energy is computed from ``s``, see ``ppl_diffusion.models.forms``.
             clean: data, shape ``(batch, *event_shape)``.
             condition: stacked tokens, of length ``batch``.
             reference: mean and variance of the data.

@@ -13,7 +13,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ..arrays import check_device, on_cpu, outside_inference_mode
 from ..devices.cuda_graphs import RECORDED, Recorder
 from ..files import versions
-from ..models.conditions import Conditions
+from ..models.conditions import KINDS, Conditions, Kinds
 from ..models.energy import EnergyModel
 from ..models.library import load
 from ..models.networks import build_network
@@ -62,6 +61,7 @@ def train(
     data: str | Path | None = None,
     every: int = 200,
     allow_changes: bool = False,
+    kinds: Kinds = KINDS,
     device: str | torch.device = "cpu",
     progress: Callable[[TrainingProgress], None] | None = None,
 ) -> EnergyModel:
@@ -76,7 +76,9 @@ def train(
         data: .npz file of the training data, for ``config.data == "npz"``.
         every: number of steps between checkpoints.
         allow_changes: whether to go on from a checkpoint of another learning rate, number of steps, batch or other
-            data, such as after a loss that was not finite. By default only the same run goes on.
+            data, such as after a loss that was not finite. By default only the same run goes on. A new number of steps
+            is that of the whole, over which the learning rate decays; another seed draws anew from there on.
+        kinds: the kinds of conditions that the configuration may name, ``(*KINDS, Mine)`` for one of your own.
         device: device on which the network is trained.
         progress: called every ten steps.
 
@@ -97,7 +99,7 @@ def train(
         raise FileNotFoundError(f"the folder {path.parent} does not exist: mkdir -p {path.parent}")
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"the folder {path.parent} cannot be written: give another checkpoint")
-    source = _data(config, data)
+    source = _data(config, data, kinds)
     _check_shape(config, source)
     schedule = NoiseSchedule.cosine(config.levels)
     run = _new_run(config, source, schedule, device)
@@ -141,7 +143,7 @@ def _model(config: Config, run: Run, schedule: NoiseSchedule, source: Data) -> E
         "steps": str(run.step),
         "loss": f"{float(run.loss):.5f}",
         "versions": json.dumps(versions()),
-        "config": json.dumps(asdict(config)),
+        "config": json.dumps(config.plain()),
     }
     return EnergyModel(
         network,
@@ -155,7 +157,7 @@ def _model(config: Config, run: Run, schedule: NoiseSchedule, source: Data) -> E
     )
 
 
-def _data(config: Config, source: str | Path | None) -> Data:
+def _data(config: Config, source: str | Path | None, kinds: Kinds) -> Data:
     if config.data != "npz":
         if source is not None:
             raise ValueError(f"{config.name} draws its data, {config.data!r}: leave {source} out, or set data = 'npz'")
@@ -167,6 +169,8 @@ def _data(config: Config, source: str | Path | None) -> Data:
         positions=config.positions,
         batch=config.batch,
         label_dropout=config.label_dropout,
+        conditions=config.conditions,
+        kinds=kinds,
     )
 
 

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from ppl_diffusion import EnergyModel, NoiseSchedule, conjunction
 from ppl_diffusion.devices.cuda_graphs import MOST_RECORDINGS, RECORDED, Recorder, _has_hooks, _Recorded, _recording_key
-from ppl_diffusion.models.conditions import Positions
+from ppl_diffusion.models.conditions import Classes, Positions
 from ppl_diffusion.models.networks import build_network
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="recordings need CUDA")
@@ -40,16 +40,18 @@ def unet() -> nn.Module:
 
 
 def model(device: str = "cuda", form: str = "squared_norm", most: int = RECORDED) -> EnergyModel:
-    made = EnergyModel(
-        Network(),
-        form=form,
-        schedule=NoiseSchedule.cosine(20),
-        event_shape=(3, 8, 8),
-        conditions=Positions(0.1, 0.9),
-        name="small",
-    ).to(device)
-    made.chunks.launch.most = most
-    return made
+    return (
+        EnergyModel(
+            Network(),
+            form=form,
+            schedule=NoiseSchedule.cosine(20),
+            event_shape=(3, 8, 8),
+            conditions=Positions(0.1, 0.9),
+            name="small",
+        )
+        .to(device)
+        .record_calls(largest=most)
+    )
 
 
 def points(count: int, seed: int = 0, device: str = "cuda") -> torch.Tensor:
@@ -87,7 +89,12 @@ def test_a_recorder_is_copied_with_its_network():
 def test_networks_of_others_are_recorded_if_asked_for():
     own = {"form": "squared_norm", "schedule": NoiseSchedule.cosine(20), "event_shape": (3, 8, 8)}
     assert EnergyModel(unet(), conditions=Positions(0.1, 0.9), **own).chunks.launch.most == RECORDED
-    assert EnergyModel(Network(), **own).chunks.launch.most == 0
+    other = EnergyModel(Network(), conditions=Classes(3), **own)
+    assert other.chunks.launch.most == 0
+    one = other.given(1)
+    assert other.record_calls() is other
+    assert one.chunks.launch.most == RECORDED, "of all conditions"
+    assert one.record_calls(False).chunks.launch.most == other.chunks.launch.most == 0
 
 
 def test_what_a_recording_takes_for_granted_is_told_apart():
@@ -261,11 +268,11 @@ else:
 @cuda
 def test_large_batches_and_old_ones_are_let_go():
     base = model()
-    base.chunks.launch.most = 3 * 3 * 64
+    base.record_calls(largest=3 * 3 * 64)
     for _ in range(3):
         base.value_and_grad(points(4), level=3)
     assert recorded(base) == []
-    base.chunks.launch.most = 10**6
+    base.record_calls(largest=10**6)
     for n in range(1, MOST_RECORDINGS + 3):
         base.value_and_grad(points(n), level=3)
     assert len(base.chunks.launch._known) == MOST_RECORDINGS

@@ -620,11 +620,51 @@ def test_numpy_points_go_where_the_networks_are():
     assert mine.value_and_grad(np.zeros((2, *mine.event_shape)), level=3)[0].device.type == "meta"
 
 
-def test_a_network_of_another_signature_is_told_which_is_needed():
-    class Timed(torch.nn.Linear):
-        def forward(self, x, t):
-            return super().forward(x)
+class OneArgument(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x)
 
-    model = EnergyModel(Timed(2, 2), form="inner_product", schedule=NoiseSchedule.cosine(10), event_shape=(2,))
-    with pytest.raises(TypeError, match=r"forward\(\) of Timed is called as forward\(x, log_snr, condition\)"):
-        model.energy(np.zeros((3, 2)), level=0)
+
+class Timed(torch.nn.Linear):
+    def forward(self, x, t):
+        return super().forward(x)
+
+
+class Keywords(torch.nn.Linear):
+    def forward(self, x, *, log_snr, condition):
+        return super().forward(x)
+
+
+class Four(torch.nn.Linear):
+    def forward(self, x, log_snr, condition, mask):
+        return super().forward(x)
+
+
+class Lenient(torch.nn.Linear):
+    def forward(self, x, *others, scale=1.0):
+        return super().forward(x)
+
+
+SIGNATURES = [OneArgument(2, 2), Timed(2, 2), Keywords(2, 2), Four(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 2))]
+
+
+@pytest.mark.parametrize("network", SIGNATURES, ids=lambda network: type(network).__name__)
+def test_a_network_of_another_signature_is_told_which_is_needed(network):
+    name = type(network).__name__
+    words = rf"forward\(\) of {name} is called as forward\(x, log_snr, condition\), and takes \("
+    with pytest.raises(TypeError, match=words) as caught:
+        EnergyModel(network, form="inner_product", schedule=SCHEDULE, event_shape=(2,))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(TypeError, match=words):
+        denoising_loss(network, "inner_product", SCHEDULE, torch.zeros(3, 2), generator=torch.Generator())
+
+
+def test_a_network_that_can_be_called_is_taken_and_its_own_errors_are_told_as_they_are():
+    class Broken(Lenient):
+        def forward(self, x, log_snr, condition):
+            return len(3)
+
+    own = {"form": "inner_product", "schedule": SCHEDULE, "event_shape": (2,)}
+    assert EnergyModel(Lenient(2, 2), **own).energy(np.zeros((3, 2)), level=0).shape == (3,)
+    with pytest.raises(TypeError, match=r"object of type 'int' has no len\(\)"):
+        EnergyModel(Broken(2, 2), **own).energy(np.zeros((3, 2)), level=0)
