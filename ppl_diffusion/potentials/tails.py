@@ -26,6 +26,10 @@ DISTANCES = (1.0, 2.0, 4.0, 8.0)
 """Distances at which tails are probed, in units of three times the scale of the noised data: far enough for the tails
 to be those of Gaussians, and a learned energy may dip before."""
 
+FARTHER = 64.0
+"""Factor of the distances at which tails are probed again if they do not grow: those of a density that is hardly
+normalisable are straight before they bend."""
+
 FEW = 256
 """Number of coordinates up to which curvatures are computed along all of them."""
 
@@ -61,7 +65,8 @@ class Surroundings(NamedTuple):
 def grows(potential: Target, level: int) -> bool:
     """Whether the energy of ``potential`` grows far out in every direction that was looked along, at one level.
 
-    It evaluates about ``2 size + 640`` points in up to ``FEW`` coordinates, and 32 points in more.
+    It evaluates about ``2 size + 640`` points in up to ``FEW`` coordinates, twice as many where it does not grow, and
+    32 points in more.
     """
     around, size = surroundings(potential, level), int(np.prod(potential.event_shape))
 
@@ -86,11 +91,10 @@ def grows(potential: Target, level: int) -> bool:
     directions, centre = _curvature_directions(evaluate, around.centre, radius, size)
     directions = _descended(evaluate, directions, around.centre, radius)
     near = 3 * around.scale * np.sqrt(size)
-    if _grows_along(evaluate, directions, around.centre, near):
-        return True
-    return centre is not None and _grows_along(
-        evaluate, directions, centre, max(near, float(np.linalg.norm(centre - around.centre)))
-    )
+    tries = [(around.centre, near), (around.centre, FARTHER * near)]
+    if centre is not None:
+        tries.append((centre, max(near, float(np.linalg.norm(centre - around.centre)))))
+    return any(_grows_along(evaluate, directions, *found) for found in tries)
 
 
 def surroundings(potential: Target, level: int) -> Surroundings:
