@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
@@ -31,19 +31,28 @@ def as_backend(x: Any, backend: Backend, name: str = "this potential", *, device
     if backend == "jax":
         if isinstance(x, torch.Tensor):
             raise TypeError(f"{name} computes with JAX and got a torch tensor: pass x.numpy()")
-        x = x if isinstance(x, jax.Array) else jnp.asarray(native(x))
+        x = x if isinstance(x, jax.Array) else _known(jnp.asarray, native(x), name)
         floating = jnp.issubdtype(x.dtype, jnp.floating)
     else:
         if isinstance(x, jax.Array):
             raise TypeError(f"{name} computes with torch and got a JAX array: pass np.asarray(x)")
         if not isinstance(x, torch.Tensor):
             x = native(x)
-            x = torch.from_numpy(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy()).to(device)
+            x = x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy()
+            x = _known(torch.from_numpy, x, name).to(device)
         x = x.clone() if x.is_inference() else x  # autograd rejects inference tensors
         floating = x.dtype.is_floating_point
     if not floating:
         raise TypeError(f"{name} takes floating points, got {x.dtype}: pass x.astype('float64')")
     return x
+
+
+def _known(convert: Callable[[np.ndarray], Array], x: np.ndarray, name: str) -> Array:
+    """Return ``convert(x)``, and say what to type if the library does not know the dtype, such as longdouble."""
+    try:
+        return convert(x)
+    except TypeError as error:
+        raise TypeError(f"{name} takes floating points, got {x.dtype}: pass x.astype('float64')") from error
 
 
 @contextmanager

@@ -668,3 +668,12 @@ def test_a_network_that_can_be_called_is_taken_and_its_own_errors_are_told_as_th
     assert EnergyModel(Lenient(2, 2), **own).energy(np.zeros((3, 2)), level=0).shape == (3,)
     with pytest.raises(TypeError, match=r"object of type 'int' has no len\(\)"):
         EnergyModel(Broken(2, 2), **own).energy(np.zeros((3, 2)), level=0)
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("dtype", [np.longdouble, np.clongdouble, object, "U3", "M8[s]", np.int64, bool, complex])
+def test_points_of_other_types_are_refused_with_what_to_type(backend, dtype):
+    target = load("wide") if backend == "torch" else exact("wide", backend="jax")
+    with pytest.raises(TypeError, match=r"takes floating points, got .*: pass x\.astype\('float64'\)") as caught:
+        target.energy(np.zeros((3, 2)).astype(dtype), level=0)
+    assert "\n" not in str(caught.value)

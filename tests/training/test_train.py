@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from functools import partial
 
@@ -16,7 +17,7 @@ from ppl_diffusion import conjunction, guidance, load, load_config, save_weights
 from ppl_diffusion.models.conditions import Classes, ConditionWarning, Positions
 from ppl_diffusion.models.networks import build_network
 from ppl_diffusion.schedule import NoiseSchedule
-from ppl_diffusion.training import objective
+from ppl_diffusion.training import objective, points
 from ppl_diffusion.training import train as training
 from ppl_diffusion.training.data import image_data, planar_data
 from ppl_diffusion.training.objective import DISTANCES, Levels, denoising_loss
@@ -358,7 +359,16 @@ def test_the_reference_is_that_of_all_points_in_whatever_order(period, rows, tmp
     [
         (np.arange(60, dtype=np.uint8).reshape(15, 2, 2) % 2, "bytes from 0 to 1, .*multiply them by 255"),
         (np.arange(60, dtype=np.float32).reshape(15, 2, 2) % 17, r"pictures from 0 to 16: scale them to \[-1, 1\]"),
+        (np.arange(60, dtype=np.uint8).reshape(15, 2, 2) % 17, "bytes from 0 to 16, .*multiply them by 15"),
+        (np.arange(60, dtype=np.uint8).reshape(15, 1, 2, 2) % 2 + 254, r"bytes from 254 to 255, .*\(x - 254\) / 1 - 1"),
+        (-np.arange(60, dtype=np.float64).reshape(15, 2, 2) % 17 - 16, r"pictures from -16 to 0: scale them"),
         (np.arange(60, dtype=np.float32).reshape(15, 2, 2) / 6000, "less than the least noise"),
+        (np.zeros((15, 2, 2), dtype=np.int64), r"int64 \(15, 2, 2\): store bytes .*points.astype\('uint8'\)"),
+        (np.full((15, 2, 2), -3), r"int64 \(15, 2, 2\): store them as points.astype\('float32'\)"),
+        (np.zeros((15, 2), dtype=bool), r"bool \(15, 2\): store them as points.astype\('float32'\)"),
+        (np.zeros((15, 2), dtype=complex), r"complex128 \(15, 2\): store them as"),
+        (np.zeros((15, 2), dtype=np.uint8), r"uint8 \(15, 2\): store them as points.astype\('float32'\)"),
+        (np.zeros(15, dtype=int), r"points\[:, None\].astype\('float32'\)"),
         (np.zeros((15, 2), dtype=np.int64), r"int64 \(15, 2\): .*points.astype\('float32'\)"),
         (np.zeros(15), r"points of one coordinate are points\[:, None\]"),
         (np.zeros((15, 2), dtype=np.longdouble), r"points.astype\('float64'\)"),
@@ -369,6 +379,97 @@ def test_points_in_other_units_or_types_are_refused_with_what_to_type(points, wo
     np.savez(tmp_path / "x.npz", x=points)
     with pytest.raises(ValueError, match=words):
         image_data(tmp_path / "x.npz", images="x", labels="", positions=None, batch=4, label_dropout=0.1)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "uint16", "int64"])
+@pytest.mark.parametrize("shape", [(40, 2), (40, 4, 4), (40, 1, 4, 4)])
+def test_what_to_type_is_what_is_taken(dtype, shape, tmp_path):
+    """The remedy of a refusal, typed, gives data that are taken."""
+    points = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+    options = {"images": "x", "labels": "", "positions": None, "batch": 4, "label_dropout": 0.1}
+    np.savez(tmp_path / "x.npz", x=points)
+    try:
+        image_data(tmp_path / "x.npz", **options)
+        assert dtype.startswith("float")
+    except ValueError as error:
+        assert not dtype.startswith("float")
+        (remedy, *_) = re.findall(r"points\.astype\('(float32)'\)", str(error))
+        np.savez(tmp_path / "x.npz", x=points.astype(remedy))
+        image_data(tmp_path / "x.npz", **options)
+
+
+def test_moments_are_exact_where_float32_sums_are_not(tmp_path, monkeypatch):
+    """Also of large offsets, and whatever the blocks are; a float32 sum loses the digits."""
+    x = (1000 + 0.01 * np.random.default_rng(0).normal(size=(20_000, 2))).astype(np.float32)
+    for coordinates in (1, 777, 10**6):
+        monkeypatch.setattr(points, "BLOCK_COORDINATES", coordinates if coordinates > 1 else 2000)
+        mean, variance = points.moments(x)
+        np.testing.assert_allclose(mean, x.mean(0, dtype=np.float64), rtol=1e-12)
+        np.testing.assert_allclose(variance, x.var(0, dtype=np.float64, ddof=1), rtol=1e-9)
+    wrong = (x**2).mean(0) - x.mean(0) ** 2
+    assert (np.abs(wrong - variance) > np.array(variance)).all(), "negative control"
+
+
+def test_after_a_loss_that_is_not_finite_training_goes_on_from_the_last_good_step(tmp_path):
+    kept = tmp_path / "c.safetensors"
+    wild = dataclasses.replace(SMALL, steps=60)
+
+    def blow_up(progress):
+        if progress.step == 30:
+            vars(wild)["learning_rate"] = 1e30
+
+    with pytest.raises(ValueError, match=r"is left as it was, lower learning_rate, with allow_changes=True"):
+        train(wild, checkpoint=kept, every=10, progress=blow_up)
+    calm, steps = dataclasses.replace(SMALL, steps=60, learning_rate=1e-4), []
+    with pytest.raises(ValueError, match=r"learning_rate is .* there, 0\.0001 here.*--allow-changes"):
+        train(calm, checkpoint=kept)
+    model = train(calm, checkpoint=kept, allow_changes=True, progress=lambda p: steps.append(p.step))
+    assert steps == [40, 50, 60], "from the last good step"
+    assert torch.isfinite(model.energy(torch.zeros(3, 2), level=0)).all()
+    assert torch.equal(weights(train(calm, checkpoint=kept)), weights(model)), "from now on it is the same run"
+    with pytest.raises(ValueError, match=r"is nan: lower learning_rate, or look for") as caught:
+        train(dataclasses.replace(SMALL, learning_rate=1e30), checkpoint=tmp_path / "none.safetensors")
+    assert "left as it was" not in str(caught.value), "there was none"
+
+
+def test_training_goes_on_with_other_data_and_another_seed_when_asked_to(tmp_path):
+    rng, kept = np.random.default_rng(0), tmp_path / "c.safetensors"
+    for name, classes in (("one", 2), ("two", 2), ("three", 3)):
+        np.savez(tmp_path / f"{name}.npz", x=rng.normal(size=(60, 2)), y=np.arange(60) % classes)
+    own = dataclasses.replace(SMALL, data="npz", images="x", labels="y", steps=4)
+    more = dataclasses.replace(own, steps=8)
+    train(own, checkpoint=kept, data=tmp_path / "one.npz")
+    begun = kept.read_bytes()
+
+    def go_on(config, data="two"):
+        kept.write_bytes(begun)
+        return weights(train(config, checkpoint=kept, data=tmp_path / f"{data}.npz", allow_changes=True))
+
+    assert torch.equal(go_on(more), go_on(more))
+    assert not torch.equal(go_on(more), go_on(dataclasses.replace(more, seed=1)))
+    with pytest.raises(ValueError, match=r"'classes 0 to 2', for which the network of .* is not made"):
+        go_on(more, data="three")
+    for change in ({"network": {**own.network, "width": 8}}, {"levels": 7}, {"form": "inner_product"}):
+        with pytest.raises(ValueError, match=f"{next(iter(change))} is .* there") as caught:
+            go_on(dataclasses.replace(more, **change), data="one")
+        assert "allow_changes" not in str(caught.value), "it would not help"
+
+
+@pytest.mark.long
+def test_two_modes_in_turn_have_half_of_the_mass_each(tmp_path):
+    x = np.random.default_rng(0).normal(size=(2000, 2)) * 0.2
+    x[0::2, 0] += 1
+    x[1::2, 0] -= 1
+    np.savez(tmp_path / "x.npz", x=x)
+    small = {"kind": "mlp", "size": 2, "width": 32, "hidden": 64, "blocks": 2}
+    config = dataclasses.replace(
+        SMALL, data="npz", images="x", labels="", steps=1500, batch=128, warm_up=200, learning_rate=2e-3, network=small
+    )
+    model = train(config, checkpoint=tmp_path / "c.safetensors", data=tmp_path / "x.npz")
+    np.testing.assert_allclose(model.reference[1], [1.04, 0.04], rtol=0.1)
+    grid = np.stack(np.meshgrid(*[np.linspace(-2.5, 2.5, 201)] * 2, indexing="ij"), -1).reshape(-1, 2)
+    mass = torch.softmax(-model.energy(grid, level=0), 0).numpy()
+    assert 0.3 < mass[grid[:, 0] > 0].sum() < 0.7
 
 
 def test_training_goes_on_with_another_rate_and_more_steps_only_when_asked_to(tmp_path):
@@ -568,6 +669,38 @@ def test_a_coordinate_may_stand_still(tmp_path):
     own = dataclasses.replace(SMALL, data="npz", images="x", labels="", steps=4)
     model = train(own, checkpoint=tmp_path / "c.safetensors", data=tmp_path / "points.npz")
     assert torch.isfinite(model.energy(torch.zeros(3, 2), level=0)).all()
+
+
+REFUSED_TABLES = {
+    "an option of another network": ({"kind": "mlp", "size": 2, "widths": [8]}, "'mlp' has no widths: use kind, size"),
+    "no size": ({"kind": "mlp"}, r"'mlp' lacks size: write size = 2 under \[network\]"),
+    "no shape": ({"kind": "unet"}, r"'unet' lacks shape: write shape = \[1, 28, 28\]"),
+    "no kind": ({"size": 2}, r"write \[network\] and kind = \"unet\""),
+    "another kind": ({"kind": "transformer"}, "unknown network 'transformer': use one of mlp, unet"),
+    "a number as kind": ({"kind": 3}, "kind of the network must be text, got 3"),
+    "text as size": ({"kind": "mlp", "size": "2"}, "size of the network must be whole numbers >= 1, got '2'"),
+    "a number as shape": ({"kind": "unet", "shape": 8}, "shape of the network must be whole numbers >= 1, got 8"),
+    "nothing as a side": ({"kind": "unet", "shape": [1, 0, 8]}, "shape of the network must be whole numbers"),
+    "positions by number": ({"kind": "unet", "shape": [1, 8, 8], "positions": 1}, "must be true or false, got 1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_TABLES)
+def test_tables_that_make_no_network_are_refused_in_one_line(case):
+    table, words = REFUSED_TABLES[case]
+    with pytest.raises(ValueError, match=words) as caught:
+        dataclasses.replace(SMALL, network=table)
+    assert "\n" not in str(caught.value)
+    assert type(caught.value) is ValueError
+
+
+def test_a_configuration_stores_what_was_written():
+    assert SMALL.plain()["network"] == {"kind": "mlp", "size": 2, "width": 16, "hidden": 16, "blocks": 1}
+    assert "conditions" not in SMALL.plain()
+    assert Config(**SMALL.plain()) == SMALL
+    assert dataclasses.replace(SMALL, learning_rate=1).learning_rate == 1.0
+    with pytest.raises(ValueError, match="conditions in the configuration must be a table of texts"):
+        dataclasses.replace(SMALL, conditions={"words": 3})
 
 
 @pytest.mark.parametrize(
