@@ -43,7 +43,8 @@ def to_inference_data(trace: Trace, *, prior: Mapping[str, Any] | None = None) -
         ``arviz.InferenceData`` (ArviZ 0.23) or ``xarray.DataTree`` (1.x) with the groups ``posterior`` (``x``, or the
         sites of a model, and for large events the scalars of :func:`summaries`), ``sample_stats``,
         ``annealing`` (dimensions ``rung``, ``chain``; coordinate ``level``), and for a Pyro model ``log_likelihood``
-        and ``observed_data``. The log-likelihood of masked observations is 0: leave these out before ``az.loo``.
+        and ``observed_data``. The log-likelihood of masked observations is NaN; leave them out before
+        ``az.loo``: ``idata.log_likelihood = idata.log_likelihood.dropna("rows")``, the name of their plate.
         Dimensions of plates carry the plates' names. Slashes in names become dots, because
         ArviZ 1.x reads a slash as a path. With ``prior``, also ``prior`` and, for observed sites, ``prior_predictive``.
         Runs are joined by ``az.concat(..., dim="chain")``; to join them by draw, delete ``annealing``, which has none.

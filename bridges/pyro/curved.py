@@ -26,6 +26,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from .coordinates import log_density
+from .masks import filled
 from .prior import rewrapped, unwrapped
 from .rows import map_rows
 
@@ -156,7 +157,7 @@ class CurvedSites:
                 continue
             scale = (square + inflation * locs.var(0, correction=0)).sqrt()
             fn = rewrapped(node["fn"], partial(_moved, loc=loc, scale=scale))
-            total = total + scale_and_mask(log_density(fn, node["value"]), node["scale"], node["mask"]).sum()
+            total = total + scale_and_mask(log_density(fn, filled(node)), node["scale"], node["mask"]).sum()
         if apart:
             total = total + _normal_log_density(torch.cat(apart), torch.cat(spreads, 1), torch.cat(scales))
         return total

@@ -17,6 +17,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from .coordinates import SubstituteLatents, log_prior, to_default_dtype, unconstrain
+from .masks import filled, hidden
 from .rows import map_rows
 from .sites import HeldParameters, Site, layout_of
 
@@ -152,7 +153,7 @@ class FlatModel:
 
         Returns:
             Constrained values of every latent and every recorded site, each ``(chains, draws, *shape)``; and the
-            groups ``log_likelihood``, of every observed site, each ``(chains, draws, *batch)``, zero where masked,
+            groups ``log_likelihood``, of every observed site, each ``(chains, draws, *batch)``, NaN where masked,
             and ``observed_data``.
         """
 
@@ -162,8 +163,12 @@ class FlatModel:
             nodes = self._trace_at(point, {site.name: site.of(point) for site in self._prior_sites()})
             found = {("latent", name): nodes[name]["value"] for name in names}
             for name in self.observed:
-                log_p = nodes[name]["fn"].log_prob(nodes[name]["value"])
-                found["likelihood", name] = scale_and_mask(log_p, mask=nodes[name]["mask"])
+                node, left = nodes[name], hidden(nodes[name])
+                log_p = scale_and_mask(node["fn"].log_prob(filled(node)), mask=node["mask"])
+                if left is not None:
+                    unseen = left.reshape(*left.shape[: left.ndim - node["fn"].event_dim], -1).all(-1)
+                    log_p = torch.where(unseen, torch.nan, log_p)
+                found["likelihood", name] = log_p
             return found
 
         groups: dict[str, dict[str, np.ndarray]] = {"latent": {}, "likelihood": {}}

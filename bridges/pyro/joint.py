@@ -29,13 +29,8 @@ from .coordinates import log_prior, unconstrain
 from .curved import CurvedSites, find_curved
 from .flat import FlatModel, energies_of, gradient_of
 from .likelihood import Likelihood, Linearisation, ObservedSites, Widening, clean_estimate, linearise
+from .refreshment import metropolis
 from .sites import Site, sample_sites
-
-REFRESHMENT_STEPS = 8
-"""Number of Metropolis steps of the latent sites without a diffusion prior, on arrival at a level."""
-
-REFRESHMENT_LOG10_SIZES = (-2.0, 0.5)
-"""Range of log10 of the proposal standard deviation of such a step, in unconstrained coordinates."""
 
 PROBE_DRAWS = 64
 """Number of draws of the latent sites with which a model is checked and linearised when it is built."""
@@ -206,18 +201,10 @@ class JointPotential(FlatModel, Target):
         free = np.flatnonzero(~self.diffused)
         if not len(free) or (self.likelihood == "tweedie" and level > 0):
             return positions, 0.0
-        x = torch.from_numpy(positions)
-        rows, clean = torch.arange(len(x)), self._clean_values(x, level)
-        with torch.no_grad():
-            begun = energy = _nonfinite_to_inf(self._energy_without_priors(x, clean, level))
-            for _ in range(REFRESHMENT_STEPS):
-                sizes = 10 ** rng.uniform(*REFRESHMENT_LOG10_SIZES, len(x))
-                proposed = x.clone()
-                proposed[rows, rng.choice(free, len(x))] += torch.from_numpy(sizes * rng.standard_normal(len(x)))
-                there = _nonfinite_to_inf(self._energy_without_priors(proposed, clean, level))
-                accepted = there + torch.from_numpy(np.log(rng.random(len(x)))) < energy
-                x, energy = torch.where(accepted[:, None], proposed, x), torch.where(accepted, there, energy)
-        return x.numpy(), torch.where(energy == begun, 0.0, energy - begun).numpy()
+        start = torch.from_numpy(positions)
+        clean = self._clean_values(start, level)
+        x, change = metropolis(lambda x: self._energy_without_priors(x, clean, level), start, free, rng=rng)
+        return x.numpy(), change.numpy()
 
     def _linearised(self, drawn: np.ndarray) -> tuple[dict[str, Linearisation], CurvedSites | None]:
         """Linearise the observed sites at the prior mean of ``x`` and at the mean of ``drawn (n, size)`` elsewhere, and
@@ -326,8 +313,3 @@ class JointPotential(FlatModel, Target):
             return self._trace(self._substitute(there, free))
 
         return total + self.observations.curved_log_density(run, found, level)
-
-
-def _nonfinite_to_inf(energy: Tensor) -> Tensor:
-    """Replace energies that are not finite, minus infinity included, by plus infinity: density zero."""
-    return torch.where(energy.isfinite(), energy, torch.inf)

@@ -49,6 +49,7 @@ from ppl_diffusion.potentials.algebra import Potential
 
 from .coordinates import log_density
 from .curved import LOCATION_SCALE_FAMILIES, CurvedSites
+from .masks import filled
 from .prior import rewrapped, unwrapped
 from .rows import map_rows
 
@@ -256,7 +257,7 @@ class ObservedSites:
         """Return the scalar log-density of one node of a trace of the model at a level, with Pyro's scale and mask."""
         priors, widening = [prior for prior, _ in self.sources], widenings.get(name, Widening())
         fn, power = annealed_distribution(node["fn"], priors, level, self.likelihood, widening=widening)
-        log_p = scale_and_mask(log_density(fn, node["value"]), node["scale"], node["mask"]).sum()
+        log_p = scale_and_mask(log_density(fn, filled(node)), node["scale"], node["mask"]).sum()
         return power * log_p
 
 

@@ -223,8 +223,34 @@ def _first_run(run: Callable[[SubstituteLatents], Any], model: str) -> Any:
                 f"a latent site of {model} cannot be drawn ({str(error).splitlines()[0]}): give it a proper "
                 "prior, which dist.ImproperUniform is not"
             ) from error
-        except ValueError as error:  # first line only: Pyro appends the shapes of all sites
+        except (ValueError, RuntimeError, IndexError) as error:
+            if _takes_batches(run):
+                raise ValueError(
+                    f"{model} is written for batches of x, and is run for one x without a batch dimension "
+                    f"({str(error).splitlines()[0][:200]}): give a network x[None], and take [0] of what it returns"
+                ) from error
+            if not isinstance(error, ValueError):
+                raise
+            # First line only: Pyro appends the shapes of all sites.
             raise ValueError(str(error).splitlines()[0]) from error
+
+
+class _BatchOfOne(SubstituteLatents):
+    """Effect handler that gives sites with a diffusion prior a batch of one value, of zeros."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        super()._pyro_sample(msg)
+        if not msg["is_observed"] and prior_of(msg["fn"]) is not None:
+            msg["value"] = msg["value"][None]
+
+
+def _takes_batches(run: Callable[[SubstituteLatents], Any]) -> bool:
+    """Whether a model that fails for one ``x`` runs for a batch of one."""
+    try:
+        run(_BatchOfOne({}))
+    except Exception:  # whatever a model raises: it does not run
+        return False
+    return True
 
 
 def _check_prior_site(name: str, node: Any, prior: DiffusionPrior, model: str) -> None:

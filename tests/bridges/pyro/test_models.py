@@ -85,7 +85,7 @@ def test_missing_data_are_not_reported_as_seen():
     assert set(trace.groups["observed_data"]) == set(trace.groups["log_likelihood"]) == {"y_observed"}
     likelihood = trace.groups["log_likelihood"]["y_observed"]
     assert np.all(likelihood[..., 0] != 0)
-    assert np.all(likelihood[..., 1] == 0)
+    assert np.all(np.isnan(likelihood[..., 1]))
     np.testing.assert_allclose(trace.sites["twice"], 2 * trace.sites["x"], rtol=1e-6)
     filled = np.where(KEPT, Y, trace.sites["y_unobserved"])
     np.testing.assert_allclose(trace.sites["y"], filled, rtol=1e-6)
@@ -958,6 +958,55 @@ def test_missing_values_are_named_and_not_blamed_on_the_start():
 
     with pytest.warns(SamplingWarning, match="not finite for any chain"):
         anneal_model(model, **QUICK)
+
+
+def seen_with_gaps(kind, see):
+    y = torch.tensor([0.5, torch.nan, 0.2])
+
+    def model():
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        if kind == "wrapper":
+            loc = see(x[0]).expand(3)
+            return pyro.sample("y", dist.Normal(loc, 0.5).mask(~y.isnan()).to_event(1), obs=y)
+        if kind == "gone":
+            y_seen = y[~y.isnan()]
+            return pyro.sample("y", dist.Normal(see(x[0]), 0.5).expand([2]).to_event(1), obs=y_seen)
+        with pyro.plate("rows", 3), poutine.mask(mask=~y.isnan()):
+            return pyro.sample("y", dist.Normal(see(x[0]), 0.5), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize("see", [lambda x: 2 * x, torch.sin], ids=["linear", "sine"])
+@pytest.mark.parametrize("kind", ["handler", "wrapper"])
+def test_a_missing_value_under_a_mask_changes_nothing(kind, see):
+    """The energy of NaN under a mask is right, and its gradient was NaN."""
+    found, without = (JointPotential(seen_with_gaps(k, see), likelihood="widened") for k in (kind, "gone"))
+    x = torch.linspace(-1, 1, 5)[:, None].expand(5, *PRIOR.event_shape)
+    for one, other in zip(found.value_and_grad(x, level=0), without.value_and_grad(x, level=0), strict=True):
+        torch.testing.assert_close(one, other)
+    for values in found.value_and_grad(x, level=5):
+        assert values.isfinite().all()
+    likelihood = found.report(x.numpy()[:, None].astype(float))[1]["log_likelihood"]["y"]
+    if kind == "handler":
+        assert np.isnan(likelihood).all((0, 1)).tolist() == [False, True, False]
+    else:
+        assert np.isfinite(likelihood).all(), "one event, the seen part of which counts"
+
+
+def test_a_network_for_batches_is_said_to_be_one():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(int(np.prod(PRIOR.event_shape)), 3))
+
+    def model(see):
+        x = pyro.sample("x", DiffusionPrior(PRIOR))
+        pyro.sample("y", dist.Categorical(logits=see(x)), obs=torch.tensor(1))
+
+    for kernel in (HMC(), batched.HMC()):
+        with pytest.raises(ValueError, match=r"written for batches of x.*x\[None\]"):
+            anneal_model(model, (network,), **QUICK | {"kernel": kernel})
+        with pytest.raises(IndexError):  # fails for a batch too: its own error
+            anneal_model(model, (lambda x: network(x)[5],), **QUICK | {"kernel": kernel})
+    anneal_model(model, (lambda x: network(x[None])[0],), **QUICK)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
