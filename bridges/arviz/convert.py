@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ppl_diffusion.sampling.ancestry import families
 from ppl_diffusion.sampling.trace import Trace
+
+RELATIVES = (
+    "chains that were resampled are relatives, and az.summary, az.ess, az.mcse and az.rhat take them as independent: "
+    "use bridges.arviz.summary(trace), or the variable family of the group annealing"
+)
+"""What the attribute ``ancestry`` says of a resampled run."""
 
 SCALARS = 16
 """Largest number of event coordinates for which R-hat and ESS are computed coordinate by coordinate."""
@@ -42,11 +49,14 @@ def to_inference_data(trace: Trace, *, prior: Mapping[str, Any] | None = None) -
     Returns:
         ``arviz.InferenceData`` (ArviZ 0.23) or ``xarray.DataTree`` (1.x) with the groups ``posterior`` (``x``, or the
         sites of a model, and for large events the scalars of :func:`summaries`), ``sample_stats``,
-        ``annealing`` (dimensions ``rung``, ``chain``; coordinate ``level``), and for a Pyro model ``log_likelihood``
-        and ``observed_data``. The log-likelihood of masked observations is NaN; leave them out before
-        ``az.loo``: ``idata.log_likelihood = idata.log_likelihood.dropna("rows")``, the name of their plate.
+        ``annealing`` (dimensions ``rung``, ``chain``; coordinate ``level``; with ``family``, the starting chain that
+        each chain continues), and for a Pyro model ``log_likelihood`` and ``observed_data``. The log-likelihood of
+        masked observations is NaN; leave them out before ``az.loo``:
+        ``idata.log_likelihood = idata.log_likelihood.dropna("rows")``, the name of their plate.
         Dimensions of plates carry the plates' names. Slashes in names become dots, because
         ArviZ 1.x reads a slash as a path. With ``prior``, also ``prior`` and, for observed sites, ``prior_predictive``.
+        Attributes give ``log_normaliser``, ``log_normaliser_error``, and in ``ancestry`` what readers of independent
+        chains have to know.
         Runs are joined by ``az.concat(..., dim="chain")``; to join them by draw, delete ``annealing``, which has none.
 
     Raises:
@@ -68,10 +78,13 @@ def to_inference_data(trace: Trace, *, prior: Mapping[str, Any] | None = None) -
     diverging = stats.pop("diverging", np.array(np.nan))
     if not np.isnan(diverging).all():  # else the kernel does not report it
         stats["diverging"] = np.nan_to_num(diverging).astype(bool)
-    attributes = {k: str(v) for k, v in trace.attributes.items() if k != "versions"}
+    attributes: dict[str, Any] = {k: str(v) for k, v in trace.attributes.items() if k != "versions"}
     attributes |= {"inference_library": "ppl-diffusion"}
     attributes["inference_library_version"] = str(dict(trace.attributes.get("versions", {})).get("ppl-diffusion", ""))
-    rungs = trace.stats.assign_coords(chain=np.arange(trace.stats.sizes["chain"]))
+    attributes |= {"log_normaliser": trace.log_normaliser, "log_normaliser_error": trace.log_normaliser_error}
+    attributes["ancestry"] = RELATIVES if was_resampled(trace) else "chains are independent of one another"
+    rungs = trace.stats.assign(family=(("rung", "chain"), families(trace.stats["ancestor"].to_numpy())))
+    rungs = rungs.assign_coords(chain=np.arange(trace.stats.sizes["chain"]))
     # Without a dimension of chains in all variables, az.concat could not join runs by chain.
     rungs = rungs.map(lambda values: values.broadcast_like(rungs.chain)).transpose("rung", "chain")
     with warnings.catch_warnings():
@@ -97,6 +110,11 @@ def check_trace(reader: str, trace: Any) -> None:
     """Raise ``TypeError`` unless ``trace`` is a Trace; ``reader`` is the function that was called."""
     if not isinstance(trace, Trace):
         raise TypeError(f"{reader} reads a Trace, got {type(trace).__name__}: give Trace.load('run.nc')")
+
+
+def was_resampled(trace: Trace) -> bool:
+    """Return whether chains were resampled, so that some may be relatives."""
+    return bool(trace.stats["resampled"].any())
 
 
 def dotted(name: str) -> str:

@@ -2,7 +2,8 @@
 
 ArviZ reports the full effective sample size for chains that never moved, so the diagnosis always shows acceptance
 rates and stuck chains beside it. R-hat and ESS are computed from the recorded draws only, because chains are not
-stationary along the ladder; with fewer than ``FEWEST_DRAWS`` draws they are not reported.
+stationary along the ladder; with fewer than ``FEWEST_DRAWS`` draws they are not reported. Those of resampled chains,
+which are relatives, are the ones of :func:`bridges.arviz.summary`.
 
 Source: Rank-Normalization, Folding, and Localization: An Improved R-hat (Vehtari et al., 2021),
 https://arxiv.org/abs/1903.08008
@@ -16,10 +17,12 @@ import numpy as np
 import xarray as xr
 from scipy.stats import f as f_distribution
 
+from ppl_diffusion.sampling.ancestry import families
 from ppl_diffusion.sampling.trace import Trace
 
-from .convert import SCALARS, arviz, check_trace, event_size, summaries
-from .words import FEWEST_DRAWS, Diagnosis, warning_sentences
+from .convert import SCALARS, arviz, check_trace, event_size, summaries, was_resampled
+from .summary import family_statistics
+from .words import FEWEST_DRAWS, GROUP_LIMIT, Diagnosis, warning_sentences
 
 WORST_COORDINATE = "worst coordinate"
 """The coordinate of a large event whose split R-hat is largest."""
@@ -54,13 +57,14 @@ def diagnose(trace: Trace) -> Diagnosis:
             "jump": np.nanmean(jumps, 1),
             "ess": stats.ess.to_numpy(),
             "spread": np.nanstd(increments, 1),
-            "ancestors": _distinct_ancestors(stats.ancestor.to_numpy()),
+            "ancestors": [len(np.unique(row)) for row in families(stats.ancestor.to_numpy())],
             "drift": np.where(np.isfinite(drift), drift, np.nan),
             "stuck": np.where(steps > 0, (jumps == 0).sum("chain").where(jumps.notnull().any("chain")), np.nan),
         }
     rungs = xr.Dataset({name: ("rung", np.asarray(value, dtype=float)) for name, value in columns.items()})
     draws = _draw_diagnostics(trace)
-    return Diagnosis(rungs, draws, tuple(warning_sentences(trace, rungs, draws)))
+    normaliser = (trace.log_normaliser, trace.log_normaliser_error)
+    return Diagnosis(rungs, draws, tuple(warning_sentences(trace, rungs, draws)), *normaliser)
 
 
 def _draw_diagnostics(trace: Trace) -> xr.Dataset:
@@ -84,16 +88,24 @@ def _draw_diagnostics(trace: Trace) -> xr.Dataset:
     tried = dict.fromkeys(scalars, len(scalars))
     if large:
         scalars[WORST_COORDINATE], tried[WORST_COORDINATE] = _worst_coordinate(trace.positions), event_size(trace)
-    rows: dict[str, list[float]] = {"r_hat": [], "r_hat_limit": [], "ess_bulk": [], "ess_tail": []}
+    rows, related = [], was_resampled(trace)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         for name, value in scalars.items():
             array = np.ascontiguousarray(value)
-            rows["r_hat"].append(float(library.rhat(array)))
-            rows["r_hat_limit"].append(_r_hat_limit(array, tried[name]))
-            rows["ess_bulk"].append(float(library.ess(array, method="bulk")))
-            rows["ess_tail"].append(float(library.ess(array, method="tail", prob=(0.05, 0.95))))
-    return xr.Dataset({k: ("variable", v) for k, v in rows.items()}, coords={"variable": list(scalars)})
+            alone = {"r_hat_chains": float(library.rhat(array)), "limit_chains": _r_hat_limit(array, tried[name])}
+            if related:
+                found = family_statistics(array, trace.families) | {"r_hat_limit": GROUP_LIMIT}
+            else:
+                found = {
+                    "r_hat": alone["r_hat_chains"],
+                    "r_hat_limit": alone["limit_chains"],
+                    "ess_bulk": float(library.ess(array, method="bulk")),
+                    "ess_tail": float(library.ess(array, method="tail", prob=(0.05, 0.95))),
+                }
+            rows.append({key: value for key, value in (alone | found).items() if not key.startswith("mcse")})
+    columns = {key: ("variable", [row[key] for row in rows]) for key in rows[0]}
+    return xr.Dataset(columns, coords={"variable": list(scalars)})
 
 
 def _worst_coordinate(positions: np.ndarray) -> np.ndarray:
@@ -135,13 +147,3 @@ def _r_hat_limit(draws: np.ndarray, tried: int) -> float:
         quantile = f_distribution.ppf(1 - 0.01 / tried, 2 * chains - 1, 2 * chains * (1 / v - 1))
         explained = max(explained, float(np.sqrt((n - 1) / n * (1 + v / (1 - v) * quantile))))
     return min(explained, MAX_R_HAT_LIMIT)
-
-
-def _distinct_ancestors(ancestors: np.ndarray) -> list[int]:
-    """Number of starting chains that have descendants at every rung, from ``ancestors (rungs, chains)``."""
-    origin = np.arange(ancestors.shape[1])
-    left = []
-    for row in ancestors:
-        origin = origin[row]
-        left.append(len(np.unique(origin)))
-    return left

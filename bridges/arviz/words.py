@@ -10,11 +10,19 @@ import xarray as xr
 from ppl_diffusion.sampling.importance import effective_sample_size
 from ppl_diffusion.sampling.trace import Trace
 
+from .convert import was_resampled
+
 LOW_ESS = 0.1
 """ESS of one rung's log-weight increments, as a share of the chains, below which resampling is not recommended."""
 
 NOTABLE_R_HAT = 1.1
 """R-hat above which it is spoken of in any case."""
+
+GROUP_LIMIT = 1.1
+"""R-hat of groups of families above which they disagree. An ESS of 100 gives more than 1.07 once in 100 runs."""
+
+LARGE_ERROR = 0.5
+"""Error of the log-normaliser, in nats, above which the shares that weights give are not called right."""
 
 FEWEST_DRAWS = 20
 """Fewest recorded draws for which R-hat and ESS are reported: short stationary chains give false alarms."""
@@ -31,13 +39,18 @@ class Diagnosis:
             (starting chains that have descendants), ``drift`` (change of the mean energy over the second half of the
             rung, in standard errors), ``stuck`` (chains that never moved). A value that is not available is NaN.
         draws: per scalar (dimension ``variable``): ``r_hat``, ``r_hat_limit`` (the largest that chance and
-            autocorrelation explain), ``ess_bulk``, ``ess_tail``; empty with too few draws.
+            autocorrelation explain), ``ess_bulk``, ``ess_tail``; empty with too few draws. If chains were resampled,
+            these are of families of relatives, see ``bridges.arviz.summary``. ``r_hat_chains`` and ``limit_chains``
+            are of single chains in any case.
         warnings: one sentence per problem; empty when nothing suspicious was found.
+        log_normaliser, log_normaliser_error: those of the trace, in nats.
     """
 
     rungs: xr.Dataset
     draws: xr.Dataset
     warnings: tuple[str, ...]
+    log_normaliser: float
+    log_normaliser_error: float
 
     def __str__(self) -> str:
         columns = {
@@ -70,6 +83,11 @@ class Diagnosis:
                 r_hat = float(row.r_hat)
                 rows.append([str(name), f"{r_hat:.3f}" if r_hat < 1e4 else f"{r_hat:.0e}", *sizes])
             text += "\n\n" + _table(rows)
+        error = self.log_normaliser_error
+        if np.isfinite(self.log_normaliser) and not np.isnan(error):
+            known = f"+- {error:.2g}" if np.isfinite(error) else "with an unknown error: one family has all the weight"
+            rough = " (rough)" if LARGE_ERROR < error < np.inf else ""
+            text += f"\n\nlog-normaliser {self.log_normaliser:.6g} {known}{rough}"
         quiet = "nothing suspicious was found"
         if not self.draws.sizes.get("variable", 0):
             quiet += f" on the way (R-hat and ESS need two chains, {FEWEST_DRAWS} draws)"
@@ -81,7 +99,7 @@ def warning_sentences(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> lis
     chains, count = trace.positions.shape[:2]
     steps = trace.attributes["steps"]
     found = [str(sentence) for sentence in trace.attributes.get("warnings", [])]
-    still = trace.attributes.get("still", False)
+    still = _is_still(trace)
     if still:
         found.append("no MCMC step was taken: reverse diffusion is right for mixtures, not for products or quotients")
     elif not trace.attributes["adjusted"]:
@@ -96,11 +114,17 @@ def warning_sentences(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> lis
     drift = float(np.nan_to_num(rungs.drift[-1]))
     if abs(drift) > 5 and steps[-1] > 1:
         found.append(f"the energy still drifted at the last rung ({drift:+.1f} standard errors): take more steps")
-    if not still:
-        found += _weight_warnings(trace, rungs)
+    weights = [] if still else _weight_warnings(trace, rungs)
+    found += weights
     if draws.sizes.get("variable", 0):
-        found += _mixing_warnings(trace, draws)
+        found += _mixing_warnings(trace, draws, weights_fail=bool(weights))
     return found
+
+
+def _is_still(trace: Trace) -> bool:
+    """Whether the kernel leaves chains where they are; traces of before this was recorded have rungs without steps."""
+    steps, moves = trace.attributes["steps"], trace.stats.jump_distance
+    return bool(trace.attributes.get("still", not any(steps) and not moves.notnull().any()))
 
 
 RUNAWAY = 5.0
@@ -154,13 +178,26 @@ def _failure_warnings(trace: Trace, rungs: xr.Dataset) -> list[str]:
     return found
 
 
-def _mixing_warnings(trace: Trace, draws: xr.Dataset) -> list[str]:
-    """Sentences on R-hat and the effective sample size of the recorded draws."""
-    found = []
-    apart = draws.r_hat.where(draws.r_hat > draws.r_hat_limit)
-    if apart.notnull().any():
+def _mixing_warnings(trace: Trace, draws: xr.Dataset, *, weights_fail: bool) -> list[str]:
+    """Sentences on R-hat and the effective sample size of the recorded draws.
+
+    Chains that stay in their modes are as they should be if the weights have set the shares of the modes: that is, they
+    were used, from a start of known density, through an adjusted kernel, and nothing is said against them.
+    """
+    found, resampled, init = [], was_resampled(trace), _started_at_init(trace)
+    sound = not weights_fail and trace.attributes["adjusted"] and trace.log_normaliser_error <= LARGE_ERROR
+    weighted = resampled and not init and sound
+    families_apart = draws.r_hat.where(draws.r_hat > draws.r_hat_limit)
+    apart = families_apart if weighted else draws.r_hat_chains.where(draws.r_hat_chains > draws.limit_chains)
+    if weighted and apart.notnull().any():
+        found.append(
+            f"R-hat of groups of chains without common ancestors is up to {float(apart.max()):.2f}: the weights gave "
+            "the modes shares that differ from group to group, take more chains or more rungs"
+        )
+    elif apart.notnull().any():
         worst = float(apart.max())
-        shares = "the path down the ladder" if trace.attributes.get("resample") is None else "the weights"
+        shares = "the weights" if resampled else "the path down the ladder"
+        shares = f"init= and {shares}" if init else shares
         found.append(
             f"R-hat of the recorded draws is up to {worst:.2f}: each chain stays in its mode, or takes too few "
             f"steps, and the shares of the modes are those that {shares} gave them"
@@ -172,8 +209,15 @@ def _mixing_warnings(trace: Trace, draws: xr.Dataset) -> list[str]:
         )
     least = float(draws.ess_bulk.min())
     if least < 100:
-        found.append(f"the recorded draws are worth {least:.0f} independent ones: record more draws or chains")
+        more = "take more chains" if resampled else "record more draws or chains"
+        found.append(f"the recorded draws are worth {least:.0f} independent ones: {more}")
     return found
+
+
+def _started_at_init(trace: Trace) -> bool:
+    """Whether positions to start from were given; in traces of before this was recorded, by log-weights of zero."""
+    start = trace.stats.log_weight[0].to_numpy()
+    return bool(trace.attributes.get("init", not np.any(start[np.isfinite(start)])))
 
 
 def _weight_warnings(trace: Trace, rungs: xr.Dataset) -> list[str]:

@@ -113,8 +113,7 @@ def sample(
         from ppl_diffusion.sampling.anneal import anneal, reverse_diffusion
         from ppl_diffusion.schedule import Ladder
 
-        from ..arviz import diagnose, to_inference_data
-        from ..arviz.convert import SCALARS, arviz
+        from ..arviz import diagnose, summary
         from ..arviz.plots import plot_ladder, plot_samples
 
         if kernel is KernelName.reverse:
@@ -163,9 +162,7 @@ def sample(
             verdict = diagnose(trace)
             trace.save(folder / "trace.nc")
             (folder / "diagnosis.txt").write_text(f"{verdict}\n", encoding="utf-8")
-            scalars = ["~x"] if trace.positions[0, 0].size > SCALARS else None
-            kind = "all" if draws >= 4 and chains >= 2 else "stats"  # R-hat and ESS need as many
-            arviz().summary(to_inference_data(trace), var_names=scalars, kind=kind).to_csv(folder / "summary.csv")
+            summary(trace).to_csv(folder / "summary.csv", float_format="%.5g")
             plot_samples(trace, title=expression).savefig(folder / "samples.png", dpi=150)
             plot_ladder(trace).savefig(folder / "ladder.png", dpi=150)
         output.report(verdict, quiet, as_json, extra={"out": str(out), "gradient_calls": trace.gradient_calls})

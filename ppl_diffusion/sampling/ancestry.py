@@ -17,18 +17,18 @@ from .importance import nonfinite_to_minus_inf, normalise
 
 
 def families(ancestors: np.ndarray) -> np.ndarray:
-    """Return the family of each chain at the last rung: the index of the starting chain that it continues.
+    """Return the family of each chain after each rung: the index of the starting chain that it continues.
 
     Args:
         ancestors: the chain of the previous rung that each chain continues, shape ``(rungs, chains)``.
 
     Returns:
-        Indices, shape ``(chains,)``.
+        Indices, shape ``(rungs, chains)``.
     """
-    origin = np.arange(ancestors.shape[1])
-    for row in ancestors:
-        origin = origin[row]
-    return origin
+    found, origin = np.empty_like(ancestors), np.arange(ancestors.shape[1])
+    for rung, row in enumerate(ancestors):
+        found[rung] = origin = origin[row]
+    return found
 
 
 def log_normaliser_error(increments: np.ndarray, ancestors: np.ndarray, resampled: np.ndarray) -> float:
@@ -77,7 +77,7 @@ def mean_error(values: np.ndarray, family: np.ndarray) -> np.ndarray:
 
     Args:
         values: a value of each chain, such as the mean of its draws, shape ``(chains, ...)``.
-        family: indices of :func:`families`, shape ``(chains,)``.
+        family: the family of each chain, the last row of :func:`families`, shape ``(chains,)``.
 
     Returns:
         Errors, shape ``(...)``: NaN for a single chain, infinite if a single family is left.

@@ -121,6 +121,7 @@ def anneal(
         | walk.facts
         | {
             "still": still,
+            "init": init is not None,
             "versions": versions(),
             "warnings": notes,
             "seconds": round(walk.seconds + time.perf_counter() - begun, 3),

@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 
 from ..files import replacing
+from .ancestry import families, log_normaliser_error
 
 FORMAT = "ppl-diffusion trace 1"
 
@@ -38,7 +39,9 @@ class Trace:
         sample_stats: per chain and draw (dimensions ``chain``, ``draw``): ``lp`` (log-density up to a
             constant), ``acceptance_rate``, ``diverging``, ``energy`` (the Hamiltonian) and others, under ArviZ's names.
         attributes: settings and provenance of the run: ``potential``, ``kernel``, ``adjusted``, ``seed``, ``levels``,
-            ``steps``, ``resample``, ``reverse_step``, ``versions``, ``warnings``, ``seconds``.
+            ``steps``, ``resample``, ``reverse_step``, ``still`` (whether the kernel leaves chains
+            where they are), ``init`` (whether positions to start from were given), ``versions``, ``warnings``,
+            ``seconds``.
         sites: for Pyro models, constrained values of each latent site, shape ``(chains, draws, ...)``.
         groups: for Pyro models, ``log_likelihood`` (by observed site, ``(chains, draws, ...)``) and
             ``observed_data`` (by observed site, ``(...)``).
@@ -55,9 +58,32 @@ class Trace:
     def log_normaliser(self) -> float:
         """Estimate of the log-normaliser ``log int exp(-U(x)) dx`` at the last rung, in nats.
 
-        It is meaningful for a run without ``init=`` whose weights can be trusted; see ``bridges.arviz.diagnose``.
+        With ``init=`` it is the log-ratio of the normalisers at the last and the first rung, for starting positions
+        that are independent draws at the first. It is meaningful if the weights can be trusted; see
+        ``bridges.arviz.diagnose``. Its exponential has no bias; it is itself too low by about half of the squared
+        :attr:`log_normaliser_error`.
         """
         return float(self.stats["log_normaliser"].sum())
+
+    @property
+    def log_normaliser_error(self) -> float:
+        """Standard error of :attr:`log_normaliser`, in nats: that of its exponential, relative to it.
+
+        It is estimated from the weights of families of chains that continue the same starting chain, see
+        :func:`ppl_diffusion.sampling.ancestry.log_normaliser_error`. Above about .5 it is rough, and the distribution
+        of the log-normaliser skewed. It cannot know of modes that no chain has found. It is NaN for a single chain, or
+        if no chain has a finite energy, and infinite if all chains continue a single one.
+        """
+        names = ("log_weight", "ancestor", "resampled")
+        return log_normaliser_error(*(self.stats[name].to_numpy() for name in names))
+
+    @property
+    def families(self) -> np.ndarray:
+        """The starting chain that each chain continues, shape ``(chains,)``: chains with the same one are relatives.
+
+        After resampling chains are not independent, families nearly are. See ``bridges.arviz.summary``.
+        """
+        return families(self.stats["ancestor"].to_numpy())[-1]
 
     @property
     def gradient_calls(self) -> float:
