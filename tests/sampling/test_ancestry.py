@@ -170,13 +170,14 @@ def test_the_error_of_a_mean_over_families_of_one_is_the_usual_one():
 SCHEDULE = NoiseSchedule.cosine(30)
 PAIR = GaussianMixture([[-0.8, 0.0], [0.8, 0.2]], [0.3, 0.4], weights=[0.3, 0.7], schedule=SCHEDULE, backend="jax")
 ONE = GaussianMixture([[0.2, 0.0]], [0.9], schedule=SCHEDULE, backend="jax")
+PRODUCT = PAIR * ONE
 EXACT = LogQuadratics.of(PAIR, level=0) * LogQuadratics.of(ONE, level=0)
 
 
 def scores(seeds: range, **options) -> np.ndarray:
     """Errors of the log-normaliser of walks, in those that they state."""
     ladder = Ladder(levels=(29, 24, 19, 14, 9, 4, 0), steps=1)
-    walks = [anneal(PAIR * ONE, HMC(step=0.3), ladder=ladder, chains=64, seed=seed, **options) for seed in seeds]
+    walks = [anneal(PRODUCT, HMC(step=0.3), ladder=ladder, chains=64, seed=seed, **options) for seed in seeds]
     return np.array([(walk.log_normaliser - EXACT.moments()[2]) / walk.log_normaliser_error for walk in walks])
 
 
