@@ -44,6 +44,7 @@ def run(text: str, name: str) -> dict:
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_CODE, ids=named)
 def test_python_of_a_page_runs_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
