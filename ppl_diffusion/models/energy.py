@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, get_args
@@ -17,7 +16,7 @@ from ..arrays import Array, on_cpu
 from ..devices.chunks import Chunks
 from ..devices.cuda_graphs import RECORDED
 from ..potentials.algebra import Leaf
-from ..potentials.common_ground import ConditionWarning
+from ..potentials.common_ground import ConditionWarning, warn_outside
 from ..potentials.target import Target
 from ..schedule import NoiseSchedule
 from .conditions import Classes, Conditions, Token, stacked
@@ -142,10 +141,9 @@ class EnergyModel(Leaf):
         base = self.name.split("[")[0]
         token, text = self.conditions.token(base, *condition, **named)
         if self._label_dropout() == 1:
-            warnings.warn(
+            warn_outside(
                 f"{base} was trained with label_dropout=1, without its conditions: {base}[{text}] means nothing",
                 ConditionWarning,
-                stacklevel=2,
             )
         return EnergyModel(
             self.network,

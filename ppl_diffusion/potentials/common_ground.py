@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -72,8 +73,21 @@ class ConditionWarning(UserWarning):
 def set_common_ground(composite: Target, potentials: Sequence[Any]) -> None:
     """Set the backend, schedule and event shape of a composite to those that its parts share."""
     composite.backend, composite.schedule, composite.event_shape = common_ground(potentials)
+    tell_doubts(potentials)
+
+
+def tell_doubts(potentials: Sequence[Any]) -> None:
+    """Warn of what is known to be wrong with the parts of a composite."""
     for doubt in dict.fromkeys(doubt for potential in potentials for doubt in potential.doubts()):
-        warnings.warn(doubt, ConditionWarning, stacklevel=4)
+        warn_outside(doubt, ConditionWarning)
+
+
+def warn_outside(note: str, category: type[Warning]) -> None:
+    """Issue a warning that points at the line outside this library from which it was called."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("ppl_diffusion", "bridges", "contextlib"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(note, category, stacklevel=level)
 
 
 def same_density(one: Any, other: Any) -> bool:

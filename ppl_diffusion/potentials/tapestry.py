@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from ..arrays import Array
 from .algebra import Composite, Potential
-from .common_ground import common_ground
+from .common_ground import common_ground, tell_doubts
 from .evaluation import energy_of_each, evaluate_each
 from .target import Target, common_device, common_reference
 
@@ -49,6 +49,7 @@ class Tapestry(Composite):
         name: str,
     ) -> None:
         self.backend, self.schedule, self.window_shape = common_ground(potentials)
+        tell_doubts(potentials)
         self.potentials, self.windows, self.weights = tuple(potentials), tuple(windows), tuple(weights)
         self.event_shape, self.name = tuple(canvas_shape), name
 

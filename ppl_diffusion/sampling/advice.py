@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -15,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from ..potentials.algebra import Leaf, Potential
+from ..potentials.common_ground import warn_outside
 from ..potentials.observation import Observation
 from ..potentials.quotients import check_quotient, not_normalisable, tell_not_normalisable
 from ..potentials.target import Target, common_reference
@@ -29,10 +28,7 @@ class SamplingWarning(UserWarning):
 
 def warn_caller(note: str) -> None:
     """Issue a :class:`SamplingWarning` that points at the line outside this library from which it was called."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("ppl_diffusion", "bridges", "contextlib"):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(note, SamplingWarning, stacklevel=level)
+    warn_outside(note, SamplingWarning)
 
 
 class Advice(Listener):

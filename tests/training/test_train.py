@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ppl_diffusion import conjunction, guidance, load, load_config, save_weights, train
+from ppl_diffusion import conjunction, guidance, load, load_config, mixture, save_weights, train
 from ppl_diffusion.models.conditions import Classes, ConditionWarning, Positions
 from ppl_diffusion.models.networks import build_network
 from ppl_diffusion.schedule import NoiseSchedule
@@ -498,13 +498,22 @@ def test_conditions_that_were_never_trained_are_told_of(dropout, warned, tmp_pat
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             act()
+        assert all(w.filename == __file__ for w in caught), "they point at the line of the user"
         return [str(w.message) for w in caught if issubclass(w.category, ConditionWarning)]
 
     assert any("label_dropout=1" in text for text in words(lambda: model.given(1))) == (warned == "conditional")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConditionWarning)
         one, two = model.given(1), model.given(2)
-    for act in (lambda: guidance(one, model, scale=1.5), lambda: conjunction([one, two], model), lambda: one + model):
+    compositions = (
+        lambda: guidance(one, model, scale=1.5),
+        lambda: conjunction([one, two], model),
+        lambda: one + model,
+        lambda: one / model,
+        lambda: mixture([one, model]),
+        lambda: model**0.5,
+    )
+    for act in compositions:
         assert any("label_dropout was 0" in text for text in words(act)) == (warned == "unconditional")
     assert not words(lambda: one * two)
 

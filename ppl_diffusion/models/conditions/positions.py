@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...potentials.common_ground import ConditionWarning
+from ...potentials.common_ground import ConditionWarning, warn_outside
 from .base import Conditions, PickTokens, Token
 
 POSITION_TOLERANCE = 0.005
@@ -50,11 +49,10 @@ class Positions(Conditions):
                 raise ValueError(f"{name} is a share of the picture from 0 to 1, got {value!r}: try {name}=0.5")
         x, y = float(named["x"]), float(named["y"])
         if not all(self.low - POSITION_TOLERANCE <= value <= self.high + POSITION_TOLERANCE for value in (x, y)):
-            warnings.warn(
+            warn_outside(
                 f"{model} has seen positions from {self.low:.2g} to {self.high:.2g} only, x={x:.3g}, y={y:.3g} is "
                 "outside: expect pictures without the object",
                 ConditionWarning,
-                stacklevel=3,
             )
         return (x, y, 1.0), f"{x:.4g}, {y:.4g}"
 
