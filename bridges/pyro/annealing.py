@@ -58,7 +58,8 @@ def anneal_model(
             unconstrained positions ``(chains, size)`` as in ``trace.positions``. Give ``x`` with the noise of the first
             level, ``alpha * x + sigma * z``.
         likelihood: how the observed sites enter at level ``k``; all options are exact at level 0. "widened": at
-            ``E[x | x_k]``, with a covariance enlarged by the remaining uncertainty of ``x``. "tempered": at
+            ``E[x | x_k]``, with a covariance enlarged by the remaining uncertainty of ``x``; sites that are not linear
+            in ``x`` over several points: take ``resample=0.5``, which counts modes right. "tempered": at
             ``x_k / alpha_k``, raised to the power ``alpha_k ** 2 / (alpha_k ** 2 + sigma_k ** 2)``. "rescaled": at
             ``x_k / alpha_k``, which constrains ``x`` too early. "tweedie": at the network's estimate of the clean
             ``x``, which costs second derivatives. Where priors of latent sites depend on ``x``, only "widened" is of
