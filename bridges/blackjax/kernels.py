@@ -9,6 +9,9 @@ momentum p ~ N(0, I) the proposal is ``x - eps^2/2 grad U + eps p``, BlackJAX's 
 ``eps^2 / 2``. The momentum is refreshed as ``p <- sqrt(1 - r) p + sqrt(r) z`` before each trajectory, flipped
 on rejection where r < 1, and travels with its chain.
 
+Where only the score of a density is known, HMC and MALA accept by its work along the trajectory
+(``bridges.blackjax.line_integral``).
+
 A trajectory of L leapfrog steps costs L evaluations: energy and gradient at its start are reused. A non-finite energy
 or gradient is passed to the kernel as a log-density of minus infinity, and is counted.
 
@@ -19,7 +22,7 @@ A Generalized Guided Monte Carlo Algorithm (Horowitz, 1991), https://doi.org/10.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, final, get_args
 
 import jax.numpy as jnp
 from blackjax.mcmc import nuts
@@ -28,6 +31,7 @@ from ppl_diffusion.arrays import Array
 from ppl_diffusion.sampling.kernel import check_count
 from ppl_diffusion.sampling.step import Adaptive, StepPolicy
 
+from .line_integral import Rule
 from .trajectories import adjusted_step, init_chain, unadjusted_step
 from .walker import BlackJAXKernel, Info, LogDensity, info_of
 
@@ -36,6 +40,11 @@ def _check_trajectory(leapfrogs: Any, refreshment: float) -> None:
     check_count("leapfrogs", leapfrogs, example=3)
     if not 0 < refreshment <= 1:
         raise ValueError(f"refreshment must be in (0, 1], 1 draws a new momentum each time, got {refreshment}")
+
+
+def _check_work(work: Any) -> None:
+    if work not in get_args(Rule):
+        raise ValueError(f"unknown rule {work!r} of the work: use work='trapezoid' or work='simpson'")
 
 
 @final
@@ -50,19 +59,24 @@ class HMC(BlackJAXKernel):
         step: leapfrog step: a number, ``SigmaScaled(0.5)`` or ``Adaptive(...)``.
         leapfrogs: number of leapfrog steps of a trajectory; each costs one evaluation.
         refreshment: share ``r`` in (0, 1] of the momentum's variance that is redrawn before each trajectory.
+        work: how a density without an energy is tested: "trapezoid", at no cost, or "simpson", with a second
+            evaluation in each leapfrog and a smaller error. A density with an energy is tested by it.
 
     Raises:
-        ValueError: ``leapfrogs`` below 1, or ``refreshment`` outside (0, 1].
+        ValueError: ``leapfrogs`` below 1, ``refreshment`` outside (0, 1], or an unknown ``work``.
     """
 
     step: StepPolicy | float = Adaptive(target_acceptance=0.8)
     leapfrogs: int = 3
     refreshment: float = 1.0
+    work: Rule = "trapezoid"
+    needs_energy: ClassVar[bool] = False
     counts_exactly: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_trajectory(self.leapfrogs, self.refreshment)
+        _check_work(self.work)
 
     @property
     def keeps_momentum(self) -> bool:
@@ -73,7 +87,8 @@ class HMC(BlackJAXKernel):
         return init_chain(key, position, momentum, log_density, keep=self.keeps_momentum)
 
     def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
-        return adjusted_step(key, chain, log_density, step, leapfrogs=self.leapfrogs, refreshment=self.refreshment)
+        given = {"leapfrogs": self.leapfrogs, "refreshment": self.refreshment, "work": self.work}
+        return adjusted_step(key, chain, log_density, step, **given)
 
 
 @final
@@ -83,20 +98,27 @@ class MALA(BlackJAXKernel):
 
     Args:
         step: leapfrog step ``eps``; BlackJAX's own MALA calls ``eps**2 / 2`` its step size.
+        work: how a density without an energy is tested, see :class:`HMC`.
 
     Source: Exponential Convergence of Langevin Distributions (Roberts and Tweedie, 1996),
     https://doi.org/10.2307/3318418
     """
 
     step: StepPolicy | float = Adaptive(target_acceptance=0.7)
+    work: Rule = "trapezoid"
     leapfrogs: ClassVar[int] = 1
+    needs_energy: ClassVar[bool] = False
     counts_exactly: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_work(self.work)
 
     def init_chain(self, key: Array, position: Array, momentum: Array | None, log_density: LogDensity) -> Any:
         return init_chain(key, position, momentum, log_density, keep=False)
 
     def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
-        return adjusted_step(key, chain, log_density, step, leapfrogs=1, refreshment=1.0)
+        return adjusted_step(key, chain, log_density, step, leapfrogs=1, refreshment=1.0, work=self.work)
 
 
 @final

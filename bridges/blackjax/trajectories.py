@@ -17,6 +17,7 @@ from blackjax.mcmc import hmc, integrators, metrics, trajectory
 
 from ppl_diffusion.arrays import Array
 
+from .line_integral import Rule, WorkDensity, init_state, velocity_verlet
 from .walker import Info, LogDensity, info_of
 
 DIVERGENCE = 1000.0
@@ -29,16 +30,21 @@ def init_chain(key: Array, position: Array, momentum: Array | None, log_density:
         momentum = jnp.zeros_like(position)  # redrawn before it is used
     elif momentum is None:
         momentum = jax.random.normal(key, position.shape, position.dtype)
+    if isinstance(log_density, WorkDensity):
+        return init_state(log_density, position, momentum)  # type: ignore[arg-type]
     return integrators.new_integrator_state(log_density, position, momentum)
 
 
 def adjusted_step(
-    key: Array, chain: Any, log_density: LogDensity, step: Array, *, leapfrogs: int, refreshment: float
+    key: Array, chain: Any, log_density: LogDensity, step: Array, *, leapfrogs: int, refreshment: float, work: Rule
 ) -> tuple[Any, Info]:
-    """Propose the end of a trajectory by BlackJAX's HMC, and accept or reject it."""
+    """Propose the end of a trajectory by BlackJAX's HMC, and accept or reject it.
+
+    Without an energy this is by the rule ``work``, see :mod:`bridges.blackjax.line_integral`.
+    """
     key_momentum, key_accept = jax.random.split(key)
     kinetic = unit_mass(chain.position).kinetic_energy
-    generate = hmc.hmc_proposal(integrators.velocity_verlet(log_density, kinetic), kinetic, step, leapfrogs)
+    generate = hmc.hmc_proposal(_integrator(log_density, kinetic, work), kinetic, step, leapfrogs)
     chain, info, _ = generate(key_accept, refresh_momentum(key_momentum, chain, refreshment))
     # BlackJAX returns an accepted chain with its momentum flipped, and a rejected chain with its initial momentum.
     # Flipping both makes an accepted chain continue in its direction and a rejected chain reverse.
@@ -57,7 +63,7 @@ def unadjusted_step(
     grown by ``DIVERGENCE``, because a chain thrown so far would not come back.
     """
     kinetic = unit_mass(chain.position).kinetic_energy
-    integrate = trajectory.static_integration(integrators.velocity_verlet(log_density, kinetic))
+    integrate = trajectory.static_integration(_integrator(log_density, kinetic, "trapezoid"))
     begun = refresh_momentum(key, chain, refreshment)
     ended = integrate(begun, step, leapfrogs)
     finite = jnp.isfinite(ended.logdensity)
@@ -67,6 +73,13 @@ def unadjusted_step(
     chain = jax.tree.map(lambda new, old: jnp.where(kept, new, old), ended, begun)
     info = info_of(jnp.nan, ~kept, ~finite, leapfrogs, jnp.where(kept, after, before))
     return chain, info._replace(adaptation=would_accept)
+
+
+def _integrator(log_density: LogDensity, kinetic: Any, work: Rule) -> Any:
+    """BlackJAX's leapfrog; for a target without an energy, the one that adds up the work of the score."""
+    if isinstance(log_density, WorkDensity):
+        return velocity_verlet(log_density, kinetic, work)
+    return integrators.velocity_verlet(log_density, kinetic)
 
 
 def refresh_momentum(key: Array, chain: Any, refreshment: float) -> Any:

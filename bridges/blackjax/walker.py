@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_diffusion.arrays import Array
-from ppl_diffusion.potentials.target import Target
+from ppl_diffusion.potentials.target import Target, require_energy
 from ppl_diffusion.sampling.kernel import State, SteppedKernel
 from ppl_diffusion.sampling.step import StepState, as_policy, scaled
 
 from ..torch_jax import to_jax
 from ..torch_jax.callback import outlived_by
 from ..torch_jax.convert import cpu_device_for, crossings, reraise_torch_errors
+from .line_integral import Forces, LineIntegral, WorkDensity
 
 LogDensity = Callable[[Array], Array]
 MOVE_STATS = ("acceptance_rate", "diverging", "nonfinite", "jump_distance", "energy_midway", "step_size")
@@ -79,8 +80,15 @@ class BlackJAXKernel(SteppedKernel):
         """Take one step of one chain; return its new BlackJAX state and statistics."""
 
     def bind(self, potential: Target) -> BlackJAXWalker:
-        """Return the kernel bound to ``potential``; compiled functions are reused for an equal kernel."""
-        return potential.memo(self, lambda: BlackJAXWalker(self, to_jax(potential)))
+        """Return the kernel bound to ``potential``; compiled functions are reused for an equal kernel.
+
+        Raises:
+            TypeError: only the gradient of ``potential`` is known, and the kernel needs energies.
+        """
+        if self.needs_energy:
+            require_energy(potential, f"kernels such as {self}")
+        crossed = to_jax if potential.has_energy else LineIntegral
+        return potential.memo(self, lambda: BlackJAXWalker(self, crossed(potential)))
 
 
 def _in_jax_context(method: Method) -> Method:
@@ -108,6 +116,8 @@ class BlackJAXWalker:
     def __init__(self, kernel: BlackJAXKernel, potential: Target) -> None:
         self.kernel, self.potential, self.crossings = kernel, potential, list(crossings(potential))
         self.policy = as_policy(kernel.step)
+        midpoints = isinstance(potential, LineIntegral) and getattr(kernel, "work", "") == "simpson"
+        self.evaluations_per_leapfrog = 2 if midpoints else 1
         self.diffused = np.broadcast_to(potential.diffused, potential.event_shape).ravel()
         self._arrive_compiled = jax.jit(self._arrive)
         self._move_compiled = jax.jit(self._move)
@@ -130,7 +140,7 @@ class BlackJAXWalker:
             state.carried, np.array(state.step, dtype=np.float64), state.level, steps, seed, state.scales
         )
         stats = dict(zip(MOVE_STATS, np.asarray(moved), strict=True))
-        stats["gradient_calls"] = _as_count(calls) if begun is None else np.array(self._calls() - begun)
+        stats["gradient_calls"] = _as_count(calls * self.evaluations_per_leapfrog) if begun is None else np.array(self._calls() - begun)
         return self._state(state.level, chains, found, StepState(*np.asarray(step).tolist()), state.scales), stats
 
     @_in_jax_context
@@ -141,7 +151,8 @@ class BlackJAXWalker:
         )
         positions = scaled(np.asarray(flat), state.scales).reshape(*flat.shape[:2], *self.potential.event_shape)
         stats = {name: np.asarray(value) for name, value in info._asdict().items() if name != "adaptation"}
-        calls = _as_count(stats["n_steps"].max(axis=0).sum()) if begun is None else np.array(self._calls() - begun)
+        made = stats["n_steps"].max(axis=0).sum() * self.evaluations_per_leapfrog
+        calls = _as_count(made) if begun is None else np.array(self._calls() - begun)
         stats |= {"lp": np.asarray(log_density), "step_size": np.full(log_density.shape, float(step))}
         return (
             self._state(state.level, chains, found, state.step, state.scales),
@@ -172,19 +183,24 @@ class BlackJAXWalker:
     def _describe(self, chains: Any, scales: Array) -> tuple[Array, Array, Array]:
         """Positions ``(chains, *event_shape)``, energies and their gradients; NaN if the kernel keeps no gradient."""
         shape = (chains.position.shape[0], *self.potential.event_shape)
-        gradient = getattr(chains, "logdensity_grad", None)
+        gradient = _gradient_of(chains)
         gradient = jnp.full(shape, jnp.nan) if gradient is None else -(gradient / scales[None]).reshape(shape)
         return (chains.position * scales[None]).reshape(shape), -chains.logdensity, gradient
 
     def _norms(self, chains: Any) -> np.ndarray:
         """Norms of the gradients of all chains, shape ``(chains,)``; NaN if the kernel keeps no gradient."""
-        gradient = getattr(chains, "logdensity_grad", None)
+        gradient = _gradient_of(chains)
         return np.full(len(chains.position), np.nan) if gradient is None else np.asarray(_row_norms(gradient))
 
     def _log_density(self, level: Array, scales: Any = 1.0) -> LogDensity:
-        """Log-density at ``level`` of ``z (size,) = x / scales``; its value and gradient come from one evaluation."""
+        """Log-density at ``level`` of ``z (size,) = x / scales``; its value and gradient come from one evaluation.
+
+        Without an energy, a :class:`~bridges.blackjax.line_integral.WorkDensity`.
+        """
         # Weakly: JAX keeps these functions with what it has compiled, which the potential keeps in turn.
         event_shape, potential = self.potential.event_shape, weakref.proxy(self.potential)
+        if isinstance(self.potential, LineIntegral):
+            return cast(LogDensity, WorkDensity(potential, level, scales))
 
         def forward(z: Array, level: Array, scales: Array) -> tuple[Array, Array]:
             energy, gradient = potential.value_and_grad((z * scales).reshape(event_shape), level=level)
@@ -255,6 +271,12 @@ class BlackJAXWalker:
 
         chains, drawn = jax.lax.scan(body, chains, jax.random.split(jax.random.key(seed), draws))
         return chains, self._describe(chains, scales), jax.tree.map(lambda array: jnp.swapaxes(array, 0, 1), drawn)
+
+
+def _gradient_of(chains: Any) -> Any:
+    """Gradients of the log-density of all chains, shape ``(chains, size)``; None if the kernel keeps none."""
+    gradient = getattr(chains, "logdensity_grad", None)
+    return gradient.gradient if isinstance(gradient, Forces) else gradient
 
 
 def _as_count(calls: Any) -> np.ndarray:

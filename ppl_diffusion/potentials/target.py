@@ -58,8 +58,14 @@ class Target(ABC):
 
         Raises:
             ValueError: ``x`` has the wrong shape or is on another device, or ``level`` is out of range.
-            TypeError: ``x`` is an array of the other backend or not of floating dtype, or ``level`` is not an integer.
+            TypeError: ``x`` is an array of the other backend or not of floating dtype, ``level`` is not an integer, or
+                only the gradient is known (:attr:`has_energy`).
         """
+        if not self.has_energy:
+            raise TypeError(
+                f"{self} has no energy, as only its gradient is known: use score(x, level=...), or train an energy "
+                "from it, train(config, teacher=...)"
+            )
         with outside_inference_mode():
             x, level = self._validate(x, level)
             return self._evaluate_energy(x, level)
@@ -73,7 +79,8 @@ class Target(ABC):
 
         Returns:
             Energies, shape ``(*chains,)`` as in :meth:`energy`, and gradients of the shape and
-            dtype of ``x``. ``-gradient`` is the score of the density at this level.
+            dtype of ``x``. ``-gradient`` is the score of the density at this level. Energies leave out the factors of
+            which only the gradient is known.
 
         Raises:
             ValueError, TypeError: as :meth:`energy`.
@@ -82,6 +89,14 @@ class Target(ABC):
             x, level = self._validate(x, level)
             energy, gradient = self._evaluate(x, level)
             return energy, cast_like(gradient, x)
+
+    def score(self, x: Any, *, level: Any) -> Array:
+        """Return the gradient of the log-density at each point ``x (*chains, *event_shape)``, of its shape and dtype.
+
+        Raises:
+            ValueError, TypeError: as :meth:`value_and_grad`.
+        """
+        return -self.value_and_grad(x, level=level)[1]
 
     @property
     def device(self) -> torch.device:
