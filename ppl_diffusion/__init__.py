@@ -3,6 +3,7 @@
 from .files import versions
 from .models.energy import EnergyModel
 from .models.library import load, save_weights
+from .models.noise import ScorePotential
 from .potentials.algebra import Leaf, Mixture, Potential, Product, mixture, product
 from .potentials.analytic import GaussianMixture, UniformBox
 from .potentials.function import EnergyFunction
@@ -38,6 +39,7 @@ __all__ = [
     "Product",
     "Progress",
     "SamplingWarning",
+    "ScorePotential",
     "SigmaScaled",
     "Target",
     "Trace",

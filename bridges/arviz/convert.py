@@ -144,11 +144,14 @@ def _prior_groups(trace: Trace, prior: Mapping[str, Any]) -> dict[str, dict[str,
 
 
 def summaries(trace: Trace) -> dict[str, np.ndarray]:
-    """Return scalar summaries of large events, each ``(chains, draws)``: energy, mean, and fixed random projections."""
+    """Return scalar summaries of large events, each ``(chains, draws)``: energy if there is one, mean, and fixed random
+    projections."""
     flat = trace.positions.reshape(*trace.positions.shape[:2], -1)
     directions = np.random.default_rng(0).standard_normal((flat.shape[-1], PROJECTIONS)) / np.sqrt(flat.shape[-1])
     projected = flat @ directions
-    found = {"energy": -trace.sample_stats["lp"].to_numpy(), "mean": flat.mean(-1)}
+    found = {"mean": flat.mean(-1)}
+    if trace.attributes.get("has_energy", True):  # else it is a work, counted from where each chain arrived
+        found = {"energy": -trace.sample_stats["lp"].to_numpy()} | found
     return found | {f"projection_{i}": projected[..., i] for i in range(PROJECTIONS)}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from ppl_diffusion.sampling.circulation import NOTABLE_WORK
 from ppl_diffusion.sampling.importance import effective_sample_size
 from ppl_diffusion.sampling.trace import Trace
 
@@ -104,7 +105,7 @@ def warning_sentences(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> lis
         found.append("no MCMC step was taken: reverse diffusion is right for mixtures, not for products or quotients")
     elif not trace.attributes["adjusted"]:
         found.append("the kernel is unadjusted: its draws, and any weights, are biased by the step size")
-    found += _failure_warnings(trace, rungs)
+    found += _circulation_warnings(trace) + _failure_warnings(trace, rungs)
     stuck = _count_stuck(trace)
     if stuck and steps[-1] + count > 3:
         found.append(f"{stuck:.0f} of {chains} chains did not move at the end: ESS and R-hat do not show that")
@@ -125,6 +126,19 @@ def _is_still(trace: Trace) -> bool:
     """Whether the kernel leaves chains where they are; traces of before this was recorded have rungs without steps."""
     steps, moves = trace.attributes["steps"], trace.stats.jump_distance
     return bool(trace.attributes.get("still", not any(steps) and not moves.notnull().any()))
+
+
+def _circulation_warnings(trace: Trace) -> list[str]:
+    """A sentence on a score that is not a gradient, which a kernel that accepts by work cannot leave invariant."""
+    measured = trace.attributes.get("circulation") or {}
+    nats = float(measured.get("nats", 0.0))
+    if not nats > NOTABLE_WORK or not trace.attributes["adjusted"]:
+        return []
+    return [
+        f"the score is not a gradient: its work round loops of a leapfrog's length is {nats:.2g} nats, "
+        f"{measured['share']:.0%} of that along their sides, and no density is left invariant; take smaller steps, or "
+        "train an energy from it, train(config, teacher=...)"
+    ]
 
 
 RUNAWAY = 5.0

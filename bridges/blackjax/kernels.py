@@ -59,8 +59,8 @@ class HMC(BlackJAXKernel):
         step: leapfrog step: a number, ``SigmaScaled(0.5)`` or ``Adaptive(...)``.
         leapfrogs: number of leapfrog steps of a trajectory; each costs one evaluation.
         refreshment: share ``r`` in (0, 1] of the momentum's variance that is redrawn before each trajectory.
-        work: how a density without an energy is tested: "trapezoid", at no cost, or "simpson", with a second
-            evaluation in each leapfrog and a smaller error. A density with an energy is tested by it.
+        work: how a density without an energy is tested: "simpson", with a second evaluation in each leapfrog, or
+            "trapezoid", at no cost but with a bias that grows with the step. Not used for a density with an energy.
 
     Raises:
         ValueError: ``leapfrogs`` below 1, ``refreshment`` outside (0, 1], or an unknown ``work``.
@@ -69,7 +69,7 @@ class HMC(BlackJAXKernel):
     step: StepPolicy | float = Adaptive(target_acceptance=0.8)
     leapfrogs: int = 3
     refreshment: float = 1.0
-    work: Rule = "trapezoid"
+    work: Rule = "simpson"
     needs_energy: ClassVar[bool] = False
     counts_exactly: ClassVar[bool] = True
 
@@ -87,8 +87,8 @@ class HMC(BlackJAXKernel):
         return init_chain(key, position, momentum, log_density, keep=self.keeps_momentum)
 
     def step_chain(self, key: Array, chain: Any, log_density: LogDensity, step: Array) -> tuple[Any, Info]:
-        given = {"leapfrogs": self.leapfrogs, "refreshment": self.refreshment, "work": self.work}
-        return adjusted_step(key, chain, log_density, step, **given)
+        leapfrogs, refreshment, work = self.leapfrogs, self.refreshment, self.work
+        return adjusted_step(key, chain, log_density, step, leapfrogs=leapfrogs, refreshment=refreshment, work=work)
 
 
 @final
@@ -105,7 +105,7 @@ class MALA(BlackJAXKernel):
     """
 
     step: StepPolicy | float = Adaptive(target_acceptance=0.7)
-    work: Rule = "trapezoid"
+    work: Rule = "simpson"
     leapfrogs: ClassVar[int] = 1
     needs_energy: ClassVar[bool] = False
     counts_exactly: ClassVar[bool] = True

@@ -1,14 +1,14 @@
 """Metropolis tests without an energy: the work of the score along the trajectory's own leapfrog path.
 
-Where only the score ``s`` is known, the gain of log-density from ``x`` to ``x'`` is replaced by the line integral of the
-score over the straight lines between the points of the trajectory, ``d`` being such a line:
+Where only the score ``s`` is known, the gain of log-density from ``x`` to ``x'`` is replaced by the line integral of
+the score over the straight lines between the points of the trajectory, ``d`` being such a line:
 
     trapezoid    (s(x) + s(x + d)) / 2 . d                          the scores of the leapfrogs, at no cost
     simpson      (s(x) + 4 s(x + d/2) + s(x + d)) / 6 . d           one more score a leapfrog
 
-If the score is a gradient, a line's error is of third order in the step (trapezoid) or of fifth (Simpson), and that of a
-trajectory of fixed length of second or fourth. With the reversed trajectory the work changes its sign, as a difference
-of log-density does. Round a closed path it vanishes only if the score is a gradient: see
+If the score is a gradient, a line's error is of third order in the step (trapezoid) or of fifth (Simpson), and that
+of a trajectory of fixed length of second or fourth. With the reversed trajectory the work changes its sign, as a
+difference of log-density does. Round a closed path it vanishes only if the score is a gradient: see
 ``ppl_diffusion.sampling.circulation``. Factors with an energy enter by its exact difference, only the others by work.
 
 The work along a chain's accepted trajectories accumulates from its arrival at a level. The recorded energy is that of

@@ -140,7 +140,9 @@ class BlackJAXWalker:
             state.carried, np.array(state.step, dtype=np.float64), state.level, steps, seed, state.scales
         )
         stats = dict(zip(MOVE_STATS, np.asarray(moved), strict=True))
-        stats["gradient_calls"] = _as_count(calls * self.evaluations_per_leapfrog) if begun is None else np.array(self._calls() - begun)
+        stats["gradient_calls"] = (
+            _as_count(calls * self.evaluations_per_leapfrog) if begun is None else np.array(self._calls() - begun)
+        )
         return self._state(state.level, chains, found, StepState(*np.asarray(step).tolist()), state.scales), stats
 
     @_in_jax_context

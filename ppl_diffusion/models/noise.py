@@ -30,6 +30,10 @@ UNLIKE = 0.5
 """Share of the range of slopes by which a network may miss the slope that its kind of prediction has."""
 
 
+MOST_SIGNAL = 0.3
+"""Ratio of signal to noise at the noisiest level above which the kind of a prediction is not checked."""
+
+
 class ScorePotential(ScoreLeaf):
     """A denoising network as a potential without an energy.
 
@@ -155,7 +159,9 @@ class ScorePotential(ScoreLeaf):
         flat = [x.reshape(-1, *self.event_shape) for x in points]
         for x in flat:
             if x.device.type != self.device.type:
-                raise ValueError(f"{self.name} is on {self.device}, the points on {x.device}: pass x.to('{self.device}')")
+                raise ValueError(
+                    f"{self.name} is on {self.device}, the points on {x.device}: pass x.to('{self.device}')"
+                )
         batch, sizes, condition = torch.cat(flat), [len(x) for x in flat], None
         if self.conditions is not None:
             tokens = [member.token for member in members]  # type: ignore[attr-defined]
@@ -181,21 +187,24 @@ class ScorePotential(ScoreLeaf):
         negative, and one of the clean sample or of the velocity does not.
         """
         level = len(self.schedule) - 1
-        alpha, sigma = self.schedule.alpha(level), self.schedule.sigma(level)
-        slopes = slopes_at(alpha, sigma, float(np.mean(self.reference[1])))
+        alpha, sigma, variance = self.schedule.alpha(level), self.schedule.sigma(level), self.reference[1]
+        if alpha * np.mean(variance) ** 0.5 > MOST_SIGNAL * sigma or (self.predicts == "velocity" and alpha > 0.5):
+            return []  # x is not all noise; or noise and data cancel in a velocity, in a schedule that explodes
+        slopes = slopes_at(alpha, sigma, float(np.mean(variance)))
         noise = torch.randn(PROBE, *self.event_shape, generator=torch.Generator().manual_seed(0))
         x = (sigma * noise).to(self.device)
-        condition = None if self.conditions is None else stacked(self.conditions, [self.token], [PROBE], self.device)
+        condition = None
+        if self.conditions is not None and self.token is not None:
+            condition = stacked(self.conditions, [self.token], [PROBE], self.device)
         with torch.no_grad():
             output = _predict(self.network, self.times, x, level, condition).double()
         slope = float((output * x).sum() / (x.double() ** 2).sum())
-        span = max(slopes.values()) - min(slopes.values())
         nearest = min(slopes, key=lambda kind: abs(slopes[kind] - slope))
-        if abs(slope - slopes[self.predicts]) <= UNLIKE * abs(slopes["noise"]) or span == 0:
+        if abs(slope - slopes[self.predicts]) <= UNLIKE * abs(slopes["noise"]):
             return []
         return [
-            f"{self.name} is said to predict {self.predicts}, but at the noisiest level its output is {slope:.2g} times "
-            f"x, where {slopes[self.predicts]:.2g} is expected: try predicts={nearest!r}, or train the network"
+            f"{self.name} is said to predict {self.predicts}, but at the noisiest level its output is {slope:.2g} "
+            f"times x, where {slopes[self.predicts]:.2g} is expected: try predicts={nearest!r}, or train the network"
         ]
 
 

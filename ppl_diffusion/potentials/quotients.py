@@ -59,8 +59,8 @@ def not_normalisable(potential: Target, *, levels: Sequence[int]) -> dict[str, l
     if not _is_whole(potential):
         parts = [not_normalisable(part, levels=levels) for part in potential.parts()]
         return {name: failed for found in parts for name, failed in found.items()}
-    if not _contains_quotient(potential):
-        return {}
+    if not _contains_quotient(potential) or not potential.has_energy:
+        return {}  # far out a network that was trained to denoise knows no score either
     failed = [level for level in levels if not grows(potential, level)]
     return {str(potential): failed} if failed else {}
 

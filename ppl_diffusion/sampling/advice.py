@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from ..potentials.algebra import Leaf, Potential
 from ..potentials.common_ground import warn_outside
 from ..potentials.observation import Observation
 from ..potentials.quotients import check_quotient, not_normalisable, tell_not_normalisable
+from ..potentials.score import ScoreLeaf
 from ..potentials.target import Target, common_reference
 from ..schedule import Ladder
 from .arrival import Arrival
@@ -54,7 +56,7 @@ class Advice(Listener):
             improper = not_normalisable(target, levels=_levels_to_check(self.ladder))
             walk.facts["not_normalisable"] = sorted({level for failed in improper.values() for level in failed})
             walk.notes += [tell_not_normalisable(name, failed) for name, failed in improper.items()]
-        walk.notes += check_observations(target)
+        walk.notes += check_observations(target) + check_predictions(target)
         walk.notes += target.doubts() if isinstance(target, Leaf) else ()
         if self.started_at_init:
             walk.notes += check_init(target, levels[0], walk.start)
@@ -129,6 +131,14 @@ def check_observations(potential: Target) -> list[str]:
                     f"the values of {leaf} lie {size:.3g} standard deviations away from the data of {potential}: "
                     "scale them as the data are; bytes of pictures by x / 127.5 - 1"
                 )
+    return notes
+
+
+def check_predictions(potential: Any) -> list[str]:
+    """Return warnings about denoising networks that seem to predict something else than they are said to."""
+    notes = potential.complaints() if isinstance(potential, ScoreLeaf) else []
+    for part in potential.parts():
+        notes += check_predictions(part)
     return notes
 
 

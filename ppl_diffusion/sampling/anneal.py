@@ -30,6 +30,7 @@ from ..potentials.target import Target, require_energy
 from ..schedule import Ladder
 from .advice import Advice, warn_caller
 from .checkpoint import Checkpoint
+from .circulation import measured_circulation
 from .kernel import Kernel
 from .progress import Progress, Reporter
 from .still import Still
@@ -122,6 +123,8 @@ def anneal(
         | {
             "still": still,
             "init": init is not None,
+            "has_energy": potential.has_energy,
+            "circulation": measured_circulation(walk, positions),
             "versions": versions(),
             "warnings": notes,
             "seconds": round(walk.seconds + time.perf_counter() - begun, 3),

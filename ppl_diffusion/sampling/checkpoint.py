@@ -142,7 +142,10 @@ class Checkpoint(Listener):
         if self.path is None:
             return
         made = walker.arrive(self.start, level, None, seed=0)
-        self.structure, self.probe = str(jax.tree.structure(made)), np.asarray(made.energy)
+        self.structure, self.probe = (
+            str(jax.tree.structure(made)),
+            _known_by(made.energy, made.gradient, walk.target.has_energy),
+        )
         kinds = {str(_stored(leaf).dtype): _stored(leaf).dtype.kind for leaf in jax.tree.leaves(made)}
         strange = [dtype for dtype, kind in kinds.items() if kind not in "biuf"]
         if strange:
@@ -156,7 +159,7 @@ class Checkpoint(Listener):
             if there != here:
                 raise ValueError(f"{self.path} is of another run ({name} is {there!r} there, {here!r} here): {REMEDY}")
         self._compare(self.probe, arrays["probe"])
-        walk.state = self._state(arrays, walker)
+        walk.state = self._state(arrays, walker, has_energy=walk.target.has_energy)
         walk.weights.log = arrays["weights"]
         rungs = {name: arrays[f"rungs.{name}"] for name in progress["rungs"]}
         walk.rungs = [dict(zip(rungs, values, strict=True)) for values in zip(*rungs.values(), strict=True)]
@@ -168,10 +171,11 @@ class Checkpoint(Listener):
         walk.notes, walk.facts, walk.seconds = progress["notes"], progress["facts"], progress["seconds"]
         self.of_this_walk = True
 
-    def _state(self, arrays: Mapping[str, np.ndarray], walker: Walker) -> State:
+    def _state(self, arrays: Mapping[str, np.ndarray], walker: Walker, *, has_energy: bool) -> State:
         """Return the stored state, in the structure of one that ``walker`` makes at the same positions."""
         made = walker.arrive(arrays["state.positions.0"], int(arrays["state.level.0"]), None, seed=0)
-        self._compare(np.asarray(made.energy), arrays["state.energy.0"])
+        there = _known_by(arrays["state.energy.0"], arrays["state.gradient.0"], has_energy)
+        self._compare(_known_by(made.energy, made.gradient, has_energy), there)
         fields = {}
         for name, value in made._asdict().items():
             leaves, structure = jax.tree.flatten(value)
@@ -261,6 +265,13 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
 def _digest(header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
     texts = [np.frombuffer(header.get(key, "").encode(), dtype=np.uint8) for key in ("run", "progress")]
     return digest(texts + [arrays[key] for key in sorted(arrays)])
+
+
+def _known_by(energy: Any, gradient: Any, has_energy: bool) -> np.ndarray:
+    """Return the values ``(chains,)`` by which a target is known at given points: energies, or norms of gradients."""
+    if has_energy:
+        return np.asarray(energy)
+    return np.linalg.norm(np.asarray(gradient, dtype=np.float64).reshape(len(gradient), -1), axis=1)
 
 
 def _stored(leaf: Any) -> np.ndarray:

@@ -30,7 +30,8 @@ class Trace:
         stats: per rung and chain (dimensions ``rung``, ``chain``): ``acceptance_rate``, ``step_size``,
             ``diverging`` and ``nonfinite`` (counts), ``jump_distance`` (mean over steps), energies in nats
             before the first, after half and after the last kernel step (``energy_arrival``,
-            ``energy_midway``, ``energy``), ``log_weight`` (increment on arrival, nats), ``ancestor`` (index
+            ``energy_midway``, ``energy``; where only a score is known, minus its work since arrival),
+            ``log_weight`` (increment on arrival, nats), ``ancestor`` (index
             of the chain that it continues, in the order before resampling); per rung: ``ess`` (of the
             accumulated weights before resampling, in chains), ``log_normaliser`` (increment, nats),
             ``resampled``, ``gradient_calls`` (see the property). Coordinate ``level``. Statistics that a kernel
@@ -40,8 +41,9 @@ class Trace:
             constant), ``acceptance_rate``, ``diverging``, ``energy`` (the Hamiltonian) and others, under ArviZ's names.
         attributes: settings and provenance of the run: ``potential``, ``kernel``, ``adjusted``, ``seed``, ``levels``,
             ``steps``, ``resample``, ``reverse_step``, ``still`` (whether the kernel leaves chains
-            where they are), ``init`` (whether positions to start from were given), ``versions``, ``warnings``,
-            ``seconds``.
+            where they are), ``init`` (whether positions to start from were given), ``has_energy``, ``circulation`` (of
+            a score, see :class:`~ppl_diffusion.sampling.circulation.Circulation`; else None), ``versions``,
+            ``warnings``, ``seconds``.
         sites: for Pyro models, constrained values of each latent site, shape ``(chains, draws, ...)``.
         groups: for Pyro models, ``log_likelihood`` (by observed site, ``(chains, draws, ...)``) and
             ``observed_data`` (by observed site, ``(...)``).
