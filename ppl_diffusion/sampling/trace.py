@@ -63,9 +63,9 @@ class Trace:
         With ``init=`` it is the log-ratio of the normalisers at the last and the first rung, for starting positions
         that are independent draws at the first. It is meaningful if the weights can be trusted; see
         ``bridges.arviz.diagnose``. Its exponential has no bias; it is itself too low by about half of the squared
-        :attr:`log_normaliser_error`.
+        :attr:`log_normaliser_error`. NaN where only a score is known.
         """
-        return float(self.stats["log_normaliser"].sum())
+        return float(self.stats["log_normaliser"].sum(skipna=False))
 
     @property
     def log_normaliser_error(self) -> float:
