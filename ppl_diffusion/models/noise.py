@@ -194,6 +194,8 @@ class ScorePotential(ScoreLeaf):
         noise = torch.randn(PROBE, *self.event_shape, generator=torch.Generator().manual_seed(0))
         x = (sigma * noise).to(self.device)
         condition = None
+        if self.conditions is not None and self.token is None:
+            return []
         if self.conditions is not None and self.token is not None:
             condition = stacked(self.conditions, [self.token], [PROBE], self.device)
         with torch.no_grad():
