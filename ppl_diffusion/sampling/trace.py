@@ -73,8 +73,9 @@ class Trace:
 
         It is estimated from the weights of families of chains that continue the same starting chain, see
         :func:`ppl_diffusion.sampling.ancestry.log_normaliser_error`. Above about .5 it is rough, and the distribution
-        of the log-normaliser skewed. It cannot know of modes that no chain has found. It is NaN for a single chain, or
-        if no chain has a finite energy, and infinite if all chains continue a single one.
+        of the log-normaliser skewed. It cannot know of modes that no chain has found, and is too small where weights
+        have no finite variance, as those of reverse steps near the clean end. It is NaN for a single chain, or if no
+        chain has a finite energy, and infinite if all chains continue a single one.
         """
         names = ("log_weight", "ancestor", "resampled")
         return log_normaliser_error(*(self.stats[name].to_numpy() for name in names))

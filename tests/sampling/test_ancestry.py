@@ -9,6 +9,7 @@ import pytest
 
 from bridges.blackjax import HMC
 from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, anneal
+from ppl_diffusion.potentials.algebra import Potential
 from ppl_diffusion.sampling.ancestry import families, log_normaliser_error, mean_error
 from ppl_diffusion.sampling.importance import Weights
 from tests.checks import LogQuadratics
@@ -169,30 +170,51 @@ def test_the_error_of_a_mean_over_families_of_one_is_the_usual_one():
 
 SCHEDULE = NoiseSchedule.cosine(30)
 PAIR = GaussianMixture([[-0.8, 0.0], [0.8, 0.2]], [0.3, 0.4], weights=[0.3, 0.7], schedule=SCHEDULE, backend="jax")
+LEFT = GaussianMixture([[-0.8, 0.0]], [0.3], schedule=SCHEDULE, backend="jax")
 ONE = GaussianMixture([[0.2, 0.0]], [0.9], schedule=SCHEDULE, backend="jax")
-PRODUCT = PAIR * ONE
-EXACT = LogQuadratics.of(PAIR, level=0) * LogQuadratics.of(ONE, level=0)
 
 
-def scores(seeds: range, **options) -> np.ndarray:
-    """Errors of the log-normaliser of walks, in those that they state."""
-    ladder = Ladder(levels=(29, 24, 19, 14, 9, 4, 0), steps=1)
-    walks = [anneal(PRODUCT, HMC(step=0.3), ladder=ladder, chains=64, seed=seed, **options) for seed in seeds]
-    return np.array([(walk.log_normaliser - EXACT.moments()[2]) / walk.log_normaliser_error for walk in walks])
+class Way(NamedTuple):
+    """A target, its closed form at the last level, and how it is walked on."""
+
+    target: Potential
+    exact: LogQuadratics
+    levels: tuple[int, ...]
+    resample: float | None
+    reverse_step: bool
 
 
+def closed_form(mixture: GaussianMixture, level: int) -> LogQuadratics:
+    return LogQuadratics.of(mixture, level=level)
+
+
+PRODUCT, EXACT = PAIR * ONE, closed_form(PAIR, 0) * closed_form(ONE, 0)
+AVERAGE, EXACT_AT_5 = LEFT**0.5 * ONE**0.5, closed_form(LEFT, 5) ** 0.5 * closed_form(ONE, 5) ** 0.5
+COARSE, FULL = (29, 24, 19, 14, 9, 4, 0), tuple(range(29, 4, -1))
 WAYS = {
-    "weighted": {},
-    "resampled": {"resample": 0.8},
-    "reverse": {"resample": 0.8, "reverse_step": True},
+    "weighted": Way(PRODUCT, EXACT, COARSE, None, reverse_step=False),
+    "resampled": Way(PRODUCT, EXACT, COARSE, 0.8, reverse_step=False),
+    "reverse": Way(AVERAGE, EXACT_AT_5, FULL, 0.5, reverse_step=True),
 }
+"""Exponents sum to one for reverse steps, which end where the variance of their weights is finite."""
+
+
+def scores(seeds: range, way: Way) -> np.ndarray:
+    """Errors of the log-normaliser of walks, in those that they state."""
+    found = []
+    for seed in seeds:
+        options = {"resample": way.resample, "reverse_step": way.reverse_step}
+        ladder = Ladder(levels=way.levels, steps=1)
+        walk = anneal(way.target, HMC(step=0.3), ladder=ladder, chains=64, seed=seed, **options)
+        found.append((walk.log_normaliser - way.exact.moments()[2]) / walk.log_normaliser_error)
+    return np.array(found)
 
 
 @pytest.mark.filterwarnings("ignore::ppl_diffusion.SamplingWarning")
 @pytest.mark.parametrize("way", ["weighted", "resampled"])
 def test_stated_errors_of_log_normalisers_of_walks(way):
     """Mean square of 8 scores: within (.1, 3.3) but twice in 1,000."""
-    found = scores(range(8), **WAYS[way])
+    found = scores(range(8), WAYS[way])
     assert 0.1 < np.mean(found**2) < 3.3
 
 
@@ -200,5 +222,6 @@ def test_stated_errors_of_log_normalisers_of_walks(way):
 @pytest.mark.filterwarnings("ignore::ppl_diffusion.SamplingWarning")
 @pytest.mark.parametrize("way", WAYS)
 def test_stated_errors_of_log_normalisers_cover_in_200_walks(way):
-    found = scores(range(200), **WAYS[way])
-    assert 0.88 <= np.mean(np.abs(found) < 1.96) <= 0.99
+    """95 % +- 1.5 %, less what the skewness of 64 chains costs."""
+    found = scores(range(200), WAYS[way])
+    assert 0.89 <= np.mean(np.abs(found) < 1.96) <= 0.99
