@@ -226,7 +226,7 @@ def _check_level_count(levels: int) -> int:
 
 
 def _look_up(table: tuple[float, ...], level: Any) -> Any:
-    if isinstance(level, (int, np.integer)):
+    if isinstance(level, (int, np.integer)) and not isinstance(level, bool):
         if not 0 <= level < len(table):
             raise ValueError(f"level {level} is outside this schedule: use 0 (cleanest) to {len(table) - 1} (noisiest)")
         return table[level]
@@ -234,6 +234,10 @@ def _look_up(table: tuple[float, ...], level: Any) -> Any:
         raise TypeError(f"levels are integers or arrays of them, got {level!r}: use 0 to {len(table) - 1}")
     if not _are_whole(level):
         raise TypeError(f"levels are integers, got an array of {level.dtype}: use 0 to {len(table) - 1}")
+    if isinstance(level, torch.Tensor):
+        level = level.long()  # torch takes small integers for masks
+    elif jnp.iinfo(level.dtype).max < len(table):  # the length of the table must be one of their values
+        level = level.astype(np.int32)
     inside = (level >= 0) & (level < len(table))
     if _is_readable(level) and not bool(inside.all()):
         raise ValueError(f"levels {level.tolist()} are not all inside this schedule: use 0 to {len(table) - 1}")

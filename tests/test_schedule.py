@@ -114,10 +114,21 @@ def test_levels_whose_values_cannot_be_read_give_nan_outside():
     assert torch.func.vmap(schedule.sigma)(levels).isnan().tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize("levels", [np.array([1.0]), torch.tensor([1.0]), jnp.array([1.0]), torch.tensor([True]), "3"])
+@pytest.mark.parametrize(
+    "levels", [np.array([1.0]), torch.tensor([1.0]), jnp.array([1.0]), torch.tensor([True]), "3", True]
+)
 def test_levels_that_are_no_integers_are_refused(levels):
     with pytest.raises(TypeError, match="levels are integers"):
         NoiseSchedule.cosine(100).alpha(levels)
+
+
+@pytest.mark.parametrize("wrap", [np.array, torch.tensor, jnp.array], ids=str)
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32"])
+def test_small_integers_are_levels_like_others(wrap, dtype):
+    schedule = NoiseSchedule.cosine(300)
+    library = {np.array: np, torch.tensor: torch, jnp.array: jnp}[wrap]
+    levels = wrap([7, 100], dtype=getattr(library, dtype))
+    assert np.asarray(schedule.sigma(levels)) == pytest.approx([schedule.sigma(7), schedule.sigma(100)], rel=1e-6)
 
 
 @given(st.lists(st.integers(0, 99), min_size=3, max_size=3, unique=True).map(sorted))
