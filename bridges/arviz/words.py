@@ -142,7 +142,7 @@ def _circulation_warnings(trace: Trace) -> list[str]:
 
 
 RUNAWAY = 5.0
-"""Standard deviation of chains in one direction, relative to that in the median one, of chains that run away."""
+"""Standard deviation of chains in one direction, relative to the median of the others, of chains that run away."""
 
 
 def _runaway(trace: Trace) -> str | None:
@@ -155,13 +155,13 @@ def _runaway(trace: Trace) -> str | None:
     if min(x.shape) < 2:
         return None
     spreads = np.linalg.svd(x - x.mean(0), compute_uv=False) / np.sqrt(len(x) - 1)
-    typical = float(np.median(spreads))
+    typical = float(np.median(spreads[1:]))  # of the others: in two dimensions the median would be half of the largest
     if not spreads[0] > RUNAWAY * typical:
         return None
     return (
         f"chains run away along one direction (standard deviation {spreads[0]:.3g} there, {typical:.3g} in the median "
-        "one), in which the density is not normalisable: draws and weights mean nothing, lower the exponent of the "
-        "denominator (or the guidance scale)"
+        "of the others), in which the density is not normalisable: draws and weights mean nothing, lower the exponent "
+        "of the denominator (or the guidance scale)"
     )
 
 

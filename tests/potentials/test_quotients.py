@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -135,6 +136,10 @@ def test_chains_that_run_away_are_told_of_and_wide_ones_are_not():
     assert "run away along one direction" in words
     assert "take more steps" not in words
     assert "do not agree" not in words
+    plane = replace(trace, positions=trace.positions[..., :2])
+    assert "run away along one direction" in "\n".join(diagnose(plane).warnings), (
+        "two spreads have no median but their mean"
+    )
     wide = gaussian(np.zeros(size), np.r_[40.0, np.ones(size - 1)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SamplingWarning)
