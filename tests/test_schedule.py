@@ -96,7 +96,9 @@ def test_ladders(schedule):
 
 
 @pytest.mark.parametrize("lookup", ["alpha", "sigma", "log_snr"])
-@pytest.mark.parametrize("wrap", [np.array, torch.tensor, jnp.array, lambda levels: levels[0]], ids=str)
+@pytest.mark.parametrize(
+    "wrap", [np.array, torch.tensor, jnp.array, lambda levels: levels[0]], ids=["numpy", "torch", "jax", "int"]
+)
 @pytest.mark.parametrize("level", [-101, -100, -1, 100, 101])
 def test_levels_outside_of_the_schedule_are_errors_for_every_kind_of_array(lookup, wrap, level):
     schedule = NoiseSchedule.cosine(100)
