@@ -125,14 +125,17 @@ def test_a_factor_in_jax_leaves_conditions_of_one_network_together():
 
 
 def test_a_quotient_costs_its_check_and_no_more():
-    """The check probes the tails at some levels and the support once; these calls are not in ``gradient_calls``."""
+    """The check probes tails at three levels, each in nine batches, and the support once; ``gradient_calls`` does not.
+
+    Tails that do not grow would take more batches.
+    """
     a, b = model(0), model(1)
     ladder = Ladder(levels=(19, 10, 0), steps=2)
     trace = anneal(a / b**0.2, HMC(), ladder=ladder, chains=6, seed=0)
     walk = 3 * (1 + 6) + 3
     assert trace.gradient_calls == walk
-    assert calls(b) == [walk + 3]
-    assert calls(a) == [walk + 3 + 1]
+    assert calls(b) == [walk + 3 * 9]
+    assert calls(a) == [walk + 3 * 9 + 1]
 
 
 def test_the_crossing_into_jax_is_one_call_for_all_chains():
