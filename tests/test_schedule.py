@@ -124,7 +124,7 @@ def test_levels_that_are_no_integers_are_refused(levels):
         NoiseSchedule.cosine(100).alpha(levels)
 
 
-@pytest.mark.parametrize("wrap", [np.array, torch.tensor, jnp.array], ids=str)
+@pytest.mark.parametrize("wrap", [np.array, torch.tensor, jnp.array], ids=["numpy", "torch", "jax"])
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32"])
 def test_small_integers_are_levels_like_others(wrap, dtype):
     schedule = NoiseSchedule.cosine(300)
