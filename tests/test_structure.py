@@ -99,6 +99,7 @@ def test_an_arrow_upwards_is_found(tmp_path, monkeypatch):
     assert not violations(tmp_path / "ppl_diffusion/sampling/walk.py")
 
 
+@pytest.mark.slow
 def test_nothing_happens_at_import():
     code = """
 import random, numpy, torch, jax

@@ -217,6 +217,7 @@ def test_convolutions_are_not_rounded_unless_asked_for():
         convolutions.allow_tf32, products.allow_tf32 = before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has only the older switches")
 @pytest.mark.parametrize(
     ("switch", "value"),
@@ -301,6 +302,7 @@ def test_a_condition_belongs_to_the_network_that_gets_it():
     assert len(set(energies)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # warnings raised inside torch.compile
 def test_torch_compiles_what_calls_a_model():
     model, x = mlp(), points()
@@ -536,6 +538,7 @@ def test_planar_models_have_learned_their_densities(name):
         assert float((energy - exact_energy).std()) < (0.8 if level == 0 else 0.1)
 
 
+@pytest.mark.slow
 def test_digits_are_recognised_by_the_score_of_their_class():
     """The noise added to a sampled digit is estimated best under the class that it was sampled from."""
     model = load("digits")
@@ -554,6 +557,7 @@ def test_digits_are_recognised_by_the_score_of_their_class():
     np.testing.assert_array_equal(errors.argmin(0), np.repeat([0, 1, 2], 3))
 
 
+@pytest.mark.slow
 def test_float32_networks_move_acceptance_probabilities_by_less_than_a_thousandth():
     """Compare acceptance probabilities of the same trajectories with a float32 and a float64 network."""
     model = load("digits").given(3)

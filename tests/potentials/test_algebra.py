@@ -91,6 +91,7 @@ EXPRESSIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_expressions_are_what_they_say(expression, level, backend):
@@ -148,6 +149,7 @@ def test_gradients_are_those_of_the_energy(expression, level, backend):
         np.testing.assert_allclose(np.asarray(gradient)[:, i], numerical, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_energies_can_be_differentiated_with_the_backends_own_tools():
     for expression, (build, _) in EXPRESSIONS.items():
         potential = build(*parts("torch"))
@@ -242,6 +244,7 @@ def test_an_observation_is_noised_as_the_data_are_and_exact_at_the_last_rung(bac
     assert np.all(np.asarray(gradient)[:, 1] == 0)
 
 
+@pytest.mark.slow
 def test_chains_may_have_any_leading_shape(backend):
     potential = EXPRESSIONS["nested"][0](*parts(backend))
     x = points(12)

@@ -64,6 +64,7 @@ def covered(backend):
     return tapestry(four, CANVAS, (*WINDOWS, (1, 0), (1, 2)), (*WEIGHTS, 1.0, 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_chains_match_the_product_of_overlapping_gaussians(backend):
     pull, precision = closed_form()
@@ -112,6 +113,7 @@ def exact_strip(draws, seed):
     return mean + np.random.default_rng(seed).standard_normal((draws, 3, 4)) / np.sqrt(precision)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 @pytest.mark.parametrize("kernel", [HMC(step=0.55), MALA(step=0.5)], ids=["HMC", "MALA"])
 def test_kernels_leave_a_tapestry_invariant(kernel, backend):
@@ -130,6 +132,7 @@ class OverlapOnce(Tapestry):
         return energy - 0.5 * 2.0 * ((x[..., 1:3] - 0.5) ** 2).sum((-1, -2)), gradient - F.pad(shared, (1, 1))
 
 
+@pytest.mark.slow
 def test_wrong_twins_of_a_tapestry_are_rejected():
     right = strip("torch")
     once = OverlapOnce(right.potentials, right.event_shape, right.windows, right.weights, "once")

@@ -61,6 +61,7 @@ def walk(potential=PRODUCT, kernel=KERNELS["HMC"], **options):
     return anneal(potential, kernel, **{"ladder": SHORT, "chains": 50, "seed": 3, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_seed_gives_the_same_trace_and_another_seed_another(name):
     options = {"kernel": KERNELS[name], "draws": 3, "resample": 0.5}
@@ -99,6 +100,7 @@ def test_progress_is_told_after_every_rung_and_block_of_draws():
     assert all(0 <= p.acceptance_rate <= 1 for p in told)
 
 
+@pytest.mark.slow
 def test_chains_start_from_the_composed_density_of_pure_noise():
     top = Ladder(levels=(99,), steps=0)
     for potential, variance in ((PRODUCT, 1 / 2), (MODES / GAUSS**0.5, 2.0)):
@@ -110,6 +112,7 @@ def test_chains_start_from_the_composed_density_of_pure_noise():
     assert np.var(x[:, 1]) == pytest.approx(1.0, rel=0.15)
 
 
+@pytest.mark.slow
 def test_chains_start_as_wide_as_an_exploding_schedule():
     schedule = NoiseSchedule.edm(30)
     p = GaussianMixture([[1.0, 2.0]], [0.5], schedule=schedule, backend="jax")
@@ -120,6 +123,7 @@ def test_chains_start_as_wide_as_an_exploding_schedule():
     assert float(trace.stats.ess[0]) > 1900, "N(0, sigma^2 I) fits the noisiest level"
 
 
+@pytest.mark.slow
 def test_weights_are_differences_of_energies_at_the_same_positions():
     trace = walk(kernel=MALA(step=1e-9), chains=20)
     x = trace.positions[:, 0]
@@ -144,12 +148,14 @@ def test_a_start_may_be_a_tensor_that_requires_a_gradient():
     np.testing.assert_array_equal(walk(init=tensor).positions, walk(init=begun).positions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("potential", [PRODUCT, load("ring")], ids=["JAX", "torch"])
 def test_walks_run_where_jax_refuses_to_promote_ranks(potential):
     with jax.numpy_rank_promotion("raise"):
         walk(potential, chains=5)
 
 
+@pytest.mark.slow
 def test_resampling_happens_below_the_threshold_and_on_arriving_at_the_last_rung():
     trace = walk(exact("ring", backend="jax") * exact("bar", backend="jax"), resample=0.9, chains=400)
     triggered = (trace.stats.ess < 360).to_numpy()
@@ -162,6 +168,7 @@ def test_resampling_happens_below_the_threshold_and_on_arriving_at_the_last_rung
         np.testing.assert_array_equal(np.sort(ancestors), ancestors)
 
 
+@pytest.mark.slow
 def test_resampling_moves_chains_with_their_energies_and_momenta():
     kernel = HMC(step=0.2, refreshment=0.1)
     walker = kernel.bind(PRODUCT)
@@ -176,6 +183,7 @@ def test_resampling_moves_chains_with_their_energies_and_momenta():
         np.testing.assert_allclose(arrived.energy, PRODUCT.energy(chosen.positions, level=49), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_energies_belong_to_the_level_where_chains_stand():
     trace = walk(chains=30, draws=4)
     with jax.enable_x64(True):
@@ -183,6 +191,7 @@ def test_energies_belong_to_the_level_where_chains_stand():
     np.testing.assert_allclose(-trace.sample_stats.lp, energy, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_steps_adapt_along_the_ladder_and_are_frozen_for_draws():
     trace = walk(ladder=Ladder.full(SCHEDULE, steps=1), draws=30, chains=500)
     rates = trace.stats.acceptance_rate.mean("chain")[5:]
@@ -196,6 +205,7 @@ def test_steps_adapt_along_the_ladder_and_are_frozen_for_draws():
     assert np.all(walk(kernel=HMC(step=0.05)).stats.step_size == pytest.approx(0.05))
 
 
+@pytest.mark.slow
 def test_reverse_diffusion_is_right_for_a_single_model_and_wrong_for_a_product():
     single = reverse_diffusion(MODES, chains=4000, seed=0).positions[:, 0]
     assert np.mean(single[:, 0] < 0) == pytest.approx(0.3, abs=0.05)
@@ -215,6 +225,7 @@ def half_broken(value):
     return EnergyFunction(energy, schedule=SCHEDULE, event_shape=(2,), backend="jax", name="broken")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"),
     [*((name, value) for name in ("HMC", "UHMC") for value in (np.nan, np.inf, -np.inf)), ("NUTS", -np.inf)],
@@ -230,6 +241,7 @@ def test_energies_that_are_not_finite_are_refused_and_counted(name, value):
     assert np.all(np.isfinite(trace.sample_stats.lp))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:1 of 4 chains end")
 @pytest.mark.parametrize("kernel", [HMC(), pyro_bridge.HMC()], ids=["BlackJAX", "Pyro"])
 def test_a_chain_that_cannot_leave_zero_density_does_not_shorten_the_step_of_others(kernel):
@@ -247,6 +259,7 @@ def test_a_chain_that_cannot_leave_zero_density_does_not_shorten_the_step_of_oth
     assert steps[1] == pytest.approx(steps[0], rel=0.5), "not shorter by powers of ten"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:1 of 40 chains end")
 def test_what_a_kernel_does_not_count_is_not_zero():
     """BlackJAX's MALA does not report failures: the count is NaN, except for a chain that arrived at one."""
@@ -260,6 +273,7 @@ def test_what_a_kernel_does_not_count_is_not_zero():
     assert any("not finite and were refused" in words for words in diagnose(trace).warnings)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ppl_diffusion.SamplingWarning")
 @pytest.mark.parametrize(
     ("scale", "reverse", "share", "expected"),
@@ -308,6 +322,7 @@ def walled(x, level, wall=0.0):
     return jnp.where(x[..., 0] > wall, 0.5 * (x**2).sum(-1), jnp.inf)
 
 
+@pytest.mark.slow
 def test_a_wall_that_falls_back_is_walked_on_without_a_warning_of_numpy():
     def energy(x, level):
         return walled(x, level, wall=jnp.where(level > 50, 0.0, -9.0))
@@ -319,6 +334,7 @@ def test_a_wall_that_falls_back_is_walked_on_without_a_warning_of_numpy():
     assert np.isfinite(trace.stats.ess).all()
 
 
+@pytest.mark.slow
 def test_chains_that_end_behind_a_wall_are_counted():
     half = EnergyFunction(walled, schedule=SCHEDULE, event_shape=(1,), backend="jax", name="half")
     with pytest.warns(SamplingWarning, match=r"chains end where the density of half is zero.* resample=0\.5") as caught:
@@ -347,6 +363,7 @@ def test_a_gradient_that_is_not_finite_is_refused_too():
     assert np.isfinite(state.energy[1])
 
 
+@pytest.mark.slow
 def test_a_chain_without_a_gradient_stays_where_it_is():
     """It is also counted and warned of: a reverse step would turn its position into NaN."""
 
@@ -382,6 +399,7 @@ def test_a_chain_without_a_gradient_stays_where_it_is():
     assert {w.filename for w in caught} == {__file__}
 
 
+@pytest.mark.slow
 def test_any_kernel_of_blackjax_is_annealed_and_says_what_it_has():
     def generator(key, x):
         return x + 0.3 * jax.random.normal(key, x.shape)
@@ -424,6 +442,7 @@ class Mirrored(EnergyFunction):
         return positions, 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_moves_on_arrival_get_numpy_arrays_of_their_own(backend):
     mirrored = Mirrored(lambda x, level: 0.5 * (x**2).sum(-1), schedule=SCHEDULE, event_shape=(2,), backend=backend)
@@ -432,6 +451,7 @@ def test_moves_on_arrival_get_numpy_arrays_of_their_own(backend):
     np.testing.assert_allclose(trace.stats.log_weight[1:], 0.0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_random_key_of_an_init_is_known_by_its_name():
     def key_first(position, rng_key, logdensity_fn):  # as in older releases of BlackJAX
         return blackjax.ghmc.init(position, logdensity_fn=logdensity_fn, rng_key=rng_key)
@@ -445,6 +465,7 @@ def test_the_random_key_of_an_init_is_known_by_its_name():
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_potential_is_copied_and_pickled_after_a_walk_as_before():
     walk(MODES)
     for copy in (pickle.loads(pickle.dumps(MODES)), deepcopy(MODES)):
@@ -454,6 +475,7 @@ def test_a_potential_is_copied_and_pickled_after_a_walk_as_before():
     assert pickle.loads(pickle.dumps(inside)).energy(np.zeros((3, 2)), level=2).shape == (3,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draws", [53, 4])
 def test_any_number_of_draws_is_recorded(draws):
     told = []
@@ -463,6 +485,7 @@ def test_any_number_of_draws_is_recorded(draws):
     assert [state.draw for state in told if state.draw] == ([25, 50, 53] if draws == 53 else [4])
 
 
+@pytest.mark.slow
 def test_a_bad_start_is_warned_of():
     narrow = GaussianMixture([[1.5, 1.5]], [0.05], schedule=SCHEDULE, backend="jax")
     with pytest.warns(SamplingWarning, match="start the ladder at the noisiest level, 99"):
@@ -497,6 +520,7 @@ QUOTIENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", QUOTIENTS)
 def test_quotients_without_a_density_are_warned_of_and_sound_ones_are_not(case):
     potential, warned = QUOTIENTS[case]
@@ -523,6 +547,7 @@ def test_tails_are_checked_without_sampling():
     assert check_quotient(PLANAR["bar"] * (PLANAR["ring"] + PLANAR["bar"]), levels=(50,)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the start density", "ignore:.* of the chains of ring")
 def test_a_quotient_is_looked_at_through_every_door():
     """Tails and chains outside the support are also checked in a converted potential and in the prior of a model."""
@@ -623,6 +648,7 @@ def test_what_does_not_fit_is_refused_in_one_line(case):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_bytes_as_a_start_are_told_from_pictures():
     digits, ladder = load("digits"), Ladder(levels=(5,), steps=0)
     pictures = np.random.default_rng(0).integers(0, 256, (2, 28, 28)).astype(float)
@@ -633,6 +659,7 @@ def test_bytes_as_a_start_are_told_from_pictures():
     assert not trace.attributes["warnings"]
 
 
+@pytest.mark.slow
 def test_what_is_recorded_on_the_way_does_not_grow_with_the_picture():
     def square(x, level):
         return 0.5 * (x**2).sum((-1, -2))
@@ -661,6 +688,7 @@ def test_scales_of_coordinates_are_told_by_their_gradients():
     np.testing.assert_array_equal(block_scales(np.ones(5), np.ones((3, 5)), np.ones(5, bool)), np.ones(5))
 
 
+@pytest.mark.slow
 def test_evaluations_that_a_kernel_does_not_count_are_not_known():
     """A slice sampler makes many in a step; a number that is made up would make its effective draws cheap."""
     mala = {"build_kernel": blackjax.mala.build_kernel, "init": blackjax.mala.init, "step_size": 0.01}
@@ -726,6 +754,7 @@ def test_progress_tells_the_effective_share_of_the_chains():
     assert np.isnan(told[-1].ess)
 
 
+@pytest.mark.slow
 def test_every_rung_and_every_block_of_draws_has_random_numbers_of_its_own():
     slow = HMC(step=1e-4, leapfrogs=1)  # a random walk, whose variance is the sum over steps
     ladder, init = Ladder((53, 52, 51, 50), steps=1), np.zeros((2000, 2))
@@ -735,6 +764,7 @@ def test_every_rung_and_every_block_of_draws_has_random_numbers_of_its_own():
     assert abs(np.corrcoef(moves[:, :24].ravel(), moves[:, 25:49].ravel())[0, 1]) < 0.2
 
 
+@pytest.mark.slow
 def test_the_two_cleanest_rungs_of_a_ladder_are_looked_at():
     """Only the cleanest levels of this quotient are not normalisable."""
     p, q = (GaussianMixture([[0.0, 0.0]], [v**0.5], schedule=SCHEDULE, backend="jax") for v in (0.02, 0.01))
@@ -774,6 +804,7 @@ def test_the_jump_distance_is_the_mean_over_steps():
         assert info["jump_distance"].mean() == pytest.approx(1e-3 * np.sqrt(np.pi / 2), rel=0.05)
 
 
+@pytest.mark.slow
 def test_nuts_doubles_as_often_as_it_may_and_its_longest_trajectory_is_counted():
     few = {"ladder": Ladder((50,), steps=1), "chains": 6, "draws": 10}
     trace = walk(GAUSS, NUTS(step=0.15, max_doublings=3), **few)
@@ -782,6 +813,7 @@ def test_nuts_doubles_as_often_as_it_may_and_its_longest_trajectory_is_counted()
     assert trace.sample_stats.attrs["gradient_calls"] == int(trace.sample_stats.n_steps.max("chain").sum())
 
 
+@pytest.mark.slow
 def test_trajectories_that_diverge_are_counted():
     trace = walk(kernel=HMC(step=50.0), ladder=Ladder((50, 0), steps=2), draws=3)
     assert trace.stats.diverging.sum() > 0

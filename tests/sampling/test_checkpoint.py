@@ -76,6 +76,7 @@ def with_interruptions(target, kernel, path, at, **settings):
     return anneal(target, kernel, **settings, checkpoint=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kernel",
     [
@@ -134,6 +135,7 @@ def model(y):
     pyro.sample("y", dist.Normal(x, noise).to_event(1), obs=y)
 
 
+@pytest.mark.slow
 def test_the_posterior_of_a_pyro_model_goes_on_too(tmp_path):
     settings = {"kernel": HMC(), "ladder": SETTINGS["ladder"], "chains": 6, "draws": 4, "seed": 1}
     y, others = (torch.tensor([0.5, 0.1]),), (torch.tensor([0.5, 0.2]),)
@@ -165,6 +167,7 @@ def test_keeping_a_walk_costs_an_evaluation_and_resuming_it_another(tmp_path):
     assert len(calls) - 2 * needed - kept <= 3  # the third one looks at the tails of the draws
 
 
+@pytest.mark.slow
 def test_a_walk_is_kept_while_it_runs_and_not_only_when_it_is_interrupted(tmp_path, monkeypatch):
     """As if the process were killed: what is in the file after a rung is copied."""
     path, kept = tmp_path / "walk", []
@@ -234,6 +237,7 @@ def test_a_path_is_meant_from_where_the_walk_began(tmp_path, monkeypatch):
     assert same(whole, anneal(TARGET, HMC(), **SETTINGS, checkpoint=tmp_path / "walk"))
 
 
+@pytest.mark.slow
 def test_data_that_differ_in_one_value_are_another_potential(tmp_path):
     digits, y = load("digits"), np.full((28, 28), -1.0)
 

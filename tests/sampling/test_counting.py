@@ -14,6 +14,7 @@ from ppl_diffusion import Adaptive, EnergyModel, GaussianMixture, Ladder, NoiseS
 from ppl_diffusion.models.conditions import Classes
 from ppl_diffusion.models.networks import EnergyMLP
 
+pytestmark = pytest.mark.slow
 SCHEDULE = NoiseSchedule.cosine(20)
 
 

@@ -14,6 +14,7 @@ from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, SamplingWarnin
 from ppl_diffusion.sampling import advice, arrival
 from ppl_diffusion.sampling.still import Still
 
+pytestmark = pytest.mark.slow
 SCHEDULE = NoiseSchedule.cosine(100)
 LADDER = Ladder.spaced(SCHEDULE, rungs=25)
 CHAINS = 2_000

@@ -23,6 +23,7 @@ def trace():
     return dataclasses.replace(found, sites={"x": found.positions, "noise": found.positions[..., 0]})
 
 
+@pytest.mark.slow
 def test_a_trace_comes_back_as_it_went(trace, tmp_path):
     loaded = Trace.load(trace.save(tmp_path / "run.nc"))
     np.testing.assert_array_equal(loaded.positions, trace.positions)

@@ -49,6 +49,7 @@ def group(data, name):
     return found.to_dataset() if hasattr(found, "to_dataset") else found
 
 
+@pytest.mark.slow
 def test_groups_dimensions_and_provenance(library, good):
     data = to_inference_data(good)
     assert type(data).__name__ == ("DataTree" if int(library.__version__[0]) >= 1 else "InferenceData")
@@ -116,6 +117,7 @@ def with_stats(trace, **columns):
     return dataclasses.replace(trace, stats=stats)
 
 
+@pytest.mark.slow
 def test_few_draws_get_no_r_hat():
     found = diagnose(anneal(TARGET, HMC(), ladder=LADDER, chains=50, draws=10, seed=0))
     assert found.draws.sizes == {}
@@ -141,6 +143,7 @@ def test_stuck_chains_are_named_where_effective_sizes_are_full():
     assert says(trace, "30 of 30 chains did not move")
 
 
+@pytest.mark.slow
 def test_a_chain_that_moved_before_its_draws_is_not_stuck():
     kernel, ladder = HMC(step=Adaptive(target_acceptance=0.5)), Ladder(levels=(29, 15, 0), steps=(5, 5, 40))
     trace = anneal(TARGET, kernel, ladder=ladder, chains=60, draws=2, seed=0)
@@ -149,6 +152,7 @@ def test_a_chain_that_moved_before_its_draws_is_not_stuck():
     assert not says(trace, "did not move")
 
 
+@pytest.mark.slow
 def test_stationary_draws_of_few_chains_are_not_called_modes():
     """R-hat of few independent draws often exceeds 1.05 by chance; that of two separate modes is far larger."""
     rng, words = np.random.default_rng(0), "each chain stays in its mode"
@@ -159,6 +163,7 @@ def test_stationary_draws_of_few_chains_are_not_called_modes():
     assert says(dataclasses.replace(trace, positions=apart), words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("chains", "draws"), [(64, 25), (256, 50)])
 def test_correlated_draws_are_not_called_modes(chains, draws):
     """The energy of stationary chains of HMC is correlated, and its R-hat above what independent draws would have."""
@@ -188,6 +193,7 @@ def test_one_coordinate_of_many_that_does_not_mix_is_named(pictures):
     assert any("R-hat" in sentence for sentence in found.warnings)
 
 
+@pytest.mark.slow
 def test_a_population_of_one_rung_that_collapsed_is_named():
     far = np.random.default_rng(0).normal(2.0, 0.5, (200, 2))
     ancestors = np.random.default_rng(0).integers(5, size=(1, 200))
@@ -217,6 +223,7 @@ def test_an_r_hat_that_slow_chains_may_have_is_told_as_that(good):
     assert not says(slow, "each chain stays")
 
 
+@pytest.mark.slow
 def test_what_was_not_computed_is_not_called_sound():
     one = anneal(TARGET, HMC(), ladder=LADDER, chains=1, draws=30, seed=0)
     assert not diagnose(one).draws
@@ -225,6 +232,7 @@ def test_what_was_not_computed_is_not_called_sound():
     assert np.isnan(diagnose(still).rungs.stuck[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [HMC(), HMC(refreshment=0.3), NUTS()], ids=["HMC", "partial", "NUTS"])
 def test_the_hamiltonian_is_recorded_for_plots_of_energy(kernel):
     trace = anneal(TARGET, kernel, ladder=LADDER, chains=200, draws=20, seed=0)
@@ -235,6 +243,7 @@ def test_the_hamiltonian_is_recorded_for_plots_of_energy(kernel):
     assert np.all(np.asarray(found if isinstance(found, np.ndarray) else found["energy"]) > 0.1)
 
 
+@pytest.mark.slow
 def test_drift_at_the_last_rung_is_named(good):
     cold = np.full((300, 2), 3.0)
     trace = anneal(TARGET, HMC(step=0.05), ladder=Ladder(levels=(0,), steps=4), chains=300, seed=0, init=cold)
@@ -242,6 +251,7 @@ def test_drift_at_the_last_rung_is_named(good):
     assert not says(good, "drifted")
 
 
+@pytest.mark.slow
 def test_modes_that_do_not_mix_are_named(good):
     two = GaussianMixture([[-3.0, 0.0], [3.0, 0.0]], [0.1, 0.1], schedule=SCHEDULE, backend="jax")
     trace = anneal(two, HMC(), ladder=LADDER, chains=20, draws=50, seed=0)
@@ -331,6 +341,7 @@ def test_reverse_diffusion_has_no_acceptance_to_report():
     assert not any("move" in sentence for sentence in found.warnings)
 
 
+@pytest.mark.slow
 def test_plots_show_what_they_are_given(good, pictures, tmp_path):
     assert len(plot_ladder(good).axes) == 4
     acceptance = plot_ladder(good).axes[0].lines[0].get_ydata()

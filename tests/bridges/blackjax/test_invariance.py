@@ -19,6 +19,7 @@ from bridges.blackjax.walker import BlackJAXWalker, info_of
 from bridges.torch_jax import to_jax
 from ppl_diffusion import Adaptive, EnergyFunction, GaussianMixture, NoiseSchedule, UniformBox
 
+pytestmark = pytest.mark.slow
 SCHEDULE = NoiseSchedule.cosine(100)
 LEVEL = 30
 MODES = GaussianMixture(

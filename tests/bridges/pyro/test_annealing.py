@@ -88,6 +88,7 @@ def posterior(size):
     return LogQuadratics.of(prior, level=0) * likelihood
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "seed"), [(3, 0), (16, 1), *(pytest.param(*pair, marks=pytest.mark.long) for pair in ((3, 1), (16, 0)))]
 )
@@ -104,6 +105,7 @@ def test_annealed_blackjax_hmc_matches_the_exact_posterior(size, seed):
     assert abs(shares.mean() - exact.shares[0]) < 4 * shares.std() / np.sqrt(1500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "size"),
     [
@@ -148,6 +150,7 @@ def noise_by_quadrature():
     return grid, np.exp(log_p - total), total + np.log(grid[1] - grid[0])
 
 
+@pytest.mark.slow
 def test_the_marginal_of_an_unknown_noise_scale_matches_quadrature():
     grid, p, _ = noise_by_quadrature()
     ladder = Ladder.spaced(SCHEDULE, rungs=25, steps=6)
@@ -166,6 +169,7 @@ class Silent(JointPotential):
         return super().refresh(positions, level, rng=rng)[0], 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
@@ -387,6 +391,7 @@ JITTERED = HMC(step=Adaptive(initial=1.0, target_acceptance=0.75))
 KERNELS = {"HMC": HMC(step=0.8), "jittered": JITTERED, "NUTS": NUTS(step=0.8, max_doublings=3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 def test_pyros_kernels_leave_the_density_invariant(kernel):
     found = invariant(kernel)
@@ -395,12 +400,14 @@ def test_pyros_kernels_leave_the_density_invariant(kernel):
     assert found.smallest > ALPHA, found
 
 
+@pytest.mark.slow
 def test_adapted_masses_leave_the_density_invariant():
     found = invariant(HMC(step=0.5, leapfrogs=2), steps=20)
     assert ACCEPTANCE_WINDOW[0] <= found.acceptance_rate <= ACCEPTANCE_WINDOW[1]
     assert found.smallest > ALPHA, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dead", [pyro_walker.ZERO_DENSITY_ENERGY, 1.0], ids=["right", "wrong twin"])
 @pytest.mark.parametrize(
     "kernel",
@@ -437,6 +444,7 @@ class Wrong(HMC):
         return OneLevelForAnother(self, potential)
 
 
+@pytest.mark.slow
 def test_the_check_rejects_a_pyro_kernel_that_walks_at_another_level():
     assert invariant(Wrong(step=0.8)).smallest < ALPHA
 
@@ -457,6 +465,7 @@ class ScaledByTheState(Scaled):
         return super()._step(state._replace(carried=state.carried * np.hstack([np.ones_like(near), near])), seeds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("walker", [Scaled, ScaledByTheState])
 def test_scales_leave_the_density_invariant(walker):
     kernel = type("Kernel", (HMC,), {"bind": lambda self, potential: walker(self, potential)})(step=0.8)
@@ -482,6 +491,7 @@ def test_no_energy_is_stale_when_the_level_or_the_position_changes():
     np.testing.assert_allclose(state.gradient, state.positions, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_processes_change_nothing_but_the_time():
     """The trace does not depend on the number of processes."""
     ladder = Ladder(levels=(99, 40, 0), steps=2)
@@ -494,6 +504,7 @@ def test_processes_change_nothing_but_the_time():
     assert traces[0].attributes["kernel"] == traces[1].attributes["kernel"]
 
 
+@pytest.mark.slow
 def test_a_long_rung_learns_the_masses():
     """Masses are the variances over all chains, relative to the smallest; a short rung keeps unit mass."""
     scales = np.array([0.05, 1.0, 3.0])
@@ -591,6 +602,7 @@ def test_plates_masks_and_scales_count_as_pyro_counts_them():
     torch.testing.assert_close(slope, gradient[:, 4], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_trace_of_a_model_goes_to_disk_and_to_arviz(tmp_path):
     ladder = Ladder.spaced(SCHEDULE, rungs=8, steps=2)
     trace = anneal_model(
@@ -686,6 +698,7 @@ def test_prior_draws_align_with_the_posterior_whatever_plates_there_are():
     assert data["prior_predictive"]["y"].shape == (1, 4, 3)
 
 
+@pytest.mark.slow
 def test_gradients_flow_to_a_variational_guide(monkeypatch):
     """SVI with AutoNormal: the guide finds the posterior mean of one Gaussian mode."""
     gauss = GaussianMixture([[0.5, -0.5]], [0.4], schedule=SCHEDULE, backend="torch")
@@ -749,6 +762,7 @@ def test_what_does_not_fit_is_refused_in_one_line(case):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_front_door_runs_on_digits_in_single_precision():
     torch.set_default_dtype(torch.float32)
     prior = load("digits")
@@ -801,6 +815,7 @@ def test_energies_that_are_not_finite_are_counted(kernel):
     assert trace.sample_stats.nonfinite.sum() > 0
 
 
+@pytest.mark.slow
 def test_trajectories_that_diverge_are_counted():
     steep = EnergyFunction(lambda x, level: 0.5 * (x**4).sum(-1), schedule=SCHEDULE, event_shape=(2,), backend="torch")
     init = np.full((20, 2), 1.0)
@@ -819,6 +834,7 @@ def test_drift_and_doublings_are_those_of_pyros_kernels_too():
     assert (trace.sample_stats.n_steps == 2**3 - 1).all()
 
 
+@pytest.mark.slow
 def test_a_prior_at_a_level_is_sampled_at_that_level(monkeypatch):
     monkeypatch.setattr("bridges.pyro.prior.SAMPLE_LADDER", {"rungs": 6, "steps": 4})
     narrow = GaussianMixture([[1.0]], [0.05], schedule=SCHEDULE, backend="torch")

@@ -91,6 +91,7 @@ def test_missing_data_are_not_reported_as_seen():
     np.testing.assert_allclose(trace.sites["y"], filled, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_recorded_values_are_sites_and_no_likelihoods():
     def model():
         x = pyro.sample("x", DiffusionPrior(PRIOR))
@@ -107,6 +108,7 @@ def test_recorded_values_are_sites_and_no_likelihoods():
     assert data["log_likelihood"]["y"].dims == ("chain", "draw", "d")
 
 
+@pytest.mark.slow
 def test_a_sites_name_is_its_own(tmp_path):
     """Site names may equal those of scalar summaries of large events or of groups in a file."""
 
@@ -158,6 +160,7 @@ def seen_through_noise():
     pyro.sample("y", dist.Normal(x, scale).to_event(1), obs=Y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surroundings", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("kernel", [batched.HMC(), HMC()])
 def test_gradients_are_taken_where_the_caller_wants_none(kernel, surroundings):
@@ -201,6 +204,7 @@ def test_a_prior_elsewhere_takes_points_from_here():
     assert DiffusionPrior(OnAnAccelerator()).log_prob(torch.zeros(3, 2)).tolist() == [0, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [batched.HMC(), HMC()])
 def test_the_default_device_of_torch_is_not_where_models_run(kernel):
     def model(y):
@@ -292,6 +296,7 @@ def test_chains_weigh_with_gaps_what_they_weigh_without_the_missing_values(kind,
     np.testing.assert_allclose(start_weights(model, level), start_weights(values(kept), level), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_values_that_are_seen_leave_the_weights_of_every_path_alone():
     """Fillers of observed values do not depend on the level, so the weights lose nothing by them."""
     options = {"kernel": batched.HMC(), "ladder": Ladder.full(SCHEDULE, steps=1), "chains": 100, "seed": 0}
@@ -359,6 +364,7 @@ def test_log_odds_are_those_of_pyros_distributions():
         assert ((value.var(0) / fn.variance - 1).abs() < 0.05).all()
 
 
+@pytest.mark.slow
 def test_mass_close_to_one_is_not_lost():
     """A tenth of Beta(.1, .1) rounds to 1 in float32, but is resolved in unconstrained coordinates."""
 
@@ -491,6 +497,7 @@ def sized(rows):
         pyro.sample("b", dist.Normal(x[0], 0.5))
 
 
+@pytest.mark.slow
 def test_other_data_take_what_was_compiled_for_the_first():
     joint, other = JointPotential(measured, (Y,), likelihood="widened"), torch.tensor([-1.0, 2.0])
     first = anneal_model(joint, **QUICK)
@@ -519,6 +526,7 @@ def fixed():
     pyro.sample("y", dist.Normal(x, 0.01).to_event(1), obs=Y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_parameters_keep_their_values_also_in_other_processes(workers):
     quick = QUICK | {"kernel": HMC()}
@@ -560,6 +568,7 @@ def test_networks_of_a_model_stay_as_they_are():
     assert network.weight.requires_grad
 
 
+@pytest.mark.slow
 def test_starts_and_leaps_know_the_exponents_of_a_prior():
     def model():
         x = pyro.sample("x", DiffusionPrior(PRIOR**2))
@@ -750,6 +759,7 @@ def test_random_numbers_that_are_no_sites_are_refused(chains):
             anneal_model(model, **QUICK | {"kernel": HMC(), "chains": chains})
 
 
+@pytest.mark.slow
 def test_a_masked_site_starts_where_it_is_drawn_and_not_where_it_counts():
     """With a flat density of b the evidence is 1 for every y."""
 
@@ -813,6 +823,7 @@ def test_a_support_that_cannot_be_unconstrained_is_refused_in_one_line():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_chains_start_from_values_by_name():
     def model(y):
         x = pyro.sample("x", DiffusionPrior(PRIOR))
@@ -849,6 +860,7 @@ def test_what_is_passed_by_mistake_is_said():
         anneal_model(model, (Y.numpy(),), **QUICK)
 
 
+@pytest.mark.slow
 def test_a_joint_density_with_other_latent_sites_is_walked_on_alone():
     """A product would treat the other latent sites as if they were noised too."""
 
@@ -943,6 +955,7 @@ def test_what_cannot_be_right_is_refused_in_one_line(model, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_names_that_meet_nowhere_are_allowed():
     """Observed sites are in groups of their own, so their names may equal those of latent sites' dimensions."""
     trace = anneal_model(named("net/y_dim_0", "lp", "rung", "..", plate="level"), **QUICK)

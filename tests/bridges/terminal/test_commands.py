@@ -35,6 +35,7 @@ def run(monkeypatch, capsys):
     return act
 
 
+@pytest.mark.slow
 def test_sample_writes_trace_summary_and_pictures(run, tmp_path):
     out = tmp_path / "runs" / "ring-bar"
     status, printed, progress = run("sample", "ring * bar", "--out", out, *QUICK, "--draws", 6, "--seed", 3)
@@ -52,6 +53,7 @@ def test_sample_writes_trace_summary_and_pictures(run, tmp_path):
     assert len(json.loads(printed)["rungs"]["acceptance"]) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "name"),
     [
@@ -99,6 +101,7 @@ def test_a_lack_of_memory_is_one_line(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_pictures_have_fewer_chains_and_steps_unless_told_otherwise(run, tmp_path):
     for expression, chains, steps in (("ring", 256, 10), ("digits[3]", 16, 2)):
         out = tmp_path / expression
@@ -108,6 +111,7 @@ def test_pictures_have_fewer_chains_and_steps_unless_told_otherwise(run, tmp_pat
         assert trace.attributes["steps"] == [steps, steps]
 
 
+@pytest.mark.slow
 def test_json_is_the_only_thing_on_standard_output(run, tmp_path):
     status, printed, progress = run(
         "sample", "ring / wide**0.5", "--out", tmp_path / "x", *QUICK, "--json", "--resample", 0.5
@@ -199,6 +203,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 def test_a_model_of_any_shape_leaves_a_whole_run(run, tmp_path):
     """Also one that is neither planar nor of pictures."""
     np.savez(tmp_path / "points.npz", x=np.random.default_rng(0).normal(size=(200, 5)))
@@ -240,6 +245,7 @@ main()
 SLOWLY = ["sample", "ring * bar", "--out", "run", "--steps", "200"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "signalled"), [(SLOWLY, signal.SIGINT), (["train", "ring"], signal.SIGINT)])
 def test_an_interruption_leaves_nothing_half_written(tmp_path, command, signalled):
     assert "interrupted" in interrupted(command, signalled, tmp_path)
@@ -267,6 +273,7 @@ def interrupted(command, signalled, folder):
     return error
 
 
+@pytest.mark.slow
 def test_an_interrupted_walk_goes_on_from_its_checkpoint(run, tmp_path, monkeypatch):
     command = [
         "sample",
@@ -315,6 +322,7 @@ blocks = 1
 """
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_is_trained_and_sampled(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").write_text(MINE)

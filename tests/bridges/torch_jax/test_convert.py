@@ -109,6 +109,7 @@ def test_torch_transformations_work_on_a_crossed_potential():
     np.testing.assert_allclose(batched, gradient, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_composition_of_jax_potentials_in_torch_does_not_cross_twice():
     p, q = pair("jax")
     both = to_torch(p) * to_torch(q)
@@ -211,6 +212,7 @@ def jiggle(key, x):
     return x + 0.1 * jax.random.normal(key, x.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jax", "torch", "both"])
 @pytest.mark.parametrize("kernel", ["HMC", "random walk"])
 def test_a_potential_that_was_walked_on_is_freed(kind, kernel, monkeypatch):
