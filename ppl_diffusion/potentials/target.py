@@ -214,6 +214,12 @@ class Target(ABC):
         """Key of the leaves that are evaluated together: a shared network, or by default the leaf itself."""
         return self
 
+    def _alone(self, *others: Any) -> Any:
+        """Refuse to be composed; a potential overrides the operators."""
+        raise TypeError(f"{self} is a target, and is walked on alone: compose the priors inside the model")
+
+    __mul__ = __rmul__ = __truediv__ = __pow__ = __add__ = __radd__ = _alone
+
     @abstractmethod
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
         """Return energies ``(*chains,)`` and gradients ``(*chains, *event_shape)`` at validated points."""
