@@ -188,6 +188,11 @@ class JointPotential(FlatModel, Target):
                         log_density[chain] += float(log_p)
         return values, log_density
 
+    @property
+    def has_energy(self) -> bool:
+        """Whether all of its priors have an energy; otherwise the whole joint density is accepted by work."""
+        return all(prior.has_energy for prior in self.priors)
+
     def refresh(self, positions: Any, level: int, *, rng: np.random.Generator) -> tuple[Any, Any]:
         """Update latent coordinates without a diffusion prior by Metropolis steps at fixed ``x``.
 

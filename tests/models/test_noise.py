@@ -1,11 +1,16 @@
 """Denoising networks of every kind of prediction give the exact score, and are refused where an energy is needed."""
 
+import blackjax
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 
 from bridges.blackjax import HMC, NUTS, from_blackjax
+from bridges.pyro import HMC as PyroHMC
+from bridges.pyro import DiffusionPrior, anneal_model
 from ppl_diffusion import (
     GaussianMixture,
     Ladder,
@@ -174,12 +179,8 @@ def test_what_needs_an_energy_is_refused_by_name_with_the_remedy():
         anneal(theirs, NUTS(), **walk)
     with pytest.raises(TypeError, match=f"NUTS.*need differences of energies.*{remedy}"):
         NUTS().bind(theirs)
-    import blackjax
-
     with pytest.raises(TypeError, match=f"need differences of energies.*{remedy}"):
         anneal(theirs, from_blackjax(blackjax.mala.build_kernel, blackjax.mala.init, step_size=0.1), **walk)
-    from bridges.pyro import HMC as PyroHMC
-
     with pytest.raises(TypeError, match=f"HMC.*need differences of energies.*{remedy}"):
         anneal(theirs, PyroHMC(), **walk)
 
@@ -214,3 +215,21 @@ def test_a_network_of_another_shape_or_in_training_is_refused():
         model.score(np.zeros((1, 2)), level=0)
     with pytest.raises(ValueError, match="theirs is not conditional"):
         score_potential().given(3)
+
+
+def test_a_pyro_model_takes_it_as_a_prior():
+    """By the same proposals, chains go where they go by the energy; the acceptance differs by Simpson's error."""
+
+    def run(prior):
+        def model(y):
+            x = pyro.sample("x", DiffusionPrior(prior))
+            noise = pyro.sample("noise", dist.HalfNormal(0.5))
+            pyro.sample("y", dist.Normal(x[..., 0], noise), obs=y)
+
+        ladder = Ladder((0,), steps=3)  # from rung to rung, length scales would depend on all chains
+        return anneal_model(model, (torch.tensor(0.4),), kernel=HMC(step=0.03), ladder=ladder, chains=20, seed=0)
+
+    by_energy, by_score = run(modes()), run(score_potential())
+    same = np.isclose(by_energy.positions, by_score.positions).all((1, 2))
+    assert same.mean() > 0.8
+    assert np.isnan(by_score.log_normaliser)
