@@ -29,7 +29,7 @@ def check_quotient(
 ) -> list[str]:
     """Check that quotients in ``potential`` are normalisable and that chains stay in the support of numerators.
 
-    *Tails*: in the direction of least curvature the energy must grow with every doubling of a large distance, at each
+    *Tails*: in the direction of least curvature the energy must grow from a large distance to its double, at each
     of ``levels``; otherwise the quotient is not normalisable there (:mod:`ppl_diffusion.potentials.tails`).
     *Support*: the noise ``sigma grad U`` that a numerator predicts is the conditional mean ``E[z | x]`` of unit noise,
     hence has a mean square of at most about one per coordinate for draws of the numerator itself. If it is far larger

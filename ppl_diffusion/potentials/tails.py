@@ -3,9 +3,10 @@
 A Gaussian tail is normalisable if its least curvature is positive, and the direction of least curvature is easily
 missed by random rays: in many dimensions it may be a single one. It is looked for with differences of gradients,
 ``H v = (g(c + R v) - g(c - R v)) / 2R``, ``c`` and ``R`` being the centre of the data and a multiple of their scale:
-for all coordinates at once in few dimensions, and by Lanczos steps in many. Along it, and along random rays,
-the energy must then grow with every doubling of the distance, from ``c`` or from the point where the curvature and the
-mean gradient place the centre of the tails.
+for all coordinates at once in few dimensions, and by Lanczos steps in many. Along it, and along random rays, the
+energy must then grow from one large distance to its double, from ``c`` or from the point where the curvature and the
+mean gradient place the centre of the tails. Differences about the lowest of these points find the component of a
+mixture that decides there.
 
 Source of the Lanczos process: Numerical Methods for Large Eigenvalue Problems (Saad, 2011),
 https://doi.org/10.1137/1.9781611970739
@@ -22,9 +23,9 @@ import numpy as np
 from ..arrays import as_numpy
 from .target import Target
 
-DISTANCES = (1.0, 2.0, 4.0, 8.0)
-"""Distances at which tails are probed, in units of three times the scale of the noised data: far enough for the tails
-to be those of Gaussians, and a learned energy may dip before."""
+DISTANCE = 12.0
+"""Distance from which to its double the energy must grow, in units of the scale of the noised data: far enough for the
+tails to be those of Gaussians. Before it, an energy may dip, as a learned one or one with several modes does."""
 
 FARTHER = 64.0
 """Factor of the distances at which tails are probed again if they do not grow: those of a density that is hardly
@@ -46,6 +47,9 @@ BLOCK = 64
 DESCENTS = 3
 """Steps by which the directions of least energy are refined on the sphere."""
 
+REFINEMENTS = 2
+"""Number of times that curvatures are computed anew, about the direction of least energy."""
+
 Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Maps flat points ``(n, size)`` to energies ``(n,)`` and gradients ``(n, size)``."""
 
@@ -65,14 +69,14 @@ class Surroundings(NamedTuple):
 def grows(potential: Target, level: int) -> bool:
     """Whether the energy of ``potential`` grows far out in every direction that was looked along, at one level.
 
-    It evaluates about ``2 size + 640`` points in up to ``FEW`` coordinates, twice as many where it does not grow, and
-    32 points in more.
+    It evaluates about ``4 size + 800`` points in up to ``FEW`` coordinates, more where it does not grow, and at most
+    32 points in more coordinates.
     """
     around, size = surroundings(potential, level), int(np.prod(potential.event_shape))
 
     def at_once(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with jax.enable_x64(True):
-            found = potential.value_and_grad(points.reshape(-1, *potential.event_shape), level=level)
+            found = _evaluation(potential)(points.reshape(-1, *potential.event_shape), level)
         energy, gradient = (as_numpy(values) for values in found)
         return energy.astype(np.float64), gradient.reshape(len(points), size).astype(np.float64)
 
@@ -84,17 +88,29 @@ def grows(potential: Target, level: int) -> bool:
         energy, gradient = (np.concatenate(values)[: len(points)] for values in zip(*parts, strict=True))
         return energy, gradient
 
-    radius = 3 * around.scale * DISTANCES[1] * np.sqrt(size)
+    near = DISTANCE * around.scale * np.sqrt(size)
     if size > FEW:
-        directions = _krylov_directions(evaluate, around.centre, radius, size)
-        return _grows_along(evaluate, directions, around.centre, 3 * around.scale * np.sqrt(size))
-    directions, centre = _curvature_directions(evaluate, around.centre, radius, size)
-    directions = _descended(evaluate, directions, around.centre, radius)
-    near = 3 * around.scale * np.sqrt(size)
+        directions = _krylov_directions(evaluate, around.centre, 2 * near, size)
+        return _grows_along(evaluate, directions, around.centre, near)
+    directions, centre = _curvature_directions(evaluate, around.centre, 2 * near, size)
+    directions = _descended(evaluate, directions, around.centre, 2 * near)
     tries = [(around.centre, near), (around.centre, FARTHER * near)]
     if centre is not None:
         tries.append((centre, max(near, float(np.linalg.norm(centre - around.centre)))))
+    for _ in range(REFINEMENTS):
+        if not any(_grows_along(evaluate, directions, *found) for found in tries):
+            return False
+        directions = _refined(evaluate, directions, around.centre, 2 * near)
     return any(_grows_along(evaluate, directions, *found) for found in tries)
+
+
+def _evaluation(potential: Target) -> Callable[[np.ndarray, int], tuple[Any, Any]]:
+    """Return energies and gradients as a function of points and level; in JAX compiled once for all levels."""
+
+    def evaluate(x: Any, level: Any) -> tuple[Any, Any]:
+        return potential.value_and_grad(x, level=level)
+
+    return potential.memo("tails", lambda: jax.jit(evaluate)) if potential.backend == "jax" else evaluate
 
 
 def surroundings(potential: Target, level: int) -> Surroundings:
@@ -186,8 +202,23 @@ def _descended(evaluate: Evaluate, directions: np.ndarray, centre: np.ndarray, r
     return np.concatenate([directions, v])
 
 
-def _grows_along(evaluate: Evaluate, directions: np.ndarray, centre: np.ndarray, radius: float) -> bool:
-    """Whether the energy grows along all directions ``(n, size)`` with every doubling of the distance."""
-    points = np.concatenate([centre + radius * distance * directions for distance in DISTANCES])
-    energy: Any = evaluate(points)[0].reshape(len(DISTANCES), -1)
-    return bool(np.all((energy[1:] > energy[:-1]) | (energy[1:] == np.inf)))
+def _refined(evaluate: Evaluate, directions: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:
+    """Return the directions of least curvature, both ways, about the end of the direction in which energy is least.
+
+    The tails of a mixture are those of different components in different directions; where one begins to decide, its
+    own directions of least curvature are found.
+    """
+    ends = centre + radius * directions
+    base, stride = ends[np.argmin(evaluate(ends)[0])], 0.1 * radius
+    _, gradients = evaluate(np.concatenate([base[None], base + stride * np.eye(len(base))]))
+    curvature = (gradients[1:] - gradients[0]) / stride
+    _, vectors = _eigen((curvature + curvature.T) / 2)
+    least = vectors.T[: RAYS // 2]
+    return np.concatenate([least, -least])
+
+
+def _grows_along(evaluate: Evaluate, directions: np.ndarray, centre: np.ndarray, near: float) -> bool:
+    """Whether the energy grows along all directions ``(n, size)`` from the distance ``near`` to its double."""
+    energy, _ = evaluate(np.concatenate([centre + near * directions, centre + 2 * near * directions]))
+    begin, end = np.split(energy, 2)
+    return bool(np.all((end > begin) | (end == np.inf)))
