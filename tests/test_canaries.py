@@ -75,9 +75,8 @@ def test_blackjax_builds_trajectories_as_before():
 
 @pytest.mark.parametrize("kind", ["HMC", "NUTS"])
 def test_pyros_kernels_keep_a_cache_and_counts_under_the_same_names(kind):
-    sampler = getattr(mcmc, kind)(
-        potential_fn=lambda z: 0.5 * (z["x"] ** 2).sum(), adapt_step_size=False, adapt_mass_matrix=False
-    )
+    options = {"adapt_step_size": False, "adapt_mass_matrix": False} | ({"max_tree_depth": 3} if kind == "NUTS" else {})
+    sampler = getattr(mcmc, kind)(potential_fn=lambda z: 0.5 * (z["x"] ** 2).sum(), **options)
     sampler.initial_params = {"x": torch.zeros(2)}
     sampler.setup(warmup_steps=0)
     leans = f"pyro.infer.mcmc.{kind} has changed; bridges/pyro/walker.py and kernels.py lean on it: "
@@ -90,9 +89,10 @@ def test_pyros_kernels_keep_a_cache_and_counts_under_the_same_names(kind):
     sampler._adapter.step_size = 1e-6
     sampler.trajectory_length = 1.5e-6
     with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
         sampler.sample({"x": torch.full((2,), 9.0)})
     z, _, _ = sampler._fetch_from_cache()
-    np.testing.assert_allclose(z["x"], x, atol=1e-3, err_msg=leans + "a step no longer starts from the cache")
+    np.testing.assert_allclose(z["x"], x, atol=1e-4, err_msg=leans + "a step no longer starts from the cache")
 
 
 def test_pyros_masked_distributions_keep_their_mask():
