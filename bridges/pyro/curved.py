@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -41,6 +42,12 @@ MOST_TOGETHER = 8
 
 PAIRS = 8
 """Pairs of displacements over which a site is compared with a linear function of ``x``."""
+
+LEAST_UNUSED = 0.5
+"""Effective share of the chains below which weights that were not used may change the shares of modes."""
+
+LEAST_USED = 0.1
+"""Effective share of the chains on a rung below which weights that are used leave too few."""
 
 CURVATURE_TOLERANCE = 1e-3
 """Departure from a linear function, relative to the spread of the location, below which a site counts as linear."""
@@ -182,6 +189,32 @@ def find_curved(
     views = max(1.0, sum(nodes[name]["value"].numel() for name in widened) / len(at))
     seen = {name: views for name in widened if name in curved or name in together}
     return CurvedSites(seen, together, standard_points(len(at)), tuple(curved))
+
+
+def weight_notes(sites: Collection[str], model: str, shares: np.ndarray, resample: float | None) -> list[str]:
+    """Return a sentence if the modes of a posterior may be counted wrongly, because of sites that are not linear in x.
+
+    Args:
+        sites: names of these sites.
+        model: name of the model.
+        shares: effective sample size of the weights on each rung, divided by the number of chains.
+        resample: the threshold below which the walk resampled, or None.
+    """
+    if not sites or not np.isfinite(shares).any():
+        return []
+    what = f"{', '.join(sites)} of {model} {'is' if len(sites) == 1 else 'are'} not linear in x"
+    if resample is None and shares[-1] < LEAST_UNUSED:
+        return [
+            f"{what}, and the weights of this walk, which count its modes, were not used (they would leave "
+            f"{shares[-1]:.0%} of the chains): give resample=0.5"
+        ]
+    if resample is not None and np.nanmin(shares) < LEAST_USED:
+        return [
+            f"{what}, and on one rung the weights leave {np.nanmin(shares):.1%} of the chains: shares of modes and "
+            "evidence are as uncertain as so few chains: take more chains, more rungs, "
+            "ladder=Ladder.full(prior.schedule, steps=5), or compare with likelihood='tempered'"
+        ]
+    return []
 
 
 def is_plain_normal(node: Any) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+import warnings
 
 import numpy as np
 import pyro
@@ -12,7 +14,7 @@ import torch
 from scipy import stats
 
 import bridges.blackjax as batched
-from bridges.pyro import DiffusionPrior, JointPotential, anneal_model, from_model
+from bridges.pyro import HMC, DiffusionPrior, JointPotential, anneal_model, from_model
 from bridges.pyro.curved import standard_points
 from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule
 
@@ -154,3 +156,22 @@ def test_a_factor_is_widened_as_a_model_is():
     for level in (0, 40, 99):
         apart = product.energy(x, level=level) - joint.energy(x, level=level)
         torch.testing.assert_close(apart, apart[:1].expand(9))
+
+
+@pytest.mark.parametrize(
+    ("see", "resample", "words"),
+    [
+        (CURVES["sin 4x"][1], None, "y of model is not linear in x.*give resample=0.5"),
+        (CURVES["sin 4x"][1], 0.5, "y of model is not linear in x.*more chains"),
+        (lambda x: x[0], None, ""),
+        (lambda x: x[0], 0.5, ""),
+    ],
+)
+def test_a_walk_that_may_miscount_modes_names_the_site(see, resample, words):
+    """Two rungs are too few; a site that is linear in ``x`` is not blamed."""
+    ladder = Ladder((99, 0), steps=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        anneal_model(observed(THREE, see, 0.6, 0.01), kernel=HMC(), ladder=ladder, chains=40, seed=0, resample=resample)
+    told = " ".join(str(one.message) for one in caught)
+    assert re.search(words, told) if words else "not linear" not in told
