@@ -7,7 +7,7 @@ CUBES ?= data/cubes32.npz
 .PHONY: demo test test-fast test-long test-lowest wheel lint docs results clean
 
 demo: $(VENV)/.ready  ## compose and sample the shipped models, complete a digit; pictures in runs/
-	$(BIN)/python -m benchmarks.demo --mnist $(MNIST)
+	$(BIN)/python -m benchmarks demo --mnist $(MNIST)
 
 test: lint  ## the test suite, in minutes
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
@@ -41,22 +41,22 @@ docs: $(VENV)/.docs  ## the site, into build/site
 	@echo "the site is in build/site: open index.html or, to search it, $(PYTHON) -m http.server --directory build/site"
 
 results: $(VENV)/.ready  ## every benchmark that needs no GPU, into benchmarks/results/ and the gallery (hours on two cores)
-	$(BIN)/python -m benchmarks.planar.oracle
-	$(BIN)/python -m benchmarks.planar.composition
-	$(BIN)/python -m benchmarks.speed.overhead
-	$(BIN)/python -m benchmarks.posteriors.calibration
-	$(BIN)/python -m benchmarks.posteriors.models --mnist $(MNIST)
-	$(BIN)/python -m benchmarks.posteriors.inverse --mnist $(MNIST)
-	$(BIN)/python -m benchmarks.pictures.cubes --counts 1 2 3 4 5
-	$(BIN)/python -m benchmarks.pictures.cubes --samplers ULA UHMC
-	$(BIN)/python -m benchmarks.pictures.cubes --targets product --counts 3 5
-	$(BIN)/python -m benchmarks.pictures.cubes --settings paper --samplers MALA HMC "weighted HMC"
-	$(BIN)/python -m benchmarks.pictures.cubes --settings long --counts 5 --samplers MALA HMC "weighted HMC"
-	$(BIN)/python -m benchmarks.pictures.tapestries
-	$(BIN)/python -m benchmarks.pictures.mixing
-	$(BIN)/python -m benchmarks.pictures.levels --mnist $(MNIST) --cubes $(CUBES)
-	$(BIN)/python -m benchmarks.pictures.forms --cubes $(CUBES)
-	$(BIN)/python -m benchmarks.demo --mnist $(MNIST) --record
+	$(BIN)/python -m benchmarks oracle
+	$(BIN)/python -m benchmarks composition
+	$(BIN)/python -m benchmarks overhead
+	$(BIN)/python -m benchmarks calibration
+	$(BIN)/python -m benchmarks models --mnist $(MNIST)
+	$(BIN)/python -m benchmarks inverse --mnist $(MNIST)
+	$(BIN)/python -m benchmarks cubes --counts 1 2 3 4 5
+	$(BIN)/python -m benchmarks cubes --samplers ULA UHMC
+	$(BIN)/python -m benchmarks cubes --targets product --counts 3 5
+	$(BIN)/python -m benchmarks cubes --settings paper --samplers MALA HMC "weighted HMC"
+	$(BIN)/python -m benchmarks cubes --settings long --counts 5 --samplers MALA HMC "weighted HMC"
+	$(BIN)/python -m benchmarks tapestries
+	$(BIN)/python -m benchmarks mixing
+	$(BIN)/python -m benchmarks levels --mnist $(MNIST) --cubes $(CUBES)
+	$(BIN)/python -m benchmarks forms --cubes $(CUBES)
+	$(BIN)/python -m benchmarks demo --mnist $(MNIST) --record
 	$(BIN)/python -m benchmarks.report
 
 $(VENV)/.ready: pyproject.toml constraints.txt

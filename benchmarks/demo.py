@@ -1,7 +1,7 @@
 """Claim: compositions of learned energies can be sampled with MCMC kernels that people trust, where reverse
 diffusion goes wrong, and a digit model completes a real, half-hidden digit with honest uncertainty.
 
-    python -m benchmarks.demo [--mnist FILE.npz] [--out runs/demo] [--record]
+    python -m benchmarks demo [--mnist FILE.npz] [--out runs/demo] [--record]
 
 (a) Product, mixture and quotient of the shipped planar models, compared with the truth. (b) The right half of a
 handwritten digit, from the posterior of the prior ``digits`` given the left half. The digit is from the MNIST test set
@@ -10,16 +10,17 @@ if its file is there (key ``x_test``), otherwise an enlarged one of scikit-learn
 
 from __future__ import annotations
 
-import argparse
-import shutil
 import time
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 from matplotlib.figure import Figure
 
-from benchmarks.harness import RESULTS, last, write
-from benchmarks.pictures.cubes import draw_grid, target
+from benchmarks.harness import Record, check_choice, last, say
+from benchmarks.pictures.cubes import target
+from benchmarks.pictures.grid import draw_grid
 from benchmarks.planar.problems import PROBLEMS, Truth
 from bridges.arviz import Diagnosis, diagnose, to_inference_data
 from bridges.arviz.convert import arviz
@@ -29,14 +30,16 @@ from bridges.blackjax import HMC
 from ppl_diffusion import Ladder, Progress, Trace, anneal, load, observation, reverse_diffusion
 from ppl_diffusion.potentials.planar import exact
 
+PARTS = ("compositions", "cubes", "digit")
+QUICK = {"only": ["digit"], "chains": 3, "rungs": 6, "draws": 20, "out": "runs/quick"}
 WHERE = ((0.5, 0.5), (0.2, 0.35), (0.8, 0.35))
 """Positions of three cubes, x to the right and y down."""
 NOISE = 0.1
 """Standard deviation of the measurement noise of a pixel; pixels are in [-1, 1]."""
 
 
-def planar(out: Path, *, chains: int = 300, steps: int = 3) -> None:
-    """Part (a): write one picture with a row each for product, mixture and quotient."""
+def planar(*, chains: int = 300, steps: int = 3) -> Figure:
+    """Part (a): return one picture with a row each for product, mixture and quotient."""
     models = {name: load(name) for name in ("ring", "bar", "left", "right", "wide")}
     panels: dict[str, np.ndarray] = {}
     for key, problem in PROBLEMS.items():
@@ -48,8 +51,8 @@ def planar(out: Path, *, chains: int = 300, steps: int = 3) -> None:
         panels[f"{key}\nannealed HMC"] = last(anneal(target, HMC(), ladder=ladder, chains=chains, seed=2))
         weighted = anneal(target, HMC(), ladder=ladder, chains=chains, seed=3, resample=0.5)
         panels[f"{key}\nweighted HMC"] = last(weighted)
-        print(f"{problem.name}: {weighted.gradient_calls} evaluations of each network for {chains} chains", flush=True)
-    plot_planar(panels, columns=4).savefig(out / "compositions.png", dpi=110)
+        say(f"{problem.name}: {weighted.gradient_calls} evaluations of each network for {chains} chains")
+    return plot_planar(panels, columns=4)
 
 
 def three_cubes(*, pictures: int = 6) -> Figure:
@@ -71,14 +74,14 @@ def hidden_digit(mnist: Path, *, index: int = 0) -> tuple[np.ndarray, str]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise SystemExit(f"no {mnist}, and scikit-learn is not installed: pip install 'ppl-diffusion[demo]'") from error
+        raise ValueError(f"no {mnist}, and scikit-learn is not installed: pip install 'ppl-diffusion[demo]'") from error
     from scipy.ndimage import zoom
 
     small = load_digits().images[index + 3] / 16
     return np.pad(zoom(small, 2.5, order=3).clip(0, 1), 4) * 2 - 1, f"scikit-learn digit {index + 3}, enlarged"
 
 
-def completion(digit: np.ndarray, *, chains: int = 64, rungs: int = 40, draws: int = 40) -> Trace:
+def completion(digit: np.ndarray, *, chains: int, rungs: int, draws: int) -> Trace:
     """Part (b): sample the posterior of a digit whose left half was measured.
 
     Many steps are taken at the last rung, where the learned energy is by far the stiffest.
@@ -92,7 +95,7 @@ def completion(digit: np.ndarray, *, chains: int = 64, rungs: int = 40, draws: i
     def tell(state: Progress) -> None:
         if state.rung % 10 == 0:
             rate = f"acceptance {state.acceptance_rate:.2f}"
-            print(f"  rung {state.rung} of {state.rungs}, {state.draw} draws, {rate}", flush=True)
+            say(f"  rung {state.rung} of {state.rungs}, {state.draw} draws, {rate}")
 
     return anneal(prior * likelihood, HMC(), ladder=ladder, chains=chains, draws=draws, seed=0, progress=tell)
 
@@ -131,33 +134,40 @@ def figures(digit: np.ndarray, trace: Trace, found: Diagnosis) -> dict[str, floa
     }
 
 
-def main() -> None:
+def main(
+    record: Record,
+    mnist: Annotated[Path, typer.Option(help="The MNIST data, if it is there.")] = Path("data/mnist.npz"),
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of pictures and tables.")] = Path("runs/demo"),
+    keep: Annotated[bool, typer.Option("--record", help="Write pictures and figures to the results too.")] = False,
+    only: Annotated[list[str], typer.Option(help="Parts to run.")] = list(PARTS),  # noqa: B006
+    chains: Annotated[int, typer.Option(min=2, help="Chains that complete the digit.")] = 64,
+    rungs: Annotated[int, typer.Option(min=3, help="Rungs of their ladder.")] = 40,
+    draws: Annotated[int, typer.Option(min=20, help="Recorded draws of each.")] = 40,
+) -> None:
     """Run all parts, and write pictures and tables to a folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mnist", type=Path, default=Path("data/mnist.npz"))
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--record", action="store_true", help="keep pictures and figures in benchmarks/results/ too")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    check_choice("--only", only, PARTS)
+    out.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
-    planar(options.out)
-    print(f"compositions: {time.perf_counter() - begun:.0f} s", flush=True)
-    three_cubes().savefig(options.out / "cubes.png", dpi=110)
-    digit, title = hidden_digit(options.mnist)
-    trace = completion(digit)
-    found = diagnose(trace)
-    summary = arviz().summary(to_inference_data(trace), var_names=["~x"])
-    picture(digit, trace, title).savefig(options.out / "completion.png", dpi=110)
-    plot_ladder(trace).savefig(options.out / "ladder.png", dpi=110)
-    values = figures(digit, trace, found)
-    report = f"{title}\n\n{found}\n\n{summary.to_string()}\n\n" + "".join(f"{k}: {v:.3f}\n" for k, v in values.items())
-    (options.out / "completion.txt").write_text(report, encoding="utf-8")
-    print(f"\n{report}\n{time.perf_counter() - begun:.0f} s; pictures in {options.out}/")
-    if options.record:
-        write("digits", values)
-        for name in ("compositions.png", "completion.png"):
-            shutil.copy(options.out / name, RESULTS / name)
-
-
-if __name__ == "__main__":
-    main()
+    if "compositions" in only:
+        figure = planar()
+        figure.savefig(out / "compositions.png", dpi=110)
+        if keep:
+            record.draw("compositions", figure, dpi=110)
+        say(f"compositions: {time.perf_counter() - begun:.0f} s")
+    if "cubes" in only:
+        three_cubes().savefig(out / "cubes.png", dpi=110)
+    if "digit" in only:
+        digit, title = hidden_digit(mnist)
+        trace = completion(digit, chains=chains, rungs=rungs, draws=draws)
+        found = diagnose(trace)
+        figure, values = picture(digit, trace, title), figures(digit, trace, found)
+        figure.savefig(out / "completion.png", dpi=110)
+        plot_ladder(trace).savefig(out / "ladder.png", dpi=110)
+        summary = arviz().summary(to_inference_data(trace), var_names=["~x"]).to_string()
+        report = f"{title}\n\n{found}\n\n{summary}\n\n" + "".join(f"{k}: {v:.3f}\n" for k, v in values.items())
+        (out / "completion.txt").write_text(report, encoding="utf-8")
+        say(f"\n{report}")
+        if keep:
+            record.draw("completion", figure, dpi=110)
+            record.write("digits", values)
+    say(f"{time.perf_counter() - begun:.0f} s; pictures in {out}/")

@@ -51,7 +51,7 @@ def overhead(content: Mapping[str, Any]) -> str:
         ("the paper's evaluation pattern, per step of all chains, to it", "cubes", "paper's pattern"),
         ("256 chains of it evaluated all at once, to the fastest chunks", "cubes", "all at once"),
     ]
-    lines = ["| time, as a ratio in one run (`python -m benchmarks.speed.overhead`) | |", "|---|---|"]
+    lines = ["| time, as a ratio in one run (`python -m benchmarks overhead`) | |", "|---|---|"]
     for words, part, start in rows:
         value = next(v for k, v in content[part].items() if k.startswith(start))
         lines.append(f"| {words} | {value:.2f} |")
@@ -88,7 +88,7 @@ def digits(content: Mapping[str, Any]) -> str:
 def models(content: Mapping[str, Any]) -> str:
     """Return the tables of closed-form posteriors, of the photographs, and of speed."""
     lines = [
-        "| linear-Gaussian posterior, 3 seeds (`python -m benchmarks.posteriors.models`) | largest error "
+        "| linear-Gaussian posterior, 3 seeds (`python -m benchmarks models`) | largest error "
         "| root mean square error | error of mode masses | moments |",
         "|---|---|---|---|---|",
     ]
@@ -201,7 +201,7 @@ def gpu(content: Mapping[str, Any]) -> str:
             f"a training step of {launched['pictures a step']} pictures, kernels launched one by one, to recorded ones"
         )
         ratios[words] = launched["a training step, one by one"] / launched["a training step, recorded"]
-    lines = [f"| one {content['device']} (`python -m benchmarks.speed.gpu`) | |", "|---|---|"]
+    lines = [f"| one {content['device']} (`python -m benchmarks gpu`) | |", "|---|---|"]
     lines += [f"| {words} | {ratio:.2f} |" for words, ratio in ratios.items() if ratio is not None]
     batches = {"recorded, where it is worth while": timed, "kernels launched one by one": launched}
     rows = {

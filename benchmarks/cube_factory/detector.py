@@ -193,9 +193,7 @@ def load_detector(path: str | Path = WEIGHTS) -> Detector:
         ValueError: the file is missing or does not hold a detector.
     """
     if not Path(path).is_file():
-        raise ValueError(
-            f"there is no {path}: python -m benchmarks.cube_factory.train_detector --data data/cubes32.npz makes it"
-        )
+        raise ValueError(f"there is no {path}: python -m benchmarks detector --data data/cubes32.npz makes it")
     with safe_open(path, framework="pt") as stored:
         info = stored.metadata() or {}
         tensors = {key: stored.get_tensor(key).float() for key in stored.keys()}  # noqa: SIM118

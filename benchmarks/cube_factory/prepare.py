@@ -1,8 +1,8 @@
 """Prepare rendered scenes of cubes for training: downscale the pictures, and split them in three parts.
 
-    python -m benchmarks.cube_factory.prepare cubes64_a.npz cubes64_b.npz --side 32 --out data/cubes32.npz
+    python -m benchmarks prepare cubes64_a.npz cubes64_b.npz --side 32 --out data/cubes32.npz
 
-The scene files hold pictures, as ``benchmarks.cube_factory.render`` writes them (``images``) or as lossless WebP
+The scene files hold pictures, as ``python -m benchmarks render`` writes them (``images``) or as lossless WebP
 (``webp[offset[i]:offset[i + 1]]``), and the position of every cube (``pos``). The output holds ``images`` and
 ``positions`` for the energy model; ``detector_images`` and ``detector_positions`` for the detector that judges it; and
 ``test_images`` and ``test_positions``, which neither is trained on. The last two parts are the last 5,000 scenes, in
@@ -21,7 +21,7 @@ import numpy as np
 import typer
 from PIL import Image
 
-from ppl_diffusion.files import replacing
+from benchmarks.harness import say, write_arrays
 
 TEST, DETECTOR = 1000, 4000
 """Number of scenes for testing, the last ones of all, and for the detector, the ones before them."""
@@ -38,7 +38,7 @@ def prepare(files: list[Path], side: int, *, test: int = TEST, detector: int = D
     if first < 1:
         raise ValueError(
             f"{test + detector} scenes are kept for the judge, and there are only {len(pictures)} in all: "
-            "make more, python -m benchmarks.cube_factory.render --scenes 10000 --seed 1 --out more.npz, and give "
+            "make more, python -m benchmarks render --scenes 10000 --seed 1 --out more.npz, and give "
             "every file"
         )
     parts = {"": slice(0, first), "detector_": slice(first, second), "test_": slice(second, None)}
@@ -77,16 +77,5 @@ def main(
     out: Annotated[Path, typer.Option(dir_okay=False, help="File to write.")] = Path("data/cubes32.npz"),
 ) -> None:
     """Make training data from scene files."""
-    try:
-        arrays = prepare(files, side)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as partial, partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    except (ValueError, OSError) as error:
-        typer.echo(f"prepare_cubes: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
-    typer.echo(f"{out}: {side}x{side}")
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    write_arrays(out, prepare(files, side))
+    say(f"{out}: {side}x{side}")

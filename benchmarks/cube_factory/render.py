@@ -1,6 +1,6 @@
 """Render scenes of one to five rounded cubes on a grey floor, on which the energy model of cubes is trained.
 
-    python -m benchmarks.cube_factory.render --scenes 200 --seed 0 --out data/scenes.npz
+    python -m benchmarks render --scenes 200 --seed 0 --out data/scenes.npz
 
 Needs ``pip install 'ppl-diffusion[render]'`` (Mitsuba 3, Open Image Denoise) and a recent LLVM library, its path in
 ``DRJIT_LIBLLVM_PATH``: version 19 works (Debian's ``libllvm19``), 14 and 15 abort. A picture of 64x64 takes .09 seconds
@@ -48,7 +48,7 @@ from benchmarks.cube_factory.scenes import (
     sample_scene,
     turned,
 )
-from ppl_diffusion.files import replacing
+from benchmarks.harness import say, write_arrays
 
 Paint = Callable[[Scene, int], np.ndarray]
 """Renders the picture ``(size, size, 3)`` uint8 of a scene, with the seed of the path tracer."""
@@ -265,17 +265,6 @@ def main(
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Render scenes of cubes."""
-    try:
-        paint = Renderer(size, samples=samples, threads=threads)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as partial, partial.open("wb") as file:
-            arrays = make_scenes(paint, scenes, seed=seed, size=size, progress=_teller(scenes))
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    except (ImportError, OSError) as error:
-        typer.echo(f"render_cubes: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
-    typer.echo(f"{out}: {scenes} scenes, {size}x{size}")
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    paint = Renderer(size, samples=samples, threads=threads)
+    write_arrays(out, make_scenes(paint, scenes, seed=seed, size=size, progress=_teller(scenes)))
+    say(f"{out}: {scenes} scenes, {size}x{size}")

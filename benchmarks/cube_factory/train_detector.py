@@ -1,6 +1,6 @@
 """Claim: a small network says where the cubes of a picture are well enough to judge pictures that a sampler composed.
 
-    python -m benchmarks.cube_factory.train_detector --data data/cubes32.npz [--judge-only]
+    python -m benchmarks detector --data data/cubes32.npz [--judge-only]
 
 The detector is trained on scenes that the energy model is not trained on, and judged on rendered scenes that neither is
 trained on. Composed pictures may contain what renders never do. Training therefore includes soft blobs and cubes faded
@@ -12,15 +12,15 @@ Source of the loss on soft targets: Generalized Focal Loss (Li et al., 2020), ht
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,8 +37,9 @@ from benchmarks.cube_factory.detector import (
     matched_exactly,
     places,
 )
-from benchmarks.harness import write
+from benchmarks.harness import Record, check_file, say
 
+QUICK = {"judge_only": True, "scenes": 20}
 PEAK = 1.0
 """Standard deviation of a peak of the heat map, in pixels."""
 HELD = 400
@@ -209,25 +210,28 @@ def accuracy(found: list[np.ndarray], positions: np.ndarray, *, seed: int = 0) -
     }
 
 
-def main() -> None:
+def main(
+    record: Record,
+    data: Annotated[Path, typer.Option(dir_okay=False, help="What prepare makes.")] = Path("data/cubes32.npz"),
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of training.")] = 24,
+    judge_only: Annotated[bool, typer.Option("--judge-only", help="Judge the shipped weights, train nothing.")] = False,
+    scenes: Annotated[int, typer.Option(min=1, max=1000, help="Test scenes to judge it on.")] = 1000,
+) -> None:
     """Train the detector, judge it on the test scenes, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="arrays made by benchmarks.cube_factory.prepare")
-    parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--judge-only", action="store_true", help="judge the shipped weights, train nothing")
-    options = parser.parse_args()
     torch.set_num_threads(1)
-    with np.load(options.data) as data:
-        arrays = {k: data[k] for k in ("detector_images", "detector_positions", "test_images", "test_positions")}
-    if not options.judge_only:
-        store(train(arrays["detector_images"], arrays["detector_positions"], epochs=options.epochs))
+    with np.load(check_file("--data", data, "the scenes")) as stored:
+        keys = ("detector_images", "detector_positions", "test_images", "test_positions")
+        arrays = {key: stored[key][: scenes if key.startswith("test") else None] for key in keys}
+    if not judge_only:
+        store(train(arrays["detector_images"], arrays["detector_positions"], epochs=epochs))
     detector, pictures = load_detector(), to_range(arrays["test_images"])
     judged = {"clean": pictures} | {f"noise {n}": noisy(pictures, n, seed=1) for n in (NOISE, 0.1, 0.2)}
     rows = {name: accuracy(detector.locate(x), arrays["test_positions"]) for name, x in judged.items()}
     bare = to_range(np.median(arrays["detector_images"], axis=0))
     rows["said yes to faint cubes and to blobs"] = decoys(detector, pictures, arrays["test_positions"], bare)
-    write("detector", {"scenes": len(pictures), "threshold": detector.threshold, "training": detector.info, **rows})
-    print(json.dumps(rows, indent=1))
+    found = {"scenes": len(pictures), "threshold": detector.threshold, "training": detector.info, **rows}
+    record.write("detector", found)
+    say(json.dumps(rows, indent=1))
 
 
 def decoys(detector: Detector, pictures: Tensor, positions: np.ndarray, bare: Tensor) -> dict[str, float]:
@@ -249,14 +253,9 @@ def store(detector: Detector) -> None:
     versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
     header = {
         "format": FORMAT,
-        "command": "python -m benchmarks.cube_factory.train_detector --data data/cubes32.npz "
-        f"--epochs {detector.info['epochs']}",
+        "command": f"python -m benchmarks detector --data data/cubes32.npz --epochs {detector.info['epochs']}",
         "threshold": str(detector.threshold),
         "versions": json.dumps(versions),
     }
     tensors = {key: value.half().contiguous() for key, value in detector.network.state_dict().items()}
     save_file(tensors, WEIGHTS, metadata=header | dict(detector.info))
-
-
-if __name__ == "__main__":
-    main()

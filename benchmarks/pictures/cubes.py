@@ -1,7 +1,7 @@
 """Claim: with the same network, annealed HMC puts cubes at every position that was asked for more often than reverse
 diffusion does, and without a number tuned by hand.
 
-    python -m benchmarks.pictures.cubes [--counts 1 3 5] [--settings equal] [--samplers reverse MALA HMC "weighted HMC"]
+    python -m benchmarks cubes [--counts 1 3 5] [--settings equal] [--samplers reverse MALA HMC "weighted HMC"]
 
 The target is a conjunction of the conditions ``load("cubes").given(x=, y=)`` at one to five positions, or their plain
 product. The positions are those of held-out rendered scenes. A detector (``benchmarks.cube_factory.detector``) decides
@@ -20,26 +20,26 @@ resumed; results whose pictures are missing are left as they are. Standard error
 
 from __future__ import annotations
 
-import argparse
 import json
-import warnings
 from collections.abc import Mapping, Sequence
+from itertools import product as product_of
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 import xarray as xr
 from matplotlib.figure import Figure
 
 from benchmarks.cube_factory.detector import Detector, load_detector, located, matched, matched_exactly
-from benchmarks.harness import RESULTS, write
+from benchmarks.harness import Record, check_choice, say, write_arrays
+from benchmarks.pictures.grid import draw_grid
 from bridges.blackjax import HMC, MALA, UHMC, ULA
 from ppl_diffusion import (
     EnergyModel,
     Kernel,
     Ladder,
     Potential,
-    SamplingWarning,
     Trace,
     anneal,
     conjunction,
@@ -47,7 +47,6 @@ from ppl_diffusion import (
     product,
     reverse_diffusion,
 )
-from ppl_diffusion.files import replacing
 
 CUBES = load("cubes")
 LAYOUTS = (
@@ -82,6 +81,7 @@ KERNELS: dict[str, Any] = {"ULA": ULA(), "MALA": MALA(), "UHMC": UHMC(), "HMC": 
 SHOWN = ("reverse", "MALA", "HMC", "weighted HMC")
 """Samplers that run by default, and that the picture shows."""
 TARGETS = ("conjunction", "product")
+QUICK = {"counts": [1], "samplers": ["reverse"], "layouts": 1, "chains": 2}
 
 
 def target(
@@ -161,13 +161,12 @@ def run(cells: Sequence[Cell], *, model: EnergyModel, keep: Path, layouts: int, 
                 with np.load(file) as stored:
                     there = len(stored["pictures"])
                 if there != chains:
-                    raise SystemExit(f"{file} has {there} pictures, not {chains}: delete it, or give another --keep")
+                    raise ValueError(f"{file} has {there} pictures, not {chains}: delete it, or give another --keep")
                 continue
             potential = target(LAYOUTS[layout][:count], kind, model=model)
             kept = record(sample(potential, sampler, setting, chains=chains, seed=100 * count + layout))
-            with replacing(file) as partial, partial.open("wb") as stream:
-                np.savez_compressed(stream, **kept)  # type: ignore[arg-type]
-            print(f"layout {layout}: {setting}, {kind} of {count}, {sampler}", flush=True)
+            write_arrays(file, kept)
+            say(f"layout {layout}: {setting}, {kind} of {count}, {sampler}")
 
 
 def judge(cell: Cell, *, keep: Path, layouts: int, detector: Detector) -> dict[str, Any] | None:
@@ -216,24 +215,6 @@ def _mean(values: Sequence[float]) -> dict[str, float]:
     return {"mean": float(np.mean(values)), "se": float(error)}
 
 
-def draw_grid(rows: Mapping[str, Sequence[tuple[np.ndarray, Sequence[tuple[float, float]]]]]) -> Figure:
-    """Draw pictures ``(3, side, side)`` with crosses at the requested positions, one row for each name."""
-    columns = max(len(row) for row in rows.values())
-    figure = Figure(figsize=(columns * 1.1 + 0.6, len(rows) * 1.15), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (name, row) in zip(axes, rows.items(), strict=True):
-        for axis in line:
-            axis.set(xticks=[], yticks=[])
-        line[0].set_ylabel(name, fontsize=8)
-        for axis, (x, positions) in zip(line, row, strict=False):
-            if axis in axes[0]:
-                axis.set_title(f"{len(positions)} asked for", fontsize=7)
-            axis.imshow((np.clip(x.astype(float).transpose(1, 2, 0), -1, 1) + 1) / 2)
-            for px, py in positions:
-                axis.plot(x.shape[2] * px - 0.5, x.shape[1] * py - 0.5, "+", color="white", ms=5, mew=0.6)
-    return figure
-
-
 def grid(keep: Path, setting: str, each: int = 3) -> Figure | None:
     """Draw ``each`` layouts for every number of cubes whose pictures are complete, a row per sampler; or None."""
     files = {
@@ -251,56 +232,39 @@ def grid(keep: Path, setting: str, each: int = 3) -> Figure | None:
     return draw_grid(rows) if rows[SHOWN[0]] else None
 
 
-def main() -> None:
+def main(
+    record: Record,
+    counts: Annotated[list[int], typer.Option(min=1, max=5, help="Numbers of cubes.")] = [1, 3, 5],  # noqa: B006
+    settings: Annotated[list[str], typer.Option(help=f"Of {', '.join(LADDERS)}.")] = ["equal"],  # noqa: B006
+    samplers: Annotated[list[str], typer.Option(help=f"Of reverse, {', '.join(KERNELS)}.")] = list(SHOWN),  # noqa: B006
+    targets: Annotated[list[str], typer.Option(help=f"Of {', '.join(TARGETS)}.")] = ["conjunction"],  # noqa: B006
+    layouts: Annotated[int, typer.Option(min=1, max=len(LAYOUTS), help="Layouts of each number.")] = len(LAYOUTS),
+    chains: Annotated[int, typer.Option(min=1, help="Pictures of each layout.")] = 8,
+    model: Annotated[str, typer.Option(help="Or a weight file, of 64x64 pictures for example.")] = "cubes",
+    device: Annotated[str, typer.Option(help="Where its network is.")] = "cpu",
+    name: Annotated[str, typer.Option(help="Of the results: another one for another model.")] = "cubes",
+    keep: Annotated[Path | None, typer.Option(help="Folder of what was drawn; NAME in --runs by default.")] = None,
+    judge_only: Annotated[bool, typer.Option("--judge-only", help="Draw nothing, judge what is kept.")] = False,
+) -> None:
     """Draw pictures, judge them, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--counts", type=int, nargs="+", choices=range(1, 6), default=[1, 3, 5])
-    parser.add_argument("--settings", nargs="+", choices=LADDERS, default=["equal"])
-    parser.add_argument("--samplers", nargs="+", default=list(SHOWN))
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["conjunction"])
-    parser.add_argument("--layouts", type=int, choices=range(1, len(LAYOUTS) + 1), default=len(LAYOUTS))
-    parser.add_argument("--chains", type=int, default=8, help="pictures of each layout")
-    parser.add_argument("--model", default="cubes", help="or a weight file, of 64x64 pictures for example")
-    parser.add_argument("--device", default="cpu", help="where its network is")
-    parser.add_argument("--name", default="cubes", help="of the results: another one for another model")
-    parser.add_argument("--keep", type=Path, help="folder of what was drawn, runs/NAME by default")
-    parser.add_argument("--judge-only", action="store_true", help="draw nothing, judge what is kept")
-    options = parser.parse_args()
-    unknown = set(options.samplers) - {"reverse", *KERNELS}
-    if unknown:
-        parser.error(f"unknown sampler {', '.join(sorted(unknown))}: use reverse, {', '.join(KERNELS)}")
-    warnings.simplefilter("ignore", SamplingWarning)
-    if options.model != "cubes" and options.name == "cubes":
-        parser.error("results of another model are not those of cubes: give them a --name")
-    keep: Path = options.keep or Path("runs") / options.name
-    keep.mkdir(parents=True, exist_ok=True)
-    asked = [
-        (setting, kind, sampler, count)
-        for setting in options.settings
-        for kind in options.targets
-        for sampler in options.samplers
-        for count in options.counts
-    ]
-    if not options.judge_only:
-        model = load(options.model).to(options.device)
-        run(asked, model=model, keep=keep, layouts=options.layouts, chains=options.chains)
-    detector = load_detector()
-    results = RESULTS / f"{options.name}.json"
-    found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
-    for setting in LADDERS:
-        for kind in TARGETS:
-            for sampler in ("reverse", *KERNELS):
-                for count in range(1, 6):
-                    cell = (setting, kind, sampler, count)
-                    row = judge(cell, keep=keep, layouts=len(LAYOUTS), detector=detector)
-                    if row is not None:
-                        found.setdefault(setting, {}).setdefault(kind, {}).setdefault(sampler, {})[str(count)] = row
-                        print(setting, kind, sampler, count, json.dumps(row["accuracy"]), flush=True)
-    write(options.name, found)
-    picture = grid(keep, options.settings[0])
+    check_choice("--settings", settings, LADDERS)
+    check_choice("--samplers", samplers, ("reverse", *KERNELS))
+    check_choice("--targets", targets, TARGETS)
+    if model != "cubes" and name == "cubes":
+        raise ValueError("results of another model are not those of cubes: give them a --name")
+    kept = keep or record.runs / name
+    kept.mkdir(parents=True, exist_ok=True)
+    if not judge_only:
+        asked = list(product_of(settings, targets, samplers, counts))
+        run(asked, model=load(model).to(device), keep=kept, layouts=layouts, chains=chains)
+    detector, found = load_detector(), record.read(name)
+    for cell in product_of(LADDERS, TARGETS, ("reverse", *KERNELS), range(1, 6)):
+        row = judge(cell, keep=kept, layouts=len(LAYOUTS), detector=detector)
+        if row is not None:
+            setting, kind, sampler, count = cell
+            found.setdefault(setting, {}).setdefault(kind, {}).setdefault(sampler, {})[str(count)] = row
+            say(f"{setting} {kind} {sampler} {count} {json.dumps(row['accuracy'])}")
+    record.write(name, found)
+    picture = grid(kept, settings[0])
     if picture is not None:
-        picture.savefig(RESULTS / f"{options.name}.png", dpi=100)
-
-
-if __name__ == "__main__":
-    main()
+        record.draw(name, picture)

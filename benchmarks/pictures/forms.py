@@ -1,7 +1,7 @@
 """Claim: which form of the energy learns fastest is measured, not believed, and so is whether an ordinary denoiser that
 is made into an energy afterwards learns faster still.
 
-    python -m benchmarks.pictures.forms [--cubes data/cubes32.npz]
+    python -m benchmarks forms [--cubes data/cubes32.npz]
 
 Energy models of cubes with the same small network are trained at equal cost: the three forms from random weights, and
 two distilled models, of the inner product and of the best form, which start from the weights of a teacher and imitate
@@ -16,36 +16,34 @@ al., 2025), https://arxiv.org/abs/2502.12786
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
 import numpy as np
 import torch
+import typer
 from torch import Tensor, nn
 
 from benchmarks.cube_factory.detector import load_detector
-from benchmarks.harness import last, write
+from benchmarks.harness import Record, check_file, last, say, thinned
 from benchmarks.pictures.levels import KEYS, LADDER, held_out, spreads, unseen
 from bridges.blackjax import HMC
-from ppl_diffusion import EnergyModel, NoiseSchedule, SamplingWarning, anneal, save_weights
+from ppl_diffusion import EnergyModel, Ladder, NoiseSchedule, anneal, save_weights
 from ppl_diffusion.models.forms import Form, noise_potential
 from ppl_diffusion.models.networks import build_network
 from ppl_diffusion.training.data import Data, image_data
 from ppl_diffusion.training.objective import denoising_loss, noised
 
-RUNS = Path("runs/forms")
 SCHEDULE = NoiseSchedule.cosine(100)
 NETWORK = {"kind": "unet", "shape": [3, 32, 32], "widths": [32, 64, 96], "blocks": 1, "positions": True}
 PASSES = {"denoiser": 3, "energy": 6, "imitation": 7}
-STEPS = {"denoiser": 400, "energy": 400, "imitation": 171}
-"""Training steps. Those of an imitation and of its teacher together cost as much as those of an energy."""
+STEPS = 400
+QUICK = {"steps": 3, "pictures": 64, "chains": 2, "every": 20}
 RATE, WARM_UP, EMA, BATCH = 1e-3, 50, 0.99, 32
 
 Loss = Callable[[nn.Module, Tensor, Tensor | None, torch.Generator], Tensor]
@@ -113,8 +111,8 @@ def imitation_loss(form: Form, teacher: nn.Module, source: Data) -> Loss:
     return loss
 
 
-def model(network: nn.Module, form: Form, source: Data, name: str) -> EnergyModel:
-    """Return the energy model of a network, and save its weights in ``runs/forms``."""
+def model(network: nn.Module, form: Form, source: Data, name: str, folder: Path) -> EnergyModel:
+    """Return the energy model of a network, and save its weights in a folder."""
     made = EnergyModel(
         network,
         form=form,
@@ -127,11 +125,11 @@ def model(network: nn.Module, form: Form, source: Data, name: str) -> EnergyMode
             "network": json.dumps(NETWORK),
             "name": name,
             "description": name,
-            "command": "benchmarks.pictures.forms",
+            "command": "python -m benchmarks forms",
         },
     )
-    RUNS.mkdir(parents=True, exist_ok=True)
-    save_weights(made, RUNS / f"{made.name}.safetensors")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(made, folder / f"{made.name}.safetensors")
     return made
 
 
@@ -154,9 +152,9 @@ def quality(pictures: np.ndarray, real: np.ndarray) -> dict[str, float]:
     }
 
 
-def judged(energy: EnergyModel, pictures: Tensor, *, chains: int = 32) -> dict[str, Any]:
+def judged(energy: EnergyModel, pictures: Tensor, *, ladder: Ladder, chains: int) -> dict[str, Any]:
     """Return held-out loss, spread of log-weights, acceptance, and quality of the pictures of one energy model."""
-    trace = anneal(energy, HMC(), ladder=LADDER, chains=chains, seed=0, reverse_step=True)
+    trace = anneal(energy, HMC(), ladder=ladder, chains=chains, seed=0, reverse_step=True)
     return {
         "denoising loss": held_out(energy, pictures),
         "in place": spreads(energy, pictures[:128]),
@@ -165,37 +163,52 @@ def judged(energy: EnergyModel, pictures: Tensor, *, chains: int = 32) -> dict[s
     }
 
 
-def main() -> None:
+def main(
+    record: Record,
+    cubes: Annotated[Path, typer.Option(dir_okay=False, help="What prepare makes.")] = Path("data/cubes32.npz"),
+    steps: Annotated[int, typer.Option(min=3, help="Training steps of an energy.")] = STEPS,
+    pictures: Annotated[int, typer.Option(min=64, help="Held-out pictures.")] = 256,
+    chains: Annotated[int, typer.Option(min=2, max=64, help="Chains of the walks.")] = 32,
+    every: Annotated[int, typer.Option(min=1, help="Let walks take every n-th rung only.")] = 1,
+) -> None:
     """Train and judge every form, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cubes", type=Path, default=Path("data/cubes32.npz"))
-    data = parser.parse_args().cubes
-    warnings.simplefilter("ignore", SamplingWarning)
+    check_file("--cubes", cubes, "the scenes")
     options: dict[str, Any] = {"images": "images", "labels": "", "positions": "positions"}
-    source = image_data(data, **options, batch=BATCH, label_dropout=0.25)
-    pictures = unseen(data, KEYS["cubes"], 256)
-    content: dict[str, Any] = {"passes": PASSES, "steps": STEPS, "batch": BATCH, "rows": {}}
-    content["real pictures"] = quality(pictures[32:64].numpy(), pictures[:32].numpy())
+    source = image_data(cubes, **options, batch=BATCH, label_dropout=0.25)
+    shown = unseen(cubes, KEYS["cubes"], pictures)
+    lengths = {"denoiser": steps, "energy": steps, "imitation": imitation_steps(steps)}
+    content: dict[str, Any] = {"passes": PASSES, "steps": lengths, "batch": BATCH, "rows": {}}
+    content["real pictures"] = quality(shown[32:64].numpy(), shown[:32].numpy())
 
-    def record(name: str, form: Form, begin: nn.Module, loss: Loss, kind: str) -> None:
-        begun = time.process_time()
-        network = fit(deepcopy(begin), loss, source, steps=STEPS[kind])
-        row = {"processor seconds": time.process_time() - begun}
-        content["rows"][name] = row | judged(model(network, form, source, name), pictures)
-        print(name, {k: v for k, v in content["rows"][name].items() if k != "in place"}, flush=True)
-        write("forms", content)
+    def train(name: str, form: Form, begin: nn.Module, loss: Loss, kind: str) -> None:
+        def row() -> dict[str, Any]:
+            begun = time.process_time()
+            network = fit(deepcopy(begin), loss, source, steps=lengths[kind])
+            seconds = {"processor seconds": time.process_time() - begun}
+            energy = model(network, form, source, name, record.runs / "forms")
+            return seconds | judged(energy, shown, ladder=thinned(LADDER, every), chains=chains)
+
+        settings = {"steps": steps, "pictures": pictures, "chains": chains, "every": every}
+        content["rows"][name] = record.kept(f"forms/{name}", settings, row)
+        say(f"{name}: held-out loss {content['rows'][name]['denoising loss']:.4f}")
 
     begin = build_network(seed=0, **cast(dict[str, Any], NETWORK))
     for form in get_args(Form):
-        record(form, form, begin, energy_loss(form, source), "energy")
+        train(form, form, begin, energy_loss(form, source), "energy")
     begun = time.process_time()
-    teacher = fit(deepcopy(begin), teacher_loss(source), source, steps=STEPS["denoiser"]).requires_grad_(False)
+    teacher = fit(deepcopy(begin), teacher_loss(source), source, steps=lengths["denoiser"]).requires_grad_(False)
     content["teacher"] = {"processor seconds": time.process_time() - begun, "denoising loss": teach(teacher, source)}
     best = min(content["rows"], key=lambda name: content["rows"][name]["denoising loss"])
     for form in dict.fromkeys(["inner_product", best]):
         imitation = imitation_loss(form, teacher, source)
         trainable = deepcopy(teacher).requires_grad_(True)
-        record(f"{form} distilled", form, trainable, imitation, "imitation")
+        train(f"{form} distilled", form, trainable, imitation, "imitation")
+    record.write("forms", content)
+
+
+def imitation_steps(steps: int) -> int:
+    """Return training steps of an imitation: with its teacher's ``steps`` they cost as much as those of an energy."""
+    return steps * (PASSES["energy"] - PASSES["denoiser"]) // PASSES["imitation"]
 
 
 def teach(teacher: nn.Module, source: Data) -> float:
@@ -203,7 +216,3 @@ def teach(teacher: nn.Module, source: Data) -> float:
     generator, loss = torch.Generator().manual_seed(3), teacher_loss(source)
     with torch.no_grad():
         return float(np.mean([float(loss(teacher, *source.draw(generator), generator)) for _ in range(16)]))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Claim: on noised data the learned energies of neighbouring levels agree to within what the noise alone spreads, but
 for the cleanest levels; and a few hundred steps of telling levels apart do not mend those.
 
-    python -m benchmarks.pictures.levels [--models digits cubes] [--shipped-only] [--mnist FILE.npz] [--cubes FILE.npz]
+    python -m benchmarks levels [--models digits cubes] [--shipped-only] [--mnist FILE.npz] [--cubes FILE.npz]
 
 Training of the shipped models continues from their weights, with several weights of the level classification loss
 (``ppl_diffusion.training.objective``); weight 0 is the control. Reported for each, and for the shipped model:
@@ -18,24 +18,21 @@ Weights and checkpoints are kept in ``runs/levels``; an interrupted run resumes.
 
 from __future__ import annotations
 
-import argparse
-import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 
-from benchmarks.harness import RESULTS, write
+from benchmarks.harness import Record, check_choice, check_file, say, thinned
 from bridges.arviz import diagnose
 from bridges.blackjax import HMC
-from ppl_diffusion import Config, EnergyModel, Ladder, SamplingWarning, anneal, load, load_config, save_weights, train
+from ppl_diffusion import Config, EnergyModel, Ladder, anneal, load, load_config, save_weights, train
 from ppl_diffusion.training.objective import denoising_loss
 
-RUNS = Path("runs/levels")
 LEVELS = (80, 50, 20, 5, 1)
 LADDER = Ladder(levels=(*range(99, 9, -3), 8, 6, 4, 3, 2, 1, 0), steps=2)
 FURTHER: dict[str, dict[str, Any]] = {
@@ -43,6 +40,7 @@ FURTHER: dict[str, dict[str, Any]] = {
     "cubes": {"steps": 250},
 }
 WEIGHTS = {"digits": (0.0, 0.3, 3.0), "cubes": (0.0, 3.0, 30.0)}
+QUICK = {"models": ["digits"], "shipped_only": True, "pictures": 8, "chains": 2, "every": 20}
 KEYS = {"digits": "x_test", "cubes": "test_images"}
 
 
@@ -52,11 +50,11 @@ def configuration(name: str, weight: float) -> Config:
     return replace(load_config(name), which_level=weight, **further)
 
 
-def trained(name: str, weight: float, data: Path) -> EnergyModel:
-    """Return the model of a configuration: trained, or loaded if its weights are kept."""
-    path = RUNS / f"{name}-{weight:g}.safetensors"
+def trained(name: str, weight: float, data: Path, folder: Path) -> EnergyModel:
+    """Return the model of a configuration: trained, or loaded if its weights are kept in a folder."""
+    path = folder / f"{name}-{weight:g}.safetensors"
     if not path.is_file():
-        RUNS.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         checkpoint = path.with_suffix(".checkpoint.safetensors")
         save_weights(train(configuration(name, weight), checkpoint=checkpoint, data=data, every=50), path)
     return load(path)
@@ -93,21 +91,21 @@ def held_out(model: EnergyModel, pictures: torch.Tensor) -> float:
     return float(np.mean(losses))
 
 
-def walk(model: EnergyModel, *, chains: int = 24) -> dict[str, Any]:
+def walk(model: EnergyModel, *, ladder: Ladder, chains: int) -> dict[str, Any]:
     """Return the spread of log-weights along annealed HMC: median, largest, by rung; and the least acceptance."""
-    rungs = diagnose(anneal(model, HMC(), ladder=LADDER, chains=chains, seed=0)).rungs
+    rungs = diagnose(anneal(model, HMC(), ladder=ladder, chains=chains, seed=0)).rungs
     spread = rungs.spread.to_numpy()[1:]
     by_level = {str(int(level)): float(value) for level, value in zip(rungs.level[1:], spread, strict=True)}
     figures = {"median": float(np.median(spread)), "largest": float(spread.max())}
     return {**figures, "least acceptance": float(rungs.acceptance.min()), "by level": by_level}
 
 
-def judged(model: EnergyModel, pictures: torch.Tensor) -> dict[str, Any]:
+def judged(model: EnergyModel, pictures: torch.Tensor, *, ladder: Ladder, chains: int) -> dict[str, Any]:
     """Return all figures that are reported for a model."""
     return {
         "denoising loss": held_out(model, pictures),
         "in place": spreads(model, pictures[:128]),
-        "walk": walk(model),
+        "walk": walk(model, ladder=ladder, chains=chains),
     }
 
 
@@ -124,29 +122,29 @@ def tell(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(
+    record: Record,
+    models: Annotated[list[str], typer.Option(help=f"Of {', '.join(WEIGHTS)}.")] = list(WEIGHTS),  # noqa: B006
+    mnist: Annotated[Path, typer.Option(dir_okay=False, help="The MNIST data.")] = Path("data/mnist.npz"),
+    cubes: Annotated[Path, typer.Option(dir_okay=False, help="What prepare makes.")] = Path("data/cubes32.npz"),
+    shipped_only: Annotated[bool, typer.Option("--shipped-only", help="Train nothing.")] = False,
+    pictures: Annotated[int, typer.Option(min=2, help="Held-out pictures.")] = 256,
+    chains: Annotated[int, typer.Option(min=2, help="Chains of the walks.")] = 24,
+    every: Annotated[int, typer.Option(min=1, help="Let walks take every n-th rung only.")] = 1,
+) -> None:
     """Train the models that are not kept, judge all, print the tables and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=[*WEIGHTS], default=[*WEIGHTS])
-    parser.add_argument("--mnist", type=Path, default=Path("data/mnist.npz"))
-    parser.add_argument("--cubes", type=Path, default=Path("data/cubes32.npz"))
-    parser.add_argument("--shipped-only", action="store_true", help="train nothing")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore", SamplingWarning)
-    kept = RESULTS / "levels.json"
-    content: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-    for name in options.models:
-        data = {"digits": options.mnist, "cubes": options.cubes}[name]
+    check_choice("--models", models, WEIGHTS)
+    data = {"digits": ("--mnist", mnist), "cubes": ("--cubes", cubes)}
+    files = {name: check_file(*data[name], f"the pictures of {name}") for name in models}
+    content = record.read("levels")
+    for name, file in files.items():
         config = configuration(name, 0.0)
         content[name] = {"steps": config.steps, "batch": config.batch, "learning rate": config.learning_rate}
         rows = content[name]["rows"] = {}
-        pictures = unseen(data, KEYS[name], 256)
-        for weight in (None, *(() if options.shipped_only else WEIGHTS[name])):
+        shown = unseen(file, KEYS[name], pictures)
+        for weight in (None, *(() if shipped_only else WEIGHTS[name])):
             key = "shipped" if weight is None else f"weight {weight:g}"
-            rows[key] = judged(load(name) if weight is None else trained(name, weight, data), pictures)
-            print(f"\n{tell(name, rows)}", flush=True)
-            write("levels", content)
-
-
-if __name__ == "__main__":
-    main()
+            model = load(name) if weight is None else trained(name, weight, file, record.runs / "levels")
+            rows[key] = judged(model, shown, ladder=thinned(LADDER, every), chains=chains)
+            say(f"\n{tell(name, rows)}")
+            record.write("levels", content)

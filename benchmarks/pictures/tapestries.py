@@ -1,6 +1,6 @@
 """Claim: models of small pictures compose into one large picture, a window each, that chains can walk on.
 
-    python -m benchmarks.pictures.tapestries
+    python -m benchmarks tapestries
 
 Two targets: a row of overlapping digits, ``tapestry([load("digits").given(i), ...])``, and a row of cubes, one in each
 window. One network call evaluates all windows and conditions together. Annealed HMC is compared with reverse diffusion
@@ -9,23 +9,24 @@ that uses the same score.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from matplotlib.figure import Figure
 
-from benchmarks.harness import RESULTS, last, write
+from benchmarks.harness import Record, last, say, thinned
 from bridges.arviz import diagnose
 from bridges.blackjax import HMC
-from ppl_diffusion import Ladder, Potential, SamplingWarning, anneal, load, reverse_diffusion, tapestry
+from ppl_diffusion import Ladder, Potential, anneal, load, reverse_diffusion, tapestry
 
 DIGITS = (2, 0, 2, 3)
 STRIDE = 20
 PLACES = ((0.5, 0.35), (0.5, 0.65), (0.5, 0.35), (0.5, 0.65))
 LADDER = Ladder(levels=(*range(97, 9, -2), *range(8, -1, -1)), steps=(4,) * 52 + (30,))
 CHAINS = 4
+QUICK = {"chains": 1, "every": 20}
 
 
 def digits() -> Potential:
@@ -58,13 +59,17 @@ def picture(rows: dict[str, Sequence[np.ndarray]]) -> Figure:
     return figure
 
 
-def main() -> None:
+def main(
+    record: Record,
+    chains: Annotated[int, typer.Option(min=1, help="Chains of each walk.")] = CHAINS,
+    every: Annotated[int, typer.Option(min=1, help="Take every n-th rung only.")] = 1,
+) -> None:
     """Sample both targets by annealed HMC and by reverse diffusion; write figures and a picture."""
-    warnings.simplefilter("ignore", SamplingWarning)
     rows: dict[str, Sequence[np.ndarray]] = {}
     content: dict[str, Any] = {}
+    ladder = thinned(LADDER, every)
     for name, target in (("digits", digits()), ("cubes", cubes())):
-        trace = anneal(target, HMC(), ladder=LADDER, chains=CHAINS, seed=0, reverse_step=name == "cubes")
+        trace = anneal(target, HMC(), ladder=ladder, chains=chains, seed=0, reverse_step=name == "cubes")
         found = diagnose(trace)
         content[name] = {
             "calls": trace.gradient_calls,
@@ -72,12 +77,9 @@ def main() -> None:
             "seconds": trace.attributes["seconds"],
             "words": list(found.warnings),
         }
-        print(name, content[name], flush=True)
+        say(f"{name} {content[name]}")
         rows[f"{name}: HMC"] = list(last(trace)[:3])
-        rows[f"{name}: reverse"] = list(last(reverse_diffusion(target, chains=CHAINS, seed=0))[:3])
-    picture(rows).savefig(RESULTS / "tapestries.png", dpi=100)
-    write("tapestries", content)
-
-
-if __name__ == "__main__":
-    main()
+        reverse = Ladder.full(target.schedule) if every == 1 else ladder
+        rows[f"{name}: reverse"] = list(last(reverse_diffusion(target, ladder=reverse, chains=chains, seed=0))[:3])
+    record.draw("tapestries", picture(rows))
+    record.write("tapestries", content)

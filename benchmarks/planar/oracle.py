@@ -1,7 +1,7 @@
 """Claim: with exact noised densities, annealed MCMC on composed energies approaches the composed target, reverse
 diffusion on summed scores does not, and weights between rungs make the walk exact at no gradient cost.
 
-    python -m benchmarks.planar.oracle [--chains 2000] [--seeds 5]
+    python -m benchmarks oracle [--chains 2000] [--seeds 5]
 
 There is no network: every density is known in closed form at every level, so that all error is the sampler's. The best
 score that a walk can reach is "exact, level 0", since its last rung still contains the noise of level 0.
@@ -9,12 +9,14 @@ score that a walk can reach is "exact, level 0", since its last rung still conta
 
 from __future__ import annotations
 
-import argparse
 import time
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
-from benchmarks.harness import last, summarise, table, write
-from benchmarks.planar.problems import PROBLEMS, Truth, exact_row, judge, log_constant
+import typer
+
+from benchmarks.harness import Record, check_choice, last, say, summarise, table
+from benchmarks.planar.problems import PROBLEMS, Problem, Truth, exact_row, judge, log_constant
 from bridges.blackjax import HMC, MALA, UHMC, ULA
 from ppl_diffusion import Ladder, Potential, anneal, reverse_diffusion
 from ppl_diffusion.potentials.planar import SCHEDULE, exact
@@ -36,6 +38,12 @@ SAMPLERS: dict[str, tuple[Kernel | None, int, dict[str, Any]]] = {
     "weighted HMC, 1 step a level": (HMC(), 1, {"resample": 0.5}),
     "weighted HMC, reverse step": (HMC(), 10, {"resample": 0.5, "reverse_step": True}),
 }
+QUICK = {
+    "chains": 50,
+    "seeds": 1,
+    "problems": ["product"],
+    "samplers": ["reverse diffusion", "weighted HMC, 1 step a level"],
+}
 COLUMNS = ("out", "LL", "MMD", "mode std", "balance", "acceptance", "calls", "seconds")
 
 
@@ -51,33 +59,42 @@ def run(target: Potential, sampler: str, chains: int, seed: int) -> tuple[Any, f
     return trace, time.perf_counter() - begun
 
 
-def main() -> None:
+def repetition(target: Potential, problem: Problem, truth: Truth, constant: float, **settings: Any) -> dict[str, float]:
+    """Return figures of merit and costs of one run of a sampler."""
+    trace, seconds = run(target, **settings)
+    costs = {"acceptance": float(trace.stats.acceptance_rate.mean()), "calls": float(trace.gradient_calls)}
+    costs |= {"seconds": seconds, "resamplings": float(trace.stats.resampled.sum())}
+    return judge(problem, last(trace), truth.sample(4000, seed=1), constant) | costs
+
+
+def main(
+    record: Record,
+    chains: Annotated[int, typer.Option(min=2, help="Chains of each walk.")] = 2000,
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each walk.")] = 5,
+    problems: Annotated[list[str], typer.Option(help="Compositions to sample.")] = list(PROBLEMS),  # noqa: B006
+    samplers: Annotated[list[str], typer.Option(help="Samplers to run.")] = list(SAMPLERS),  # noqa: B006
+) -> None:
     """Run every sampler on every problem, print the tables and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chains", type=int, default=2000)
-    parser.add_argument("--seeds", type=int, default=5)
-    options = parser.parse_args()
-    densities = {name: exact(name, backend="jax") for name in ("ring", "bar", "left", "right", "wide")}
-    content: dict[str, Any] = {"chains": options.chains, "seeds": options.seeds, "problems": {}}
-    for key, problem in PROBLEMS.items():
-        target = problem.build(densities.__getitem__)
+    check_choice("--problems", problems, PROBLEMS)
+    check_choice("--samplers", samplers, SAMPLERS)
+    content: dict[str, Any] = {"chains": chains, "seeds": seeds, "problems": {}}
+    for key in problems:
+        problem = PROBLEMS[key]
+        target = problem.build(lambda name: exact(name, backend="jax"))
         truth, constant = Truth.of(target), log_constant(problem)
-        reference = truth.sample(4000, seed=1)
         rows: dict[str, Any] = {"exact, level 0": exact_row(problem, truth, constant)}
-        for sampler in SAMPLERS:
-            found = []
-            for seed in range(options.seeds):
-                trace, seconds = run(target, sampler, options.chains, seed)
-                rate = float(trace.stats.acceptance_rate.mean())
-                extra = {"acceptance": rate, "calls": float(trace.gradient_calls), "seconds": seconds}
-                extra["resamplings"] = float(trace.stats.resampled.sum())
-                found.append(judge(problem, last(trace), reference, constant) | extra)
+        for sampler in samplers:
+            settings: dict[str, Any] = {"sampler": sampler, "chains": chains}
+            found = [
+                record.kept(
+                    f"oracle/{key}-{sampler}-{seed}",
+                    settings,
+                    partial(repetition, target, problem, truth, constant, seed=seed, **settings),
+                )
+                for seed in range(seeds)
+            ]
             rows[sampler] = summarise(found)
-            print(f"{problem.name}: {sampler}: out {rows[sampler]['out']['mean']:.4f}", flush=True)
+            say(f"{problem.name}: {sampler}: out {rows[sampler]['out']['mean']:.4f}")
         content["problems"][key] = {"expression": problem.name, "rows": rows}
-        print(f"\n{problem.name}\n{table(rows, COLUMNS)}\n", flush=True)
-        write("oracle", content)
-
-
-if __name__ == "__main__":
-    main()
+        say(f"\n{problem.name}\n{table(rows, COLUMNS)}\n")
+    record.write("oracle", content)

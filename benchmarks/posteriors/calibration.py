@@ -1,6 +1,6 @@
 """Claim: posteriors of Pyro models with a diffusion prior are calibrated, and the check sees one that is not.
 
-    python -m benchmarks.posteriors.calibration [--simulations 200]
+    python -m benchmarks calibration [--simulations 200]
 
 Simulation-based calibration: parameters are drawn from the prior and data from the model given them; the rank of each
 parameter among draws of the posterior must then be uniform. The model has a diffusion prior (an exact Gaussian mixture,
@@ -13,27 +13,27 @@ https://arxiv.org/abs/1804.06788
 
 from __future__ import annotations
 
-import argparse
-import warnings
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+import typer
 from scipy import stats
 
-from benchmarks.harness import write
+from benchmarks.harness import Record, double_precision, say
 from bridges.blackjax import HMC
 from bridges.pyro import DiffusionPrior, JointPotential, anneal_model
-from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, SamplingWarning
+from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule
 
 SCHEDULE = NoiseSchedule.cosine(100)
 PRIOR = GaussianMixture(
     [[-0.7, 0.2], [0.6, -0.3]], [0.4, 0.6], weights=[0.4, 0.6], schedule=SCHEDULE, backend="torch", name="prior"
 )
 LADDER = Ladder.spaced(SCHEDULE, rungs=16, steps=5)
+QUICK = {"simulations": 2}
 DRAWS, COUNT = 39, 4
 """Posterior draws of a simulation, one from each chain; number of observations of a simulation."""
 
@@ -57,17 +57,21 @@ def simulate(seed: int) -> tuple[np.ndarray, torch.Tensor]:
     return np.array([*x.tolist(), float(noise)]), y.detach()
 
 
-def ranks(simulations: int, *, claimed: float) -> np.ndarray:
+def ranks(record: Record, name: str, simulations: int, *, claimed: float) -> np.ndarray:
     """Return ranks ``(simulations, 3)`` of the true parameters among ``DRAWS`` posterior draws."""
-    found = []
     joint = JointPotential(partial(model, claimed=claimed), (simulate(0)[1],), likelihood="widened")
-    for seed in range(simulations):
+
+    def rank(seed: int) -> list[int]:
         truth, y = simulate(seed)
         sites = anneal_model(joint, (y,), kernel=HMC(), ladder=LADDER, chains=DRAWS, seed=seed).sites
         drawn = np.column_stack([sites["x"][:, 0], sites["noise"][:, 0]])
-        found.append((drawn < truth).sum(0))
+        return (drawn < truth).sum(0).tolist()
+
+    found = []
+    for seed in range(simulations):
+        found.append(record.kept(f"calibration/{name}-{seed}", {"claimed": claimed}, partial(rank, seed)))
         if (seed + 1) % 50 == 0:
-            print(f"  {seed + 1} of {simulations}", flush=True)
+            say(f"  {seed + 1} of {simulations}")
     return np.array(found)
 
 
@@ -78,19 +82,14 @@ def uniformity(found: np.ndarray) -> dict[str, float]:
     return {name: float(stats.chisquare(count).pvalue) for name, count in counts.items()}
 
 
-def main() -> None:
+def main(
+    record: Record,
+    simulations: Annotated[int, typer.Option(min=1, help="Data sets that are simulated.")] = 200,
+) -> None:
     """Test the model and the negative control; print and write the p-values."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=200)
-    options = parser.parse_args()
-    torch.set_default_dtype(torch.float64)
-    warnings.simplefilter("ignore", SamplingWarning)
-    content: dict[str, Any] = {"simulations": options.simulations, "draws": DRAWS}
+    content: dict[str, Any] = {"simulations": simulations, "draws": DRAWS}
     for name, claimed in (("model", 1.0), ("wrong twin", 0.5)):
-        content[name] = uniformity(ranks(options.simulations, claimed=claimed))
-        print(f"{name}: " + ", ".join(f"{k} p = {v:.2g}" for k, v in content[name].items()), flush=True)
-    write("calibration", content)
-
-
-if __name__ == "__main__":
-    main()
+        with double_precision():
+            content[name] = uniformity(ranks(record, name, simulations, claimed=claimed))
+        say(f"{name}: " + ", ".join(f"{k} p = {v:.2g}" for k, v in content[name].items()))
+    record.write("calibration", content)

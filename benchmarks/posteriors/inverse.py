@@ -2,7 +2,7 @@
 with unknown noise whose 90 % intervals hold at least nine in ten of the true pixels, and more of them than those of
 guided reverse diffusion with the same network and at least as many network calls.
 
-    python -m benchmarks.posteriors.inverse --mnist mnist.npz [--digits 100] [--guided 10] [--recorded 3]
+    python -m benchmarks inverse --mnist mnist.npz [--digits 100] [--guided 10] [--recorded 3]
 
 Digits of the MNIST test set are half hidden, blurred, or measured at half the resolution. The scale of the measurement
 noise is unknown to the model, a HalfNormal latent. Nineteen chains give nineteen draws. If they were exact, the truth
@@ -17,30 +17,29 @@ https://arxiv.org/abs/2209.14687
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+import typer
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.harness import RESULTS, summarise, write
+from benchmarks.harness import Record, check_choice, check_file, say, summarise, thinned
 from bridges.arviz import diagnose
 from bridges.arviz.convert import arviz
 from bridges.arviz.diagnose import WORST_COORDINATE
 from bridges.blackjax import HMC
 from bridges.pyro import DiffusionPrior, JointPotential, anneal_model
-from ppl_diffusion import Ladder, SamplingWarning, Trace, load
-from ppl_diffusion.files import replacing
+from ppl_diffusion import Ladder, Trace, load
 
 PRIOR = load("digits")
 NOISE = 0.1
@@ -59,6 +58,14 @@ def _ladder(clean: int) -> Ladder:
 
 LADDERS = {"inpainting": _ladder(6), "deblurring": _ladder(3), "super-resolution": _ladder(6)}
 """With fewer steps the prior does not form digits; without blur, 3 clean steps misjudge the noise in some chains."""
+QUICK = {
+    "digits": 3,
+    "guided": 0,
+    "recorded": 0,
+    "problems": ["super-resolution"],
+    "every": 20,
+    "drawn": False,
+}
 STRENGTHS = {"inpainting": 3.0, "deblurring": 3.0, "super-resolution": 1.0}
 """Guidance step of DPS by problem: the best of .3, 1 and 3 on digits of the training set, see ``--tune``."""
 
@@ -67,6 +74,18 @@ def _gaussian(size: int, width: float) -> Tensor:
     x = torch.arange(size) - (size - 1) / 2
     one = torch.exp(-0.5 * (x / width) ** 2)
     return (one[:, None] * one / one.sum() ** 2)[None, None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the measurement enters at noise levels, and that walks take every so-manieth rung."""
+
+    likelihood: Any
+    every: int = 1
+
+    def ladder(self, problem: str) -> Ladder:
+        """Return the ladder of a problem."""
+        return thinned(LADDERS[problem], self.every)
 
 
 BLUR = _gaussian(9, 1.5)
@@ -150,37 +169,38 @@ def measure(problem: str, truth: np.ndarray, seed: int) -> Tensor:
     return seen + NOISE * torch.randn(seen.shape, generator=torch.Generator().manual_seed(seed))
 
 
-def compare(problem: str, pictures: np.ndarray, *, beside: int, likelihood: Any, keep: Path) -> dict[str, Any]:
-    """Return figures over all digits, and of DPS over the first ``beside``; resumed from the file ``keep``."""
-    rows: list[dict[str, Any]] = json.loads(keep.read_text()) if keep.is_file() else []
+def compare(record: Record, problem: str, pictures: np.ndarray, *, beside: int, settings: Settings) -> dict[str, Any]:
+    """Return figures over all digits, and of DPS over the first ``beside``."""
     operator = OPERATORS[problem]
-    joint = JointPotential(model, (measure(problem, pictures[0], 0), operator), likelihood=likelihood)
-    for index, truth in enumerate(pictures):
-        y = measure(problem, truth, index)
-        if index == len(rows):
-            begun = time.perf_counter()
-            found = posterior(joint, y, LADDERS[problem], index)
-            rows.append(
-                {
-                    "ours": figures(problem, truth, found["x"]),
-                    "noise": np.sort(found["noise"]).tolist(),
-                    "acceptance": found["acceptance"],
-                    "calls": found["calls"],
-                    "seconds": time.perf_counter() - begun,
-                }
-            )
-        elif index >= beside or "DPS" in rows[index]:
-            continue
+    joint = JointPotential(model, (measure(problem, pictures[0], 0), operator), likelihood=settings.likelihood)
+
+    def ours(index: int) -> dict[str, Any]:
+        begun = time.perf_counter()
+        found = posterior(joint, measure(problem, pictures[index], index), settings.ladder(problem), index)
+        return {
+            "ours": figures(problem, pictures[index], found["x"]),
+            "noise": np.sort(found["noise"]).tolist(),
+            "acceptance": found["acceptance"],
+            "calls": found["calls"],
+            "seconds": time.perf_counter() - begun,
+        }
+
+    def theirs(index: int, calls: int) -> dict[str, Any]:
+        begun = time.perf_counter()
+        draws = -(-calls // len(PRIOR.schedule))  # so that DPS makes no fewer network calls
+        y = measure(problem, pictures[index], index)
+        drawn = guided(operator, y, draws=draws, strength=STRENGTHS[problem], seed=index)
+        found = figures(problem, pictures[index], drawn)
+        return {"DPS": found, "DPS seconds": time.perf_counter() - begun, "DPS calls": draws * len(PRIOR.schedule)}
+
+    rows: list[dict[str, Any]] = []
+    for index in range(len(pictures)):
+        part, options = f"inverse/{settings.likelihood}/{problem}-{index}", {"every": settings.every}
+        rows.append(record.kept(part, options, partial(ours, index)))
         if index < beside:
-            begun = time.perf_counter()
-            draws = -(-rows[index]["calls"] // len(PRIOR.schedule))  # so that DPS makes no fewer network calls
-            drawn = guided(operator, y, draws=draws, strength=STRENGTHS[problem], seed=index)
-            rows[index] |= {"DPS": figures(problem, truth, drawn), "DPS seconds": time.perf_counter() - begun}
-            rows[index]["DPS calls"] = draws * len(PRIOR.schedule)
-        with replacing(keep) as partial:
-            partial.write_text(json.dumps(rows), encoding="utf-8")
+            rows[-1] |= record.kept(f"{part}-DPS", options, partial(theirs, index, rows[-1]["calls"]))
         if (index + 1) % 10 == 0:
-            print(f"{problem}: {index + 1} digits, PSNR {np.mean([r['ours']['PSNR'] for r in rows]):.2f}", flush=True)
+            say(f"{problem}: {index + 1} digits, PSNR {np.mean([r['ours']['PSNR'] for r in rows]):.2f}")
     pairs = [row for row in rows if "DPS" in row]
     noise = np.array([row["noise"] for row in rows])
     found_figures = {
@@ -202,26 +222,26 @@ def compare(problem: str, pictures: np.ndarray, *, beside: int, likelihood: Any,
     return found_figures
 
 
-def mixed(problem: str, pictures: np.ndarray, *, likelihood: Any, draws: int = 200) -> dict[str, Any]:
+def mixed(problem: str, pictures: np.ndarray, settings: Settings, *, draws: int = 200) -> dict[str, Any]:
     """Return R-hat of draws recorded at level 0: of the noise scale, and the worst of energy, mean and projections."""
     operator, rows = OPERATORS[problem], []
-    joint = JointPotential(model, (measure(problem, pictures[0], 0), operator), likelihood=likelihood)
+    joint = JointPotential(model, (measure(problem, pictures[0], 0), operator), likelihood=settings.likelihood)
     for index, truth in enumerate(pictures):
-        trace = walk(joint, measure(problem, truth, index), LADDERS[problem], index, draws=draws)
+        trace = walk(joint, measure(problem, truth, index), settings.ladder(problem), index, draws=draws)
         worst = float(diagnose(trace).draws.r_hat.drop_sel(variable=WORST_COORDINATE).max())
         rows.append({"noise": float(arviz().rhat(trace.sites["noise"])), "worst": worst})
-    print(f"{problem}: R-hat {rows}", flush=True)
+    say(f"{problem}: R-hat {rows}")
     return {"draws": draws, "digits": len(rows)} | {key: [row[key] for row in rows] for key in ("noise", "worst")}
 
 
-def picture(digits: np.ndarray, likelihood: Any) -> Figure:
+def picture(digits: np.ndarray, settings: Settings) -> Figure:
     """Draw one digit for each problem: truth, measurement, means of DPS and posterior, spread, three draws."""
     figure = Figure(figsize=(13, 5.2), layout="constrained")
     axes = figure.subplots(len(OPERATORS), 8)
     for row, (problem, operator) in enumerate(OPERATORS.items()):
         truth, y = digits[row], measure(problem, digits[row], row)
-        joint = JointPotential(model, (y, operator), likelihood=likelihood)
-        drawn = posterior(joint, y, LADDERS[problem], row)["x"]
+        joint = JointPotential(model, (y, operator), likelihood=settings.likelihood)
+        drawn = posterior(joint, y, settings.ladder(problem), row)["x"]
         beside = guided(operator, y, draws=DRAWS, strength=STRENGTHS[problem], seed=row)
         panels = {"truth": truth, "seen": y.numpy(), "DPS mean": beside.mean(0), "posterior mean": drawn.mean(0)}
         panels |= {"posterior std": drawn.std(0)} | {f"draw {i + 1}": drawn[i] for i in range(3)}
@@ -233,50 +253,46 @@ def picture(digits: np.ndarray, likelihood: Any) -> Figure:
     return figure
 
 
-def main() -> None:
+def tune(digits: np.ndarray) -> None:
+    """Print the PSNR of DPS by its strength."""
+    for problem, operator in OPERATORS.items():
+        for strength in (0.3, 1.0, 3.0):
+            found = [
+                figures(problem, x, guided(operator, measure(problem, x, i), draws=DRAWS, strength=strength, seed=i))
+                for i, x in enumerate(digits)
+            ]
+            say(f"{problem}: strength {strength}: PSNR {np.mean([f['PSNR'] for f in found]):.2f}")
+
+
+def main(
+    record: Record,
+    mnist: Annotated[Path, typer.Option(dir_okay=False, help="The MNIST data.")] = Path("data/mnist.npz"),
+    digits: Annotated[int, typer.Option(min=3, help="Digits of the test set.")] = 100,
+    guided: Annotated[int, typer.Option(min=0, help="Digits that DPS is run on too.")] = 10,
+    recorded: Annotated[int, typer.Option(min=0, help="Digits that further steps are recorded of.")] = 3,
+    likelihood: Annotated[str, typer.Option(help="How the measurement enters at noise levels.")] = "widened",
+    tuning: Annotated[bool, typer.Option("--tune", help="Print PSNR of DPS by strength, on training digits.")] = False,
+    problems: Annotated[list[str], typer.Option(help="Problems to solve.")] = list(OPERATORS),  # noqa: B006
+    every: Annotated[int, typer.Option(min=1, help="Let walks take every n-th rung only.")] = 1,
+    drawn: Annotated[bool, typer.Option("--picture/--no-picture", help="Draw a digit of each problem.")] = True,
+) -> None:
     """Run every problem on every digit; write figures and a picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mnist", type=Path, default=Path("data/mnist.npz"))
-    parser.add_argument("--digits", type=int, default=100)
-    parser.add_argument("--guided", type=int, default=10, help="digits that DPS is run on too")
-    parser.add_argument("--recorded", type=int, default=3, help="digits that further steps are recorded of")
-    parser.add_argument("--likelihood", default="widened")
-    parser.add_argument("--keep", type=Path, default=Path("runs/inverse"), help="folder of unfinished runs")
-    parser.add_argument("--tune", action="store_true", help="print PSNR of DPS by strength, on training digits")
-    parser.add_argument("--problems", nargs="*", choices=OPERATORS, default=list(OPERATORS))
-    options = parser.parse_args()
-    warnings.simplefilter("ignore", SamplingWarning)
-    with np.load(options.mnist, allow_pickle=False) as arrays:
-        train, test = (arrays[key][: options.digits] / 127.5 - 1 for key in ("x_train", "x_test"))
-    if options.tune:
-        for problem, operator in OPERATORS.items():
-            for strength in (0.3, 1.0, 3.0):
-                found = [
-                    figures(
-                        problem, x, guided(operator, measure(problem, x, i), draws=DRAWS, strength=strength, seed=i)
-                    )
-                    for i, x in enumerate(train[:2])
-                ]
-                print(f"{problem}: strength {strength}: PSNR {np.mean([f['PSNR'] for f in found]):.2f}", flush=True)
+    check_choice("--problems", problems, OPERATORS)
+    settings = Settings(likelihood, every)
+    with np.load(check_file("--mnist", mnist, "the digits"), allow_pickle=False) as arrays:
+        train, test = (arrays[key][:digits] / 127.5 - 1 for key in ("x_train", "x_test"))
+    if tuning:
+        tune(train[:2])
         return
-    options.keep.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = {"noise": NOISE, "draws": DRAWS, "likelihood": options.likelihood, "problems": {}}
-    written = RESULTS / "inverse.json"
-    before = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else {}
-    if before.get("likelihood") == options.likelihood:  # problems that are not run keep their figures
+    content: dict[str, Any] = {"noise": NOISE, "draws": DRAWS, "likelihood": likelihood, "problems": {}}
+    before = record.read("inverse")
+    if before.get("likelihood") == likelihood:  # problems that are not run keep their figures
         content |= {key: before[key] for key in ("problems", "R-hat") if key in before}
-    for problem in options.problems:
-        keep = options.keep / f"{problem}-{options.likelihood}.json"
-        content["problems"][problem] = compare(
-            problem, test, beside=options.guided, likelihood=options.likelihood, keep=keep
-        )
-        write("inverse", content)
-    for problem in OPERATORS if options.recorded else ():
-        mixing = mixed(problem, test[: options.recorded], likelihood=options.likelihood)
-        content["R-hat"] = content.get("R-hat", {}) | {problem: mixing}
-        write("inverse", content)
-    picture(test, options.likelihood).savefig(RESULTS / "inverse.png", dpi=100)
-
-
-if __name__ == "__main__":
-    main()
+    for problem in problems:
+        content["problems"][problem] = compare(record, problem, test, beside=guided, settings=settings)
+        record.write("inverse", content)
+    for problem in OPERATORS if recorded else ():
+        content["R-hat"] = content.get("R-hat", {}) | {problem: mixed(problem, test[:recorded], settings)}
+        record.write("inverse", content)
+    if drawn:
+        record.draw("inverse", picture(test, settings))

@@ -2,7 +2,7 @@
 own kernels and with BlackJAX's; a hierarchical model of real photographs finds what it should; and batched chains
 cost what their gradients cost.
 
-    python -m benchmarks.posteriors.models --mnist mnist.npz [--only linear photographs speed]
+    python -m benchmarks models --mnist mnist.npz [--only linear photographs speed]
 
 (a) ``linear``: a mixture of two Gaussians as prior, a linear-Gaussian likelihood, in 3 and 16 dimensions; the largest
 error of means, covariances and mode masses, in standard errors. (b) ``photographs``: five noisy photographs of one
@@ -11,28 +11,27 @@ digit of the MNIST test set, each of unknown brightness, with unknown noise. (c)
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+import typer
 from matplotlib.figure import Figure
 from torch import Tensor
 
 import bridges.blackjax as batched
 import bridges.pyro as in_turn
-from benchmarks.harness import RESULTS, write
-from benchmarks.speed.overhead import fastest
+from benchmarks.harness import Record, check_choice, check_file, double_precision, say
+from benchmarks.speed.stopwatch import fastest
 from bridges.arviz import to_inference_data
 from bridges.arviz.convert import arviz
 from bridges.pyro import DiffusionPrior, JointPotential, anneal_model
-from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, Potential, SamplingWarning, load
+from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, Potential, anneal, load
 from ppl_diffusion.sampling.kernel import Kernel
 
 SCHEDULE = NoiseSchedule.cosine(100)
@@ -44,6 +43,8 @@ KERNELS: dict[str, tuple[Kernel, int, int, float | None]] = {
     "Pyro NUTS": (in_turn.NUTS(max_doublings=3), 100, 10, None),
 }
 """Kernel, number of chains, number of draws, and resampling threshold, by name."""
+PARTS = ("linear", "photographs", "speed")
+QUICK = {"only": ["linear"], "seeds": 1, "kernels": ["BlackJAX HMC"]}
 DIGITS = load("digits")
 PHOTOGRAPHS, NOISE = 5, 0.5
 
@@ -104,14 +105,15 @@ def errors(x: np.ndarray, modes: tuple[np.ndarray, ...]) -> np.ndarray:
     return values.mean(0) / (values.std(0, ddof=1) / np.sqrt(len(values)))
 
 
-def linear(seeds: int = 3) -> dict[str, Any]:
+@double_precision()
+def linear(seeds: int = 3, kernels: Sequence[str] = tuple(KERNELS)) -> dict[str, Any]:
     """Return the largest errors over seeds, by dimension and kernel."""
-    torch.set_default_dtype(torch.float64)
     found: dict[str, Any] = {}
     for size in (3, 16):
         prior, design, y = linear_problem(size)
         modes = exact(prior, design.numpy(), y.numpy())
-        for name, (kernel, chains, draws, resample) in KERNELS.items():
+        for name in kernels:
+            kernel, chains, draws, resample = KERNELS[name]
             begun, all_errors, rates = time.perf_counter(), [], []
             ladder = Ladder.spaced(SCHEDULE, rungs=25, steps=6)
             for seed in range(seeds):
@@ -128,8 +130,7 @@ def linear(seeds: int = 3) -> dict[str, Any]:
                 "acceptance": float(np.mean(rates)),
                 "seconds": (time.perf_counter() - begun) / seeds,
             }
-            print(f"{size} dimensions, {name}: {found[f'{size}: {name}']}", flush=True)
-    torch.set_default_dtype(torch.float32)
+            say(f"{size} dimensions, {name}: {found[f'{size}: {name}']}")
     return found
 
 
@@ -142,7 +143,7 @@ def photograph_model(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(x.unsqueeze(-3) + brightness[..., None, None], noise).to_event(2), obs=y)
 
 
-def photographs(mnist: Path, *, index: int = 4, chains: int = 24, draws: int = 600) -> dict[str, Any]:
+def photographs(mnist: Path, record: Record, *, index: int = 4, chains: int = 24, draws: int = 600) -> dict[str, Any]:
     """Sample the posterior of one digit; save a picture, and return ArviZ's summary of brightness and noise."""
     with np.load(mnist, allow_pickle=False) as arrays:
         truth = arrays["x_test"][index] / 127.5 - 1
@@ -165,11 +166,11 @@ def photographs(mnist: Path, *, index: int = 4, chains: int = 24, draws: int = 6
         axis.imshow(image, cmap="magma" if "std" in name else "gray")
         axis.set_title(name, fontsize=8)
         axis.axis("off")
-    figure.savefig(RESULTS / "photographs.png", dpi=100)
+    record.draw("photographs", figure)
     rows = {name: np.asarray(summary[name], dtype=float).tolist() for name in summary.columns}
     mse = np.mean((x.mean((0, 1)) - truth) ** 2)
     averaged = (y - brightness[:, None, None]).mean(0).numpy()
-    print(summary, flush=True)
+    say(str(summary))
     return {
         "truth": [*brightness.tolist(), NOISE],
         "names": [str(name) for name in summary.index],
@@ -180,79 +181,84 @@ def photographs(mnist: Path, *, index: int = 4, chains: int = 24, draws: int = 6
     }
 
 
-def speed(rounds: int = 3) -> dict[str, Any]:
+def completion(y: Tensor) -> None:
+    """A digit whose right half is measured as ``y (28, 14)``, with noise of unknown scale."""
+    x = pyro.sample("x", DiffusionPrior(DIGITS))
+    noise = pyro.sample("noise", dist.HalfNormal(0.5))
+    pyro.sample("y", dist.Normal(x[..., 14:], noise).to_event(2), obs=y)
+
+
+def timed(model: Callable[..., None], args: tuple[Any, ...], *, rungs: int, rounds: int) -> dict[str, Any]:
     """Return times of annealing 64 chains, relative to bare gradient calls and to Pyro's kernels per chain and step."""
-    found: dict[str, Any] = {}
-    y = torch.zeros(28, 14)
+    joint = JointPotential(model, args, likelihood="widened")
+    ladder, chains, few = Ladder.spaced(joint.schedule, rungs=rungs, steps=4), 64, 2
+    x, _ = joint.start(ladder.levels[0], chains=chains, rng=np.random.default_rng(0))
+    points, calls = torch.from_numpy(x), len(ladder) * (1 + 4 * 3) + 3
 
-    def completion(y: Tensor) -> None:
-        x = pyro.sample("x", DiffusionPrior(DIGITS))
-        noise = pyro.sample("noise", dist.HalfNormal(0.5))
-        pyro.sample("y", dist.Normal(x[..., 14:], noise).to_event(2), obs=y)
+    def walk() -> None:
+        trace = anneal(joint, batched.HMC(), ladder=ladder, chains=chains, seed=0)
+        assert trace.gradient_calls == calls, f"{trace.gradient_calls} calls where {calls} are due"
 
-    prior, design, seen = linear_problem(3)
-    problems: dict[str, tuple[Any, tuple[Any, ...], int]] = {
-        "digits": (completion, (y,), 6),
-        "closed form": (linear_model, (seen, design, prior), 25),
+    def bare() -> None:
+        for level in ladder.levels:
+            for _ in range(1 + 4 * 3 + 3 * (level == ladder.levels[-1])):
+                joint.value_and_grad(points, level=level)
+
+    def one_by_one() -> None:
+        anneal(joint, in_turn.HMC(), ladder=ladder, chains=few, seed=0)
+
+    def twenty(points: Tensor) -> None:
+        for _ in range(20):
+            joint.value_and_grad(points, level=50)
+
+    seconds = fastest(
+        rounds,
+        {
+            "walk": walk,
+            "bare": bare,
+            "Pyro": one_by_one,
+            "single": lambda: twenty(points[:1]),
+            "batch": lambda: twenty(points),
+        },
+    )
+    return {
+        "seconds": seconds,
+        "walk / bare gradient calls": seconds["walk"] / seconds["bare"],
+        "Pyro / walk, per chain and step": seconds["Pyro"] / few / (seconds["walk"] / chains),
+        "one chain alone / in a batch, bare": seconds["single"] / (seconds["batch"] / chains),
     }
-    for name, (model, args, rungs) in problems.items():
-        torch.set_default_dtype(torch.float32 if name == "digits" else torch.float64)
-        joint = JointPotential(model, args, likelihood="widened")
-        ladder, chains, few = Ladder.spaced(joint.schedule, rungs=rungs, steps=4), 64, 2
-        x, _ = joint.start(ladder.levels[0], chains=chains, rng=np.random.default_rng(0))
-        points, calls = torch.from_numpy(x), len(ladder) * (1 + 4 * 3) + 3
 
-        def walk(joint: Any = joint, ladder: Ladder = ladder, calls: int = calls) -> None:
-            from ppl_diffusion import anneal
 
-            trace = anneal(joint, batched.HMC(), ladder=ladder, chains=64, seed=0)
-            assert trace.gradient_calls == calls, f"{trace.gradient_calls} calls where {calls} are due"
-
-        def bare(joint: Any = joint, ladder: Ladder = ladder, points: Tensor = points) -> None:
-            for level in ladder.levels:
-                for _ in range(1 + 4 * 3 + 3 * (level == ladder.levels[-1])):
-                    joint.value_and_grad(points, level=level)
-
-        def pyros(joint: Any = joint, ladder: Ladder = ladder) -> None:
-            from ppl_diffusion import anneal
-
-            anneal(joint, in_turn.HMC(), ladder=ladder, chains=2, seed=0)
-
-        def single(joint: Any = joint, points: Tensor = points) -> None:
-            for _ in range(20):
-                joint.value_and_grad(points[:1], level=50)
-
-        def batch(joint: Any = joint, points: Tensor = points) -> None:
-            for _ in range(20):
-                joint.value_and_grad(points, level=50)
-
-        seconds = fastest(rounds, {"walk": walk, "bare": bare, "Pyro": pyros, "single": single, "batch": batch})
-        found[name] = {
-            "seconds": seconds,
-            "walk / bare gradient calls": seconds["walk"] / seconds["bare"],
-            "Pyro / walk, per chain and step": seconds["Pyro"] / few / (seconds["walk"] / chains),
-            "one chain alone / in a batch, bare": seconds["single"] / (seconds["batch"] / chains),
-        }
-        print(name, found[name], flush=True)
-    torch.set_default_dtype(torch.float32)
+def speed(rounds: int = 3) -> dict[str, Any]:
+    """Return the times of both problems: a half-hidden digit, and a closed form in double precision."""
+    found = {"digits": timed(completion, (torch.zeros(28, 14),), rungs=6, rounds=rounds)}
+    with double_precision():
+        prior, design, seen = linear_problem(3)
+        found["closed form"] = timed(linear_model, (seen, design, prior), rungs=25, rounds=rounds)
+    for name, row in found.items():
+        say(f"{name} {row}")
     return found
 
 
-def main() -> None:
+def main(
+    record: Record,
+    mnist: Annotated[Path, typer.Option(dir_okay=False, help="The MNIST data.")] = Path("data/mnist.npz"),
+    only: Annotated[list[str], typer.Option(help="Parts to run; the others keep their figures.")] = list(PARTS),  # noqa: B006
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of linear.")] = 3,
+    kernels: Annotated[list[str], typer.Option(help="Kernels of linear.")] = list(KERNELS),  # noqa: B006
+) -> None:
     """Run all parts, or those of ``--only``; the other parts keep their figures in the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mnist", type=Path, default=Path("data/mnist.npz"))
-    parser.add_argument("--only", nargs="*", choices=("linear", "photographs", "speed"), default=None)
-    options = parser.parse_args()
-    warnings.simplefilter("ignore", SamplingWarning)
-    kept = RESULTS / "models.json"
-    content: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-    parts = {"linear": linear, "photographs": lambda: photographs(options.mnist), "speed": speed}
-    for name, part in parts.items():
-        if options.only is None or name in options.only:
-            content[name] = part()
-            write("models", content)
-
-
-if __name__ == "__main__":
-    main()
+    check_choice("--only", only, PARTS)
+    check_choice("--kernels", kernels, KERNELS)
+    if "photographs" in only:
+        check_file("--mnist", mnist, "the digits")
+    content = record.read("models")
+    parts: dict[str, Callable[[], Any]] = {
+        "linear": lambda: linear(seeds, kernels),
+        "photographs": lambda: photographs(mnist, record),
+        "speed": speed,
+    }
+    for name in PARTS:
+        if name in only:
+            content[name] = parts[name]()
+            record.write("models", content)

@@ -1,18 +1,16 @@
 """Claim: on a GPU annealed HMC costs what its network calls cost, for 64x64 pictures and five conditions.
 
-    XLA_PYTHON_CLIENT_PREALLOCATE=false python -m benchmarks.speed.gpu [--weights FILE] [--rounds 3] [--only cubes]
+    XLA_PYTHON_CLIENT_PREALLOCATE=false python -m benchmarks gpu [--weights FILE] [--rounds 3] [--only cubes]
 
 Three measurements on a model of 64x64 cubes (without ``--weights`` an untrained network, since time does not depend on
 the weights). (a) Those of ``benchmarks.speed.overhead``, on CUDA. (b) A gradient and a training step with kernels
 launched one by one instead of as a CUDA graph (``ppl_diffusion.devices.cuda_graphs``). (c) The network in TF32, in
-bfloat16, with channels
-last, and compiled: time, and the change of acceptance probabilities by rounding, compared with float64. Without a GPU
-nothing is measured; with ``--device cpu`` the same code runs on a CPU, on small batches.
+bfloat16, with channels last, and compiled: time, and the change of acceptance probabilities by rounding, compared with
+float64. Without a GPU nothing is measured; with ``--device cpu`` the same code runs on a CPU, on small batches.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Iterator
@@ -21,21 +19,25 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 from unittest.mock import patch
 
 import jax
 import numpy as np
 import torch
+import typer
 
-from benchmarks.harness import RESULTS, write
-from benchmarks.speed.overhead import by_chains, cubes, fastest, five_cubes, wait
+from benchmarks.harness import Record, check_choice, say
+from benchmarks.speed.overhead import by_chains, cubes, five_cubes
+from benchmarks.speed.stopwatch import fastest, wait
 from ppl_diffusion import EnergyModel, NoiseSchedule, load, load_config, train
 from ppl_diffusion.files import versions
 from ppl_diffusion.models.conditions import Positions
 from ppl_diffusion.models.networks import build_network
 from ppl_diffusion.training import train as training
 
+PARTS = ("cubes", "launches", "precision")
+QUICK = {"device": "cpu", "rounds": 1, "only": ["cubes"]}
 LEVEL = 20
 """Level at which rounding is measured: energies are large there, and acceptance still matters."""
 
@@ -147,47 +149,41 @@ def launches(weights: str | None, *, device: str, most: int) -> dict[str, Any]:
     return found | {"pictures a step": config.batch}
 
 
-def main() -> None:
+def main(
+    record: Record,
+    weights: Annotated[str | None, typer.Option(help="Of a 64x64 model of cubes; a fresh network by default.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, of which the fastest counts.")] = 3,
+    device: Annotated[str, typer.Option(help="Where to measure.")] = "cuda",
+    only: Annotated[list[str], typer.Option(help="Parts to run; the others keep their figures.")] = list(PARTS),  # noqa: B006
+) -> None:
     """Measure, print and write the results, if the device is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", help="of a 64x64 model of cubes; a fresh network by default")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--only", choices=("cubes", "launches", "precision"))
-    options = parser.parse_args()
-    gpu = options.device.startswith("cuda")
+    check_choice("--only", only, PARTS)
+    gpu = device.startswith("cuda")
     if gpu and not torch.cuda.is_available():
-        print("torch finds no CUDA device here: nothing was measured; --device cpu runs the same code on a processor")
-        return
+        raise ValueError("torch finds no CUDA device here: --device cpu runs the same code on a processor")
     chains, most = (64, 256) if gpu else (2, 4)
-    kept = RESULTS / "gpu.json"  # parts that are not run keep their figures
-    content: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if gpu and kept.is_file() else {}
+    content = record.read("gpu") if gpu else {}
     content |= {
         "device": torch.cuda.get_device_name() if gpu else "cpu",
         "JAX": jax.default_backend(),
         "versions": versions(),
-        "trained": options.weights is not None,
+        "trained": weights is not None,
     }
-    measured = {"chains": chains, "device": options.device, "rounds": options.rounds}
-    if options.only in (None, "cubes"):
-        content["cubes"] = cubes(model=model(options.weights).to(options.device), most=most, **measured)
-        keep(content, gpu)
-    if options.only in (None, "launches"):
-        content["launches"] = launches(options.weights, device=options.device, most=most)
-        keep(content, gpu)
-    if options.only in (None, "precision"):
+
+    def keep() -> None:
+        say(json.dumps(content, indent=1))
+        if gpu:
+            record.write("gpu", content)
+
+    measured: dict[str, Any] = {"chains": chains, "device": device, "rounds": rounds}
+    if "cubes" in only:
+        content["cubes"] = cubes(model=model(weights).to(device), most=most, **measured)
+        keep()
+    if "launches" in only:
+        content["launches"] = launches(weights, device=device, most=most)
+        keep()
+    if "precision" in only:
         content["precision"] = {}
-        for name, row in precisions(options.weights, **measured):
+        for name, row in precisions(weights, **measured):
             content["precision"][name] = row
-            keep(content, gpu)
-
-
-def keep(content: dict[str, Any], gpu: bool) -> None:
-    """Print what has been measured so far, and write it if it was measured on a GPU."""
-    print(json.dumps(content, indent=1), flush=True)
-    if gpu:
-        write("gpu", content)
-
-
-if __name__ == "__main__":
-    main()
+            keep()

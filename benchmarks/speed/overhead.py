@@ -1,6 +1,6 @@
 """Claim: the walk costs what its network calls cost; kernels, weights, crossing and records add a few percent.
 
-    python -m benchmarks.speed.overhead [--rounds 3]
+    python -m benchmarks overhead [--rounds 3]
 
 Ratios of wall time within one run. The rounds of the runs are interleaved, and the fastest round of each is compared:
 
@@ -15,114 +15,25 @@ Ratios of wall time within one run. The rounds of the runs are interleaved, and 
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import resource
-import subprocess
-import sys
-import time
 import warnings
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
-import blackjax
-import jax
-import jax.numpy as jnp
+import pandas as pd
 import torch
-from pyro.infer.mcmc import HMC as PyroHMC
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from benchmarks.harness import RESULTS, write
+from benchmarks.harness import Record, check_choice, say
+from benchmarks.speed.baselines import LEAPFROGS, paper_hmc, plain_blackjax, pyro_hmc
+from benchmarks.speed.memory import memory
+from benchmarks.speed.stopwatch import fastest, wait
 from bridges.blackjax import HMC
-from ppl_diffusion import (
-    EnergyFunction,
-    EnergyModel,
-    Ladder,
-    NoiseSchedule,
-    Potential,
-    Progress,
-    SamplingWarning,
-    anneal,
-    load,
-    product,
-)
+from ppl_diffusion import EnergyModel, Ladder, Potential, SamplingWarning, anneal, load, product
 from ppl_diffusion.potentials.planar import exact
 
-CHAINS, RUNGS, STEPS, LEAPFROGS, STEP = 64, 2, 10, 3, 0.05  # steps and leapfrogs are the paper's for pictures
-
-
-def paper_hmc(potential: Potential, x: torch.Tensor, level: int, steps: int) -> torch.Tensor:
-    """The paper's released sampler, defects included: momentum updated in place, one decision for all chains."""
-    for _ in range(steps):
-        momentum = torch.randn_like(x)
-        before, gradient = potential.value_and_grad(x, level=level)
-        moved, kinetic = x.clone(), (momentum**2).sum()
-        for _ in range(LEAPFROGS):
-            momentum -= 0.5 * STEP * gradient
-            moved += STEP * momentum
-            _, gradient = potential.value_and_grad(moved, level=level)
-            momentum -= 0.5 * STEP * gradient
-        after, _ = potential.value_and_grad(moved, level=level)
-        if torch.log(torch.rand(())) < (before - after).sum() + 0.5 * (kinetic - (momentum**2).sum()):
-            x = moved
-    return x
-
-
-def pyro_hmc(potential: Potential, x: torch.Tensor, level: int, steps: int) -> None:
-    """Run Pyro's own HMC kernel on one chain from ``x (*event_shape)``."""
-    kernel = PyroHMC(
-        potential_fn=lambda params: potential.energy(params["x"], level=level),
-        step_size=STEP,
-        trajectory_length=STEP * (LEAPFROGS + 0.5),
-        adapt_step_size=False,
-        adapt_mass_matrix=False,
-    )
-    kernel.initial_params = {"x": x}
-    kernel.setup(warmup_steps=0)
-    params = {"x": x}
-    for _ in range(steps):
-        params = kernel.sample(params)
-
-
-def plain_blackjax(target: Potential, ladder: Ladder, chains: int, *, precise: bool) -> Callable[[], Any]:
-    """Return a loop over jitted rungs of BlackJAX's HMC, without records and weights."""
-
-    def rung(x: Any, key: Any, level: Any) -> Any:
-        def log_density(x: Any) -> Any:
-            return -target.energy(x, level=level)
-
-        kernel = blackjax.hmc(log_density, 0.03, jnp.ones(2), LEAPFROGS)
-
-        def step(states: Any, key: Any) -> Any:
-            return jax.vmap(kernel.step)(jax.random.split(key, chains), states)[0], None
-
-        return jax.lax.scan(step, jax.vmap(kernel.init)(x), jax.random.split(key, ladder.steps_per_rung[0]))[0].position
-
-    compiled = jax.jit(rung)
-
-    def loop() -> Any:
-        with jax.enable_x64(precise):
-            x = jax.random.normal(jax.random.key(0), (chains, 2))
-            for level in ladder.levels:
-                x = compiled(x, jax.random.key(level), level)
-            return jax.block_until_ready(x)
-
-    return loop
-
-
-def fastest(rounds: int, runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Return seconds of the fastest of ``rounds`` interleaved runs of each function, after one run that compiles."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
-        for name, act in runs.items():
-            begun = time.perf_counter()
-            act()
-            if turn:
-                times[name].append(time.perf_counter() - begun)
-    return {name: min(values) for name, values in times.items()}
+PARTS = ("digits", "cubes", "memory", "oracle")
+QUICK = {"only": ["oracle"], "rounds": 1, "chains": 100}
+CHAINS, RUNGS, STEPS = 64, 2, 10  # the steps are the paper's for pictures
 
 
 def walked(
@@ -211,48 +122,6 @@ def by_chains(target: Potential, *, most: int, device: str = "cpu") -> dict[str,
     return {count: 1e3 * least / int(count) for count, least in seconds.items()}
 
 
-def resident(*, chains: int = 256, rungs: int = 100) -> dict[str, float]:
-    """Return the resident memory, in MiB, of a walk of 64x64 pictures after a tenth of its rungs and at its end."""
-    target = EnergyFunction(
-        lambda x, level: 0.5 * (x**2).sum((-1, -2, -3)),
-        schedule=NoiseSchedule.cosine(rungs),
-        event_shape=(3, 64, 64),
-        backend="torch",
-    )
-    pages: list[int] = []
-
-    def tell(state: Progress) -> None:
-        pages.append(int(Path("/proc/self/statm").read_text().split()[1]))
-
-    ladder = Ladder.full(target.schedule, steps=1)
-    trace = anneal(target, HMC(leapfrogs=1), ladder=ladder, chains=chains, seed=0, progress=tell)
-    return {
-        "after a tenth of the rungs": pages[rungs // 10] * resource.getpagesize() / 2**20,
-        "after all rungs": pages[rungs - 1] * resource.getpagesize() / 2**20,
-        "of one population": trace.positions.nbytes / 2**20,
-        "recorded on the way": trace.stats.nbytes / 2**20,
-    }
-
-
-def memory() -> dict[str, dict[str, float]]:
-    """Run :func:`resident` in separate processes: with the C library's allocator set to return freed blocks of 1 MiB
-    and more to the system at once, and with its default, which may keep them in its heap."""
-    found = {}
-    for name, setting in (("given back", {"MALLOC_MMAP_THRESHOLD_": "1048576"}), ("default", {})):
-        code = "import json; from benchmarks.speed.overhead import resident; print(json.dumps(resident()))"
-        told = subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | setting, stdout=subprocess.PIPE, check=True
-        )
-        found[name] = json.loads(told.stdout)
-    return found
-
-
-def wait(device: str) -> None:
-    """Wait until a CUDA device has finished its queued work; on a CPU return at once."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
 def oracle(rounds: int, chains: int = 2000) -> dict[str, Any]:
     """Return seconds of the walk on the exact planar product, and of plain loops over BlackJAX."""
     target = exact("ring", backend="jax") * exact("bar", backend="jax")
@@ -273,32 +142,35 @@ def oracle(rounds: int, chains: int = 2000) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Run all measurements, or those of ``--only``; print and write the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", choices=("digits", "cubes", "memory", "oracle"), default=None)
-    options = parser.parse_args()
-    kept = RESULTS / "overhead.json"  # parts that are not run keep their figures
-    content: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-    parts: dict[str, Callable[[], Any]] = {
-        "digits": lambda: digits(options.rounds),
-        "cubes": lambda: cubes(options.rounds, model=load("cubes")),
-        "memory": memory,
-        "oracle": lambda: oracle(options.rounds),
+def figures(content: Mapping[str, Any]) -> str:
+    """Return the ratios and times of all parts as a table for a terminal."""
+    rows = {
+        f"{part}: {name}": f"{value:.3g}"
+        for part, values in content.items()
+        if isinstance(values, dict)
+        for name, value in values.items()
+        if isinstance(value, float)
     }
-    for name, part in parts.items():
-        if options.only is None or name in options.only:
-            content |= {name: part(), "threads": torch.get_num_threads()}
-            write("overhead", content)
-    table = Table("figure", "value")
-    for heading, values in content.items():
-        if isinstance(values, dict):
-            for name, value in values.items():
-                if isinstance(value, float):
-                    table.add_row(f"{heading}: {name}", f"{value:.3g}")
-    Console().print(table)
+    return pd.Series(rows, dtype=object).to_string()
 
 
-if __name__ == "__main__":
-    main()
+def main(
+    record: Record,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, of which the fastest counts.")] = 3,
+    only: Annotated[list[str], typer.Option(help="Parts to run; the others keep their figures.")] = list(PARTS),  # noqa: B006
+    chains: Annotated[int, typer.Option(min=1, help="Chains of the exact product.")] = 2000,
+) -> None:
+    """Run all measurements, or those of ``--only``; print and write the ratios."""
+    check_choice("--only", only, PARTS)
+    content = record.read("overhead")
+    parts: dict[str, Callable[[], Any]] = {
+        "digits": lambda: digits(rounds),
+        "cubes": lambda: cubes(rounds, model=load("cubes")),
+        "memory": memory,
+        "oracle": lambda: oracle(rounds, chains),
+    }
+    for name in PARTS:
+        if name in only:
+            content |= {name: parts[name](), "threads": torch.get_num_threads()}
+            record.write("overhead", content)
+    say(figures(content))

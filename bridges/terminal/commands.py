@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import warnings
 from enum import StrEnum
@@ -46,18 +45,8 @@ class Engine(StrEnum):
 
 
 def main() -> None:
-    """Run the command line; print usage errors on one line, and treat SIGTERM as an interruption."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-    except typer.Abort:
-        status = 130
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # only Typer's usage errors have it
-            raise
-        typer.echo(f"ppl-diffusion: {' '.join(error.format_message().split())}; see ppl-diffusion --help", err=True)
-        status = 2
-    sys.exit(status)
+    """Run the command line."""
+    output.run(app, sys.argv[1:], "ppl-diffusion")
 
 
 def _print_version(wanted: bool) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,20 +127,35 @@ def resume_hint(kept: Path | None) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def run(app: typer.Typer, arguments: Sequence[str], command: str) -> None:
+    """Run a command line and exit; print usage errors on one line, and treat SIGTERM as an interruption."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        status = app(list(arguments) or ["--help"], prog_name=command, standalone_mode=False)
+    except typer.Abort:
+        status = 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # only Typer's usage errors have it
+            raise
+        typer.echo(f"{command}: {' '.join(error.format_message().split())}; see {command} --help", err=True)
+        status = 2
+    sys.exit(status)
+
+
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(
+    command: str = "ppl-diffusion", *, interrupted: str = "nothing half-written is left"
+) -> Iterator[None]:
     """Print the message of an error on one line and exit with status 2; exit with 130 after an interruption."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
-        typer.echo(f"ppl-diffusion: {' '.join(str(error).split())}", err=True)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        typer.echo(f"{command}: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error
     except MemoryError as error:
         reason = f" ({' '.join(str(error).split())})" if str(error) else ""
-        typer.echo(
-            f"ppl-diffusion: there is not enough memory{reason}: take fewer chains, or a smaller batch", err=True
-        )
+        typer.echo(f"{command}: there is not enough memory{reason}: take fewer chains, or a smaller batch", err=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
-        typer.echo("ppl-diffusion: interrupted, nothing half-written is left", err=True)
+        typer.echo(f"{command}: interrupted, {interrupted}", err=True)
         raise typer.Exit(130) from None

@@ -214,7 +214,7 @@ def test_bad_positions_are_refused():
 
 
 def test_weights_that_are_missing_or_something_else_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"benchmarks\.cube_factory\.train_detector --data"):
+    with pytest.raises(ValueError, match=r"benchmarks detector --data"):
         load_detector(tmp_path / "none.safetensors")
     other = Path(__file__).parents[2] / "ppl_diffusion" / "weights" / "ring.safetensors"
     with pytest.raises(ValueError, match="no cube detector"):
@@ -222,6 +222,6 @@ def test_weights_that_are_missing_or_something_else_are_refused(tmp_path):
 
 
 def test_weights_say_where_they_come_from(detector):
-    assert detector.info["command"].startswith("python -m benchmarks.cube_factory.train_detector --data")
+    assert detector.info["command"].startswith("python -m benchmarks detector --data")
     assert {"versions", "epochs", "seed", "loss", "exact on held scenes"} <= set(detector.info)
     assert 0 < detector.threshold < 1
