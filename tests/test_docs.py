@@ -141,7 +141,7 @@ def wrong_generalisations(diagram: str) -> list[tuple[str, str]]:
 
 
 def bases(kind: type) -> list[str]:
-    return [base.__name__ for base in kind.__bases__]
+    return [base.__name__ for base in kind.__mro__[1:]]
 
 
 @pytest.mark.parametrize("path", DIAGRAMS, ids=named)
