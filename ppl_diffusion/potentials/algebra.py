@@ -83,6 +83,9 @@ class Potential(Target):
             return Product([self, other], [1.0, -1.0])
         return Product([self], [1.0], log_scale=-_log_positive(other))
 
+    def __rtruediv__(self, other: Any) -> Potential:
+        return Product([self], [-1.0], log_scale=_log_positive(other))
+
     def __pow__(self, exponent: Any) -> Potential:
         if not isinstance(exponent, Real) or not np.isfinite(float(exponent)):
             raise TypeError(f"a density can be raised to a finite number, not to {exponent!r}: try p ** 0.5")

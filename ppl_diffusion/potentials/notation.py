@@ -19,4 +19,4 @@ def product_name(factors: Sequence[str], exponents: Sequence[float], log_scale: 
 
 def format_scale(log_scale: float) -> str:
     """Return ``exp(log_scale)`` as text."""
-    return f"{np.exp(log_scale):.4g}" if abs(log_scale) < 100 else f"exp({log_scale:.4g})"
+    return f"{np.exp(log_scale):.4g}" if abs(log_scale) < 700 else f"exp({log_scale:.4g})"

@@ -218,7 +218,7 @@ class Target(ABC):
         """Refuse to be composed; a potential overrides the operators."""
         raise TypeError(f"{self} is a target, and is walked on alone: compose the priors inside the model")
 
-    __mul__ = __rmul__ = __truediv__ = __pow__ = __add__ = __radd__ = _alone
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __pow__ = __add__ = __radd__ = _alone
 
     @abstractmethod
     def _evaluate(self, x: Array, level: Any) -> tuple[Array, Array]:
