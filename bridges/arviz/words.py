@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from ppl_diffusion.sampling.circulation import NOTABLE_WORK
+from ppl_diffusion.potentials.circulation import NOTABLE_WORK
 from ppl_diffusion.sampling.importance import effective_sample_size
 from ppl_diffusion.sampling.trace import Trace
 

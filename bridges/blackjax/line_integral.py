@@ -9,7 +9,7 @@ the score over the straight lines between the points of the trajectory, ``d`` be
 If the score is a gradient, a line's error is of third order in the step (trapezoid) or of fifth (Simpson), and that
 of a trajectory of fixed length of second or fourth. With the reversed trajectory the work changes its sign, as a
 difference of log-density does. Round a closed path it vanishes only if the score is a gradient: see
-``ppl_diffusion.sampling.circulation``. Factors with an energy enter by its exact difference, only the others by work.
+``ppl_diffusion.potentials.circulation``. Factors with an energy enter by its exact difference, only the others by work.
 
 The work along a chain's accepted trajectories accumulates from its arrival at a level. The recorded energy is that of
 the factors that have one minus this work.

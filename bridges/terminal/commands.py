@@ -81,7 +81,7 @@ def sample(
     leapfrogs: Annotated[int | None, typer.Option(help="For hmc and uhmc; 3 by default.")] = None,
     step: Annotated[float | None, typer.Option(help="Leapfrog step; adapted by default.")] = None,
     resample: Annotated[float | None, typer.Option(help="Share of the chains, e.g. 0.5.")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="A model of yours: NAME=FILE.safetensors.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="NAME=FILE.safetensors, or the folder of a pipeline.")] = None,
     reverse_step: Annotated[bool, typer.Option("--reverse-step", help="Arrive by reverse diffusion.")] = False,
     device: Annotated[str, typer.Option(help="Where the networks are: cpu or cuda.")] = "cpu",
     checkpoint: Annotated[Path | None, typer.Option(help="Keeps the walk; goes on from here if it exists.")] = None,
@@ -119,7 +119,7 @@ def sample(
         files, where = _parse_models(model or []), check_device(device)
         target = parse(
             expression,
-            load=lambda name: library.load(files.get(name, name)).to(where),
+            load=lambda name: _load(files.get(name, name), name).to(where),
             known=[*library.names(), *files],
         )
         schedule = target.schedule
@@ -193,6 +193,9 @@ def models(as_json: AsJson = False) -> None:
 def train(
     config: Annotated[str, typer.Argument(help="A TOML file, or the name of a shipped configuration.")],
     data: Annotated[Path | None, typer.Option(help="An .npz file of images or points, if it needs one.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="A model, weight file or folder of a pipeline whose noise is learned.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Weight file; NAME.safetensors by default.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Goes on from here if it exists.")] = None,
     allow_changes: Annotated[
@@ -221,7 +224,13 @@ def train(
             raise ValueError(f"{kept} would be checkpoint and weights: give another --checkpoint")
         with output.bar(settings.name, quiet, kept=kept) as progress, output.resume_hint(kept):
             model = training.train(
-                settings, checkpoint=kept, data=data, allow_changes=allow_changes, device=device, progress=progress
+                settings,
+                checkpoint=kept,
+                data=data,
+                teacher=None if teacher is None else _load(teacher, "theirs"),
+                allow_changes=allow_changes,
+                device=device,
+                progress=progress,
             )
         library.save_weights(model, weights)
         if not quiet:
@@ -229,14 +238,27 @@ def train(
 
 
 def _parse_models(models: list[str]) -> dict[str, str]:
-    """Parse ``NAME=FILE`` values of ``--model``."""
+    """Parse ``NAME=FILE`` values of ``--model``; a folder is a pipeline of diffusers."""
     named = dict(text.partition("=")[::2] for text in models)
     if len(named) < len(models):
         raise ValueError(f"--model names a model twice ({', '.join(models)}): give each a name of its own")
     for name, file in named.items():
-        if not name.isidentifier() or not file.endswith(".safetensors"):
-            raise ValueError(f"--model {name}={file} names no weight file: write --model mine=mine.safetensors")
+        if not name.isidentifier() or not (file.endswith(".safetensors") or Path(file).is_dir()):
+            raise ValueError(
+                f"--model {name}={file} names no weight file and no folder: write --model mine=mine.safetensors"
+            )
     return named
+
+
+def _load(source: str, name: str) -> Any:
+    """Return a shipped model, that of a weight file, or a pipeline of diffusers in a folder."""
+    if Path(source).is_dir():
+        from ..diffusers import from_diffusers
+
+        return from_diffusers(source, name=name)
+    from ppl_diffusion.models import library
+
+    return library.load(source)
 
 
 def _build_kernel(engine: Engine, name: KernelName, leapfrogs: int | None, step: float | None) -> Any:

@@ -215,6 +215,14 @@ class EnergyModel(Leaf):
         (energies,) = self.chunks.evaluate(evaluate_chunk, len(batch))
         return [u.reshape(self._chain_shape(x)) for u, x in zip(energies.split(sizes), points, strict=True)]
 
+    def estimate_noise(self, x: Tensor, level: Tensor, condition: Tensor) -> Tensor:
+        """Return the noise in points ``x (batch, *event_shape)``, each at its own level ``(batch,)``; float64.
+
+        ``condition`` holds stacked tokens, of length ``batch`` or 1.
+        """
+        _, gradient = _gradient(self._energy, x, level, condition)
+        return gradient.double() * self.schedule.sigma(level).reshape(-1, *[1] * (x.ndim - 1))
+
     def _stack_points(self, members: Sequence[Target], points: Sequence[Array]) -> tuple[Tensor, list[int], Tensor]:
         """Return all points ``(batch, *event_shape)``, the count of each member, and the condition tensor."""
         if any(module.training for module in self.network.modules()):

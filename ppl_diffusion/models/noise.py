@@ -176,6 +176,14 @@ class ScorePotential(ScoreLeaf):
         found = [g.reshape(x.shape) for g, x in zip(gradients.split(sizes), points, strict=True)]
         return [(no_energy(g, len(self.event_shape)), g) for g in found]
 
+    def estimate_noise(self, x: Tensor, level: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return the noise in points ``x (batch, *event_shape)``, each at its own level ``(batch,)``; float64.
+
+        ``condition`` holds stacked tokens, of length ``batch`` or 1.
+        """
+        gradient = _gradient(self.network, self.predicts, self.schedule, self.times, x, level, condition)
+        return gradient * _per_point(self.schedule.sigma(level), x)
+
     def _gradient(self, x: Array, level: Any) -> Array:
         return self.evaluate_group([self], [x], level)[0][1]
 
@@ -240,6 +248,11 @@ def _gradient(
     inside = level.clamp(0, len(schedule) - 1) if isinstance(level, Tensor) else level
     with torch.no_grad():
         output = _predict(network, times, x, inside, condition).double()
-        alpha, sigma = schedule.alpha(inside), schedule.sigma(inside)
+        alpha, sigma = (_per_point(scale(inside), x) for scale in (schedule.alpha, schedule.sigma))
         gradient = as_noise(predicts, output, x.double(), alpha, sigma) / sigma
-        return gradient if inside is level else gradient.where(level == inside, torch.nan)
+        return gradient if inside is level else gradient.where(_per_point(level == inside, x), torch.nan)
+
+
+def _per_point(values: Any, x: Tensor) -> Any:
+    """Reshape one value per point, or one for all, so that it broadcasts to ``x (batch, *event_shape)``."""
+    return values.reshape(-1, *[1] * (x.ndim - 1)) if isinstance(values, Tensor) else values

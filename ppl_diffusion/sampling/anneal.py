@@ -26,11 +26,11 @@ import numpy as np
 
 from ..arrays import outside_inference_mode
 from ..files import versions
+from ..potentials.circulation import circulation
 from ..potentials.target import Target, require_energy
 from ..schedule import Ladder
 from .advice import Advice, warn_caller
 from .checkpoint import Checkpoint
-from .circulation import measured_circulation
 from .kernel import Kernel
 from .progress import Progress, Reporter
 from .still import Still
@@ -124,7 +124,7 @@ def anneal(
             "still": still,
             "init": init is not None,
             "has_energy": potential.has_energy,
-            "circulation": measured_circulation(walk, positions),
+            "circulation": _measured_circulation(walk, positions),
             "versions": versions(),
             "warnings": notes,
             "seconds": round(walk.seconds + time.perf_counter() - begun, 3),
@@ -132,6 +132,16 @@ def anneal(
     )
     rungs = walk.visited().assign_coords(level=("rung", np.array(ladder.levels)))
     return Trace(positions, rungs, sample_stats, attributes)
+
+
+def _measured_circulation(walk: Walk, draws: np.ndarray) -> dict[str, float] | None:
+    """Return the circulation at the last of ``draws (chains, draws, *event_shape)`` as a dictionary; None for a density
+    with an energy, and for a kernel without a step."""
+    state = walk.state
+    if walk.target.has_energy or state is None or not np.isfinite(state.step.log_step):
+        return None
+    step = float(np.exp(state.step.log_step))
+    return circulation(walk.target, draws[:, -1], level=state.level, step=step)._asdict()
 
 
 def reverse_diffusion(

@@ -42,7 +42,7 @@ class Trace:
         attributes: settings and provenance of the run: ``potential``, ``kernel``, ``adjusted``, ``seed``, ``levels``,
             ``steps``, ``resample``, ``reverse_step``, ``still`` (whether the kernel leaves chains
             where they are), ``init`` (whether positions to start from were given), ``has_energy``, ``circulation`` (of
-            a score, see :class:`~ppl_diffusion.sampling.circulation.Circulation`; else None), ``versions``,
+            a score, see :class:`~ppl_diffusion.potentials.circulation.Circulation`; else None), ``versions``,
             ``warnings``, ``seconds``.
         sites: for Pyro models, constrained values of each latent site, shape ``(chains, draws, ...)``.
         groups: for Pyro models, ``log_likelihood`` (by observed site, ``(chains, draws, ...)``) and

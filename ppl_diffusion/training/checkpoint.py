@@ -96,7 +96,9 @@ def resume(run: Run, path: Path, config: Config, source: Data, *, allow_changes:
                 f"another checkpoint, or remove it{remedy}"
             )
         if not allow_changes and header.get("data", _fingerprint(source)) != _fingerprint(source):
-            raise ValueError(f"{path} was trained on other data: give those, another checkpoint, or {ASK}")
+            raise ValueError(
+                f"{path} was trained on other data, or by another teacher: give those, another checkpoint, or {ASK}"
+            )
         groups: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimiser": {}}
         for key, value in tensors.items():
             group, _, name = key.partition(".")

@@ -42,6 +42,9 @@ DISTANCES = (1, 2, 4, 8)
 CALIBRATION_POINTS = 16
 """Number of points from which the initial constants of the levels are estimated."""
 
+Estimate = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+"""Estimates the noise in points ``(batch, *event_shape)`` at levels ``(batch,)``, under stacked tokens or None."""
+
 Draw = Callable[[torch.Generator], tuple[Tensor, Tensor | None]]
 """Draws a batch: clean points ``(batch, *event_shape)``, and their stacked tokens or None."""
 
@@ -54,9 +57,12 @@ def denoising_loss(
     *,
     condition: Tensor | None = None,
     reference: Reference = (0.0, 1.0),
+    teacher: Estimate | None = None,
     generator: torch.Generator,
 ) -> Tensor:
     """Mean squared error of the estimated noise per coordinate, with levels drawn uniformly; a scalar.
+
+    With a teacher it is the squared distance to the noise that the teacher estimates.
 
     Args:
         network: the vector field ``s``, whose parameters are trained.
@@ -65,10 +71,13 @@ def denoising_loss(
         clean: data, shape ``(batch, *event_shape)``.
         condition: stacked tokens, of length ``batch``.
         reference: mean and variance of the data.
+        teacher: what estimates the noise that is to be matched.
         generator: generator of levels and noise, on the device of ``clean``.
     """
     level = torch.randint(len(schedule), (len(clean),), generator=generator, device=clean.device)
     x, noise = noised(schedule, clean, level, generator)
+    if teacher is not None:
+        noise = teacher(x.detach(), level, condition)
     return _noise_error(noise_potential(network, form, schedule, x, level, condition, reference), x, noise)
 
 

@@ -28,11 +28,13 @@ from ..models.conditions import KINDS, Conditions, Kinds
 from ..models.energy import EnergyModel
 from ..models.library import load
 from ..models.networks import build_network
+from ..models.noise import ScorePotential
 from ..schedule import NoiseSchedule
 from .checkpoint import Run, resume, save
 from .config import Config, load_config
 from .data import Data, image_data, planar_data
 from .objective import Levels, denoising_loss
+from .teacher import Teacher
 
 __all__ = ["Config", "TrainingProgress", "load_config", "train"]
 
@@ -59,6 +61,7 @@ def train(
     *,
     checkpoint: str | Path,
     data: str | Path | None = None,
+    teacher: ScorePotential | EnergyModel | None = None,
     every: int = 200,
     allow_changes: bool = False,
     kinds: Kinds = KINDS,
@@ -74,6 +77,10 @@ def train(
         checkpoint: a safetensors file, written every ``every`` steps, every minute and at the end; resumed from if it
             exists.
         data: .npz file of the training data, for ``config.data == "npz"``.
+        teacher: a model whose estimate of the noise is learned in place of the noise itself, at its own levels, such as
+            what ``bridges.diffusers.from_diffusers`` returns. If the configuration has the teacher's network, training
+            starts from its weights, unless ``config.init`` names others. The returned model's ``info`` has under
+            "circulation" how much of the teacher's field is no gradient, see ``ppl_diffusion.training.teacher``.
         every: number of steps between checkpoints.
         allow_changes: whether to go on from a checkpoint of another learning rate, number of steps, batch or other
             data, such as after a loss that was not finite. By default only the same run goes on. A new number of steps
@@ -101,8 +108,15 @@ def train(
         raise PermissionError(f"the folder {path.parent} cannot be written: give another checkpoint")
     source = _data(config, data, kinds)
     _check_shape(config, source)
-    schedule = NoiseSchedule.cosine(config.levels)
-    run = _new_run(config, source, schedule, device)
+    schedule, taught = NoiseSchedule.cosine(config.levels), None
+    if teacher is not None:
+        if config.which_level:
+            raise ValueError("a teacher knows no levels between its own: set which_level = 0")
+        taught = Teacher(teacher, source, label_dropout=config.label_dropout)
+        source = source._replace(digest=f"{source.digest} {taught.digest}")
+        taught.to(device)
+        schedule = teacher.schedule
+    run = _new_run(config, source, schedule, device, taught)
     if path.exists():
         resume(run, path, config, source, allow_changes=allow_changes)
     else:
@@ -111,7 +125,7 @@ def train(
     try:
         while run.step < config.steps:
             with torch.autocast(device.type, enabled=False):
-                _step(run, config, source, schedule)
+                _step(run, config, source, schedule, taught)
             if progress is not None and run.step % 10 == 0:
                 progress(TrainingProgress(run.step, config.steps, float(run.loss)))
             if run.step % every == 0 or run.step == config.steps or time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -119,7 +133,8 @@ def train(
                 saved = time.monotonic()
     finally:
         run.launch.clear()
-    return _model(config, run, schedule, source)
+    info = {} if taught is None else {"teacher": str(teacher), "circulation": taught.turning(source, seed=config.seed)}
+    return _model(config, run, schedule, source, info)
 
 
 def _check_shape(config: Config, source: Data) -> None:
@@ -132,7 +147,7 @@ def _check_shape(config: Config, source: Data) -> None:
         )
 
 
-def _model(config: Config, run: Run, schedule: NoiseSchedule, source: Data) -> EnergyModel:
+def _model(config: Config, run: Run, schedule: NoiseSchedule, source: Data, further: dict[str, str]) -> EnergyModel:
     network = _network(config, source.conditions)
     network.load_state_dict(run.average)
     info = {
@@ -144,7 +159,7 @@ def _model(config: Config, run: Run, schedule: NoiseSchedule, source: Data) -> E
         "loss": f"{float(run.loss):.5f}",
         "versions": json.dumps(versions()),
         "config": json.dumps(config.plain()),
-    }
+    } | further
     return EnergyModel(
         network,
         form=config.form,
@@ -185,8 +200,13 @@ def _network(config: Config, conditions: Conditions) -> nn.Module:
     return build_network(seed=config.seed, **_network_options(config, conditions))
 
 
-def _new_run(config: Config, source: Data, schedule: NoiseSchedule, device: torch.device) -> Run:
-    network = _network(config, source.conditions).to(device)
+def _new_run(
+    config: Config, source: Data, schedule: NoiseSchedule, device: torch.device, teacher: Teacher | None
+) -> Run:
+    network = _network(config, source.conditions)
+    if teacher is not None and not config.init:
+        teacher.hand_over(network)
+    network.to(device)
     fused = True if device.type == "cuda" else None
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-4, fused=fused)
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
@@ -197,7 +217,7 @@ def _new_run(config: Config, source: Data, schedule: NoiseSchedule, device: torc
     unknown = torch.tensor(math.nan, dtype=torch.float64, device=device)
     generator = torch.Generator().manual_seed(config.seed)
     noise = generator if device.type == "cpu" else torch.Generator(device)
-    launch = Recorder(network, [noise], most=RECORDED)
+    launch = Recorder(network, [noise], most=RECORDED if teacher is None else 0)  # not all teachers can be recorded
     return Run(network, average, levels, optimiser, generator, unknown, noise, launch)
 
 
@@ -218,7 +238,7 @@ def _initialise(run: Run, config: Config, source: Data) -> None:
         run.levels.measure(run.network, config.form, source.draw, reference=source.reference, seed=config.seed)
 
 
-def _step(run: Run, config: Config, source: Data, schedule: NoiseSchedule) -> None:
+def _step(run: Run, config: Config, source: Data, schedule: NoiseSchedule, teacher: Teacher | None) -> None:
     rate = _relative_rate(run.step, config)
     for group, peak in zip(run.optimiser.param_groups, (config.learning_rate, CONSTANTS_RATE), strict=False):
         group["lr"] = peak * rate
@@ -231,7 +251,7 @@ def _step(run: Run, config: Config, source: Data, schedule: NoiseSchedule) -> No
     def losses(clean: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
         given: dict[str, Any] = {"condition": condition, "reference": source.reference, "generator": run.noise}
         if run.levels is None:
-            loss = error = denoising_loss(run.network, config.form, schedule, clean, **given)
+            loss = error = denoising_loss(run.network, config.form, schedule, clean, teacher=teacher, **given)
         else:
             error, surprise = run.levels.losses(run.network, config.form, clean, **given)
             loss = error + config.which_level * surprise

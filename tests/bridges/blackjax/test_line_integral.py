@@ -13,8 +13,8 @@ from bridges.arviz import diagnose
 from bridges.blackjax import HMC, MALA, UHMC, ULA
 from bridges.blackjax.line_integral import LineIntegral, WorkDensity, init_state, velocity_verlet
 from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, anneal, reverse_diffusion
+from ppl_diffusion.potentials.circulation import circulation
 from ppl_diffusion.potentials.score import ScoreLeaf
-from ppl_diffusion.sampling.circulation import circulation
 
 SCHEDULE = NoiseSchedule.cosine(100)
 LEVEL = 30

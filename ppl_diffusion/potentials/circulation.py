@@ -15,8 +15,7 @@ import jax
 import numpy as np
 
 from ..arrays import as_numpy
-from ..potentials.target import Target
-from .walk import Walk
+from .target import Target
 
 LOOPS = 64
 """Largest number of loops, one at each of as many chains."""
@@ -84,13 +83,3 @@ def circulation(target: Target, x: np.ndarray, *, level: int, step: float, seed:
     round_loop, along = round_loop * SHRUNK**2, along * SHRUNK
     side = SHRUNK * float(np.sqrt(np.mean(np.sum(a**2, axis=1))))
     return Circulation(round_loop, round_loop / along if along > 0 else 0.0, side)
-
-
-def measured_circulation(walk: Walk, draws: np.ndarray) -> dict[str, float] | None:
-    """Return the circulation at the last of ``draws (chains, draws, *event_shape)`` as a dictionary; None for a density
-    with an energy, and for a kernel without a step."""
-    state = walk.state
-    if walk.target.has_energy or state is None or not np.isfinite(state.step.log_step):
-        return None
-    step = float(np.exp(state.step.log_step))
-    return circulation(walk.target, draws[:, -1], level=state.level, step=step)._asdict()
