@@ -18,7 +18,7 @@ FLOORS = [
     {"ppl_diffusion.models"},
     {"ppl_diffusion.sampling", "ppl_diffusion.training"},
     {"ppl_diffusion"},
-    {"bridges.torch_jax", "bridges.arviz"},
+    {"bridges.torch_jax", "bridges.arviz", "bridges.diffusers"},
     {"bridges.blackjax"},
     {"bridges.pyro"},
     {"bridges.terminal"},

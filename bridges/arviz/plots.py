@@ -6,10 +6,12 @@ The ``plot_*`` functions return a matplotlib ``Figure`` outside pyplot: save it 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ppl_diffusion.sampling.trace import Trace
 
@@ -138,6 +140,28 @@ def _are_images(x: np.ndarray) -> bool:
     """Whether ``x`` holds pictures, of a shape that can be seen as one."""
     sides = sorted(x.shape[-2:])
     return (x.ndim == 3 or (x.ndim == 4 and x.shape[1] in (1, 3))) and sides[1] <= MOST_OBLONG * sides[0]
+
+
+def save_pictures(samples: Trace | np.ndarray, folder: str | Path) -> list[Path]:
+    """Write the last draw of every chain as a PNG file, ``0000.png`` and so on, one pixel for each of the picture.
+
+    Args:
+        samples: as in :func:`plot_samples`.
+        folder: where the files are written; it is made.
+
+    Returns:
+        The files; none, and no folder, if the samples are no pictures.
+    """
+    x = _last_draws(samples, None) if isinstance(samples, Trace) else np.asarray(samples)
+    if not _are_images(x):
+        return []
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    files = [Path(folder) / f"{i:04}.png" for i in range(len(x))]
+    pixels = x if x.dtype == np.uint8 else np.round(127.5 * (np.clip(np.nan_to_num(x), -1, 1) + 1)).astype(np.uint8)
+    for file, picture in zip(files, pixels, strict=True):
+        gray = picture.ndim == 2 or len(picture) == 1
+        Image.fromarray(picture.reshape(picture.shape[-2:]) if gray else np.moveaxis(picture, 0, -1)).save(file)
+    return files
 
 
 def image_grid(images: np.ndarray) -> np.ndarray:

@@ -124,7 +124,14 @@ def _load(source: str | Path) -> Any:
                 f"{pickled[0]} is a pickled checkpoint, which may run any code when it is read: convert it where you "
                 "trust it, pipeline.save_pretrained(folder, safe_serialization=True)"
             )
-    return diffusers.DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, local_files_only=True)
+    bars, given = diffusers.utils.logging, {"use_safetensors": True, "local_files_only": True}
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        return diffusers.DiffusionPipeline.from_pretrained(str(folder), low_cpu_mem_usage=False, **given)
+    finally:
+        if shown:
+            bars.enable_progress_bar()
 
 
 def _conditions(pipeline: Any, network: Any, unconditional: int | None) -> tuple[str | None, Conditions | None]:

@@ -102,9 +102,6 @@ def sample(
         from ppl_diffusion.sampling.anneal import anneal, reverse_diffusion
         from ppl_diffusion.schedule import Ladder
 
-        from ..arviz import diagnose, summary
-        from ..arviz.plots import plot_ladder, plot_samples
-
         if kernel is KernelName.reverse:
             numbers = {"--steps": steps, "--leapfrogs": leapfrogs, "--step": step, "--resample": resample}
             unread = [name for name, value in numbers.items() if value is not None]
@@ -148,12 +145,7 @@ def sample(
                     checkpoint=checkpoint,
                     progress=progress,
                 )
-            verdict = diagnose(trace)
-            trace.save(folder / "trace.nc")
-            (folder / "diagnosis.txt").write_text(f"{verdict}\n", encoding="utf-8")
-            summary(trace).to_csv(folder / "summary.csv", float_format="%.5g")
-            plot_samples(trace, title=expression).savefig(folder / "samples.png", dpi=150)
-            plot_ladder(trace).savefig(folder / "ladder.png", dpi=150)
+            verdict = _write_run(folder, trace, target)
         output.report(verdict, quiet, as_json, extra={"out": str(out), "gradient_calls": trace.gradient_calls})
 
 
@@ -248,6 +240,27 @@ def _parse_models(models: list[str]) -> dict[str, str]:
                 f"--model {name}={file} names no weight file and no folder: write --model mine=mine.safetensors"
             )
     return named
+
+
+def _write_run(folder: Path, trace: Any, target: Any) -> Any:
+    """Write a trace, its diagnosis, which is returned, its summary and its pictures."""
+    from ..arviz import diagnose, summary
+    from ..arviz.plots import plot_ladder, plot_samples, save_pictures
+
+    verdict = diagnose(trace)
+    trace.save(folder / "trace.nc")
+    (folder / "diagnosis.txt").write_text(f"{verdict}\n", encoding="utf-8")
+    summary(trace).to_csv(folder / "summary.csv", float_format="%.5g")
+    samples = trace.positions[:, -1]
+    latent = [leaf for leaf in target.leaves() if getattr(getattr(leaf, "network", None), "decoder", None) is not None]
+    if latent:
+        from ..diffusers import decode
+
+        samples = decode(latent[0], samples).cpu().numpy()
+    plot_samples(samples, title=str(target)).savefig(folder / "samples.png", dpi=150)
+    save_pictures(samples, folder / "pictures")
+    plot_ladder(trace).savefig(folder / "ladder.png", dpi=150)
+    return verdict
 
 
 def _load(source: str, name: str) -> Any:

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 import ppl_diffusion
 from bridges.terminal import commands as cli
@@ -51,6 +52,46 @@ def test_sample_writes_trace_summary_and_pictures(run, tmp_path):
     status, printed, _ = run("diagnose", out, "--json")
     assert status == 0
     assert len(json.loads(printed)["rungs"]["acceptance"]) == 4
+
+
+@pytest.mark.slow
+def test_pictures_are_files_and_a_folder_of_diffusers_is_a_model(run, tmp_path):
+    diffusers = pytest.importorskip("diffusers", reason="needs the extra diffusers")
+    unet = diffusers.UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), num_class_embeds=3,
+    )  # fmt: skip
+    folder, out = tmp_path / "pipeline", tmp_path / "run"
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(num_train_timesteps=20)).save_pretrained(folder)
+    few = ("--chains", 3, "--rungs", 3, "--steps", 1, "--quiet")
+    model = ("--model", f"theirs={folder}")
+    assert run("sample", "theirs[1] * theirs[2]", *model, "--out", out, *few) == (0, "", "")
+    pictures = sorted((out / "pictures").iterdir())
+    assert [p.name for p in pictures] == ["0000.png", "0001.png", "0002.png"]
+    last = np.clip(Trace.load(out / "trace.nc").positions[:, -1, 0], -1, 1)
+    for picture, due in zip(pictures, last, strict=True):
+        np.testing.assert_allclose(imread(picture), (due + 1) / 2, atol=0.51 / 255)
+    status, _, error = run("sample", "theirs + theirs[1]", *model, "--out", tmp_path / "no", *few)
+    assert (status, len(error.strip().splitlines())) == (2, 1)
+    assert "mixtures need differences of energies" in error
+    status, _, error = run("sample", "other", "--model", f"other={tmp_path / 'none'}", "--out", tmp_path / "no")
+    assert (status, len(error.strip().splitlines())) == (2, 1)
+    assert "names no weight file and no folder" in error
+
+
+@pytest.mark.slow
+def test_a_teacher_is_a_model_a_file_or_a_folder(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(MINE)
+    np.savez("points.npz", x=np.random.default_rng(0).normal(size=(40, 2)))
+    data = ("--data", "points.npz", "--quiet")
+    assert run("train", "mine.toml", *data, "--teacher", "wide", "--out", "taught.safetensors")[0] == 0
+    assert load("taught.safetensors").info["teacher"] == "wide"
+    again = ("--teacher", "taught.safetensors", "--out", "again.safetensors", "--checkpoint", "other.safetensors")
+    assert run("train", "mine.toml", *data, *again)[0] == 0
+    status, _, error = run("train", "mine.toml", *data, "--teacher", "wider", "--out", "no.safetensors")
+    assert (status, len(error.strip().splitlines())) == (2, 1)
+    assert "there is no model 'wider'" in error
 
 
 @pytest.mark.slow
