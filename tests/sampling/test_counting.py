@@ -10,9 +10,21 @@ from torch import nn
 
 from bridges.blackjax import HMC, MALA, NUTS, ULA
 from bridges.torch_jax import to_jax, to_torch
-from ppl_diffusion import Adaptive, EnergyModel, GaussianMixture, Ladder, NoiseSchedule, anneal, conjunction, guidance
+from ppl_diffusion import (
+    Adaptive,
+    EnergyModel,
+    GaussianMixture,
+    Ladder,
+    NoiseSchedule,
+    SamplingWarning,
+    ScorePotential,
+    anneal,
+    conjunction,
+    guidance,
+)
 from ppl_diffusion.models.conditions import Classes
 from ppl_diffusion.models.networks import EnergyMLP
+from ppl_diffusion.models.noise import PROBE
 
 pytestmark = pytest.mark.slow
 SCHEDULE = NoiseSchedule.cosine(20)
@@ -63,6 +75,24 @@ def test_a_rung_costs_one_call_and_one_for_each_leapfrog(kernel, leapfrogs, step
     assert {size for size, _ in energy.network.calls} == {6}, "all chains in each call"
     seen = [point for _, point in energy.network.calls]
     assert len(set(seen)) == len(seen), "no point is evaluated twice"
+
+
+@pytest.mark.parametrize("kernel", [HMC, MALA], ids=["HMC", "MALA"])
+@pytest.mark.parametrize(("work", "per_leapfrog"), [("trapezoid", 1), ("simpson", 2)])
+def test_acceptance_by_work_costs_one_or_two_calls_for_each_leapfrog(kernel, work, per_leapfrog):
+    """Beside them, a call at the start tells what the network predicts, and twelve at the end how its score turns."""
+    network, ladder = Counting(0), Ladder(levels=(19, 10, 0), steps=4)
+    times = [float(SCHEDULE.log_snr(level)) for level in range(len(SCHEDULE))]
+    score = ScorePotential(network, predicts="noise", schedule=SCHEDULE, event_shape=(2,), times=times)
+    with pytest.warns(SamplingWarning, match="is said to predict noise"):  # it is not trained
+        trace = anneal(score, kernel(step=0.1, work=work), ladder=ladder, chains=6, draws=5, seed=0)
+    leapfrogs = 3 if kernel is HMC else 1
+    expected = 3 * (1 + 4 * leapfrogs * per_leapfrog) + 5 * leapfrogs * per_leapfrog
+    assert trace.gradient_calls == expected
+    assert len(network.calls) == expected + 1 + 12
+    assert [size for size, _ in network.calls] == [PROBE] + [6] * (expected + 12)
+    walked = [point for _, point in network.calls[1 : 1 + expected]]
+    assert len(set(walked)) == expected, "no point is evaluated twice"
 
 
 def test_calls_of_nuts_are_counted_although_chains_wait_for_each_other():

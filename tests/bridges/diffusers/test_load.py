@@ -32,6 +32,13 @@ def scheduler_of(name, **given):
     return getattr(diffusers, f"{name}Scheduler")(**given)
 
 
+def in_double_precision(scheduler):
+    """Let a scheduler compute with the doubles of its own tables, whose rounding would be the largest difference."""
+    for name, value in vars(scheduler).items():
+        if isinstance(value, torch.Tensor) and value.dtype == torch.float32:
+            setattr(scheduler, name, value.double())
+
+
 def tiny_unet(**given):
     torch.manual_seed(0)
     return diffusers.UNet2DModel(
@@ -82,7 +89,7 @@ def their_step(scheduler, output, x, step, monkeypatch, **given):
     """Mean and standard deviation of a scheduler's own step."""
     found = []
     for value in (0.0, 1.0):
-        noise = lambda *shape, value=value, **kind: torch.full(tuple(shape[0]), value, dtype=torch.float32)  # noqa: E731
+        noise = lambda *shape, value=value, **kind: torch.full(tuple(shape[0]), value, dtype=x.dtype)  # noqa: E731
         monkeypatch.setattr(sys.modules[type(scheduler).__module__], "randn_tensor", noise)
         scheduler._step_index = None
         found.append(
@@ -105,32 +112,37 @@ STOCHASTIC = {
 def test_reverse_steps_are_those_of_the_scheduler(name, prediction, monkeypatch):
     settings, given = STOCHASTIC[name]
     scheduler = scheduler_of(name, num_train_timesteps=TRAINED, prediction_type=prediction, **settings)
+    in_double_precision(scheduler)
     levels = levels_of(scheduler)
     scheduler.set_timesteps(TRAINED - (name == "DPMSolverMultistep"))  # it leaves out level 0
-    x, output = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    in_double_precision(scheduler)
+    x, output = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     visited = scheduler.timesteps.tolist()
     for step, (s, t) in enumerate(pairwise(visited)):
         ours = our_step(levels, output, x, s, t)
         theirs = their_step(scheduler, output, x, step, monkeypatch, **given)
         for one, other in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
         assert np.abs(ours[0] - np.asarray(x)).max() > 1e-3
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_ancestral_steps_in_x_over_alpha_are_ours(prediction, monkeypatch):
     scheduler = scheduler_of("EulerAncestralDiscrete", num_train_timesteps=TRAINED, prediction_type=prediction)
+    in_double_precision(scheduler)
     levels = levels_of(scheduler)
     scheduler.set_timesteps(TRAINED)
-    x, output = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    sigmas = [levels.schedule.sigma(s) / levels.schedule.alpha(s) for s in reversed(range(TRAINED))]
+    np.testing.assert_allclose(scheduler.sigmas[:-1], sigmas, rtol=1e-5)  # which it rounds to single precision
+    scheduler.sigmas = torch.tensor([*sigmas, 0.0], dtype=torch.float64)
+    x, output = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for step, (s, t) in enumerate(zip(range(TRAINED - 1, 0, -1), range(TRAINED - 2, -1, -1), strict=True)):
         alpha_s, alpha_t = levels.schedule.alpha(s), levels.schedule.alpha(t)
-        np.testing.assert_allclose(scheduler.sigmas[step], levels.schedule.sigma(s) / alpha_s, rtol=1e-5)
         scheduler.is_scale_input_called = True
         ours = our_step(levels, output, x, s, t)
         theirs = their_step(scheduler, output, x / alpha_s, step, monkeypatch)
         for one, other in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(one, alpha_t * other, rtol=1e-4, atol=2e-5)
+            np.testing.assert_allclose(one, alpha_t * other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SQRT_ABAR + SCALED)
@@ -178,16 +190,68 @@ def test_flow_matching_with_its_shift(shift):
         torch.testing.assert_close(ours, due, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["DPMSolverMultistep", "UniPCMultistep", "DEISMultistep", "SASolver"])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_solvers_of_flows(name, shift):
+    """Their steps leave the levels that the network was trained at; each of theirs lies among ours."""
+    scheduler = scheduler_of(
+        name, num_train_timesteps=1000, use_flow_sigmas=True, flow_shift=shift, prediction_type="flow_prediction"
+    )
+    levels = levels_of(scheduler)
+    assert levels.predicts == "flow"
+    scheduler.set_timesteps(10)
+    sigmas = np.asarray(scheduler.sigmas, dtype=np.float64)
+    ours = np.array(levels.schedule.sigmas)
+    for sigma, time in zip(sigmas, scheduler.timesteps.tolist(), strict=False):
+        if not 0 < sigma < 1:
+            continue
+        near = np.argmin(abs(ours - sigma))
+        assert abs(ours[near] - sigma) < 2e-3 * shift
+        assert abs(levels.times[near] - 1000 * sigma) < 2 * shift
+        assert abs(time - 1000 * sigma) <= 1
+        np.testing.assert_allclose(levels.schedule.alpha(int(near)), 1 - ours[near])
+
+
+def test_labels_of_a_transformer(tmp_path):
+    torch.manual_seed(0)
+    network = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=1, sample_size=4,
+        patch_size=2, num_embeds_ada_norm=5, norm_num_groups=2,
+    ).eval()  # fmt: skip
+
+    class Pipeline:
+        def __init__(self):
+            self.transformer, self.scheduler = network, scheduler_of("DDIM", num_train_timesteps=TRAINED)
+
+    theirs = from_diffusers(Pipeline())
+    x = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    for potential, label in ((theirs.given(2), 2), (theirs, 5)):  # the label after the last class is any class
+        with torch.no_grad():
+            noise = network(x, torch.full((3,), 7), class_labels=torch.full((3,), label)).sample[:, :4]
+        torch.testing.assert_close(potential.score(x, level=7), -noise / theirs.schedule.sigma(7))
+    with pytest.raises(ValueError, match=r"has no class 5: use \.given\(0\) to \.given\(4\)"):
+        theirs.given(5)
+
+
 def test_the_exploding_scheduler_predicts_the_score(monkeypatch):
     scheduler = scheduler_of("ScoreSdeVe", num_train_timesteps=TRAINED, sigma_max=50.0)
     scheduler.set_timesteps(TRAINED)
     scheduler.set_sigmas(TRAINED)
     levels = levels_of(scheduler)
     assert levels.predicts == "score"
-    x, output = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    s = TRAINED - 1
-    theirs = scheduler.step_pred(output, scheduler.timesteps[0], x).prev_sample_mean
-    np.testing.assert_allclose(our_step(levels, output, x, s, s - 1)[0], theirs, rtol=1e-4, atol=1e-3)
+    in_double_precision(scheduler)
+    levels = levels_of(scheduler)
+    x, output = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for step, s in enumerate(range(TRAINED - 1, 0, -1)):
+        found = []
+        for value in (0.0, 1.0):
+            noise = lambda *shape, value=value, **kind: torch.full(tuple(shape[0]), value, dtype=x.dtype)  # noqa: E731
+            monkeypatch.setattr(sys.modules[type(scheduler).__module__], "randn_tensor", noise)
+            found.append(scheduler.step_pred(output, scheduler.timesteps[step], x).prev_sample.numpy())
+        mean, spread = our_step(levels, output, x, s, s - 1)
+        np.testing.assert_allclose(mean, found[0], rtol=1e-5)
+        ratio = levels.schedule.sigma(s - 1) / levels.schedule.sigma(s)  # its noise is that of the step to more noise
+        np.testing.assert_allclose(spread, ratio * (found[1] - found[0]), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
