@@ -18,6 +18,7 @@ from benchmarks.cube_factory import scenes
 from benchmarks.cube_factory.prepare import prepare
 from benchmarks.cube_factory.render import make_scenes, rounded_cube
 from benchmarks.cube_factory.scenes import HALF, ORIGIN, TARGET, Camera, sample_layout, sample_scene, visible_shares
+from benchmarks.harness import command
 
 CAMERA = Camera(ORIGIN, TARGET)
 SIZE = 24
@@ -36,7 +37,7 @@ def made(scenes=6, seed=3):
 
 def run(module, *arguments):
     app = typer.Typer()
-    app.command()(module.main)
+    app.command()(command(module, module.__name__.rpartition(".")[2]))
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
@@ -197,7 +198,7 @@ def test_refused_layouts_of_too_many_cubes():
 
 
 def test_refused_files(files, tmp_path):
-    with pytest.raises(ValueError, match=r"5000 scenes are kept.* only 12 in all.*cube_factory\.render --scenes"):
+    with pytest.raises(ValueError, match=r"5000 scenes are kept.* only 12 in all.*benchmarks render --scenes"):
         prepare([*files], 12)
     bare, short = tmp_path / "bare.npz", tmp_path / "short.npz"
     np.savez(bare, pos=np.zeros((2, 5, 2)), offset=np.zeros(3))
@@ -208,7 +209,7 @@ def test_refused_files(files, tmp_path):
         prepare([short], 12)
     result = run(prepare_cubes, bare, "--out", tmp_path / "out.npz")
     assert result.exit_code == 2
-    assert result.stderr.startswith("prepare_cubes:")
+    assert result.stderr.startswith("benchmarks prepare:")
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out.npz").exists()
 
