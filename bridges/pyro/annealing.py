@@ -18,7 +18,6 @@ from ppl_diffusion.schedule import Ladder
 
 from ..blackjax.walker import BlackJAXKernel
 from ..torch_jax.convert import contains_jax
-from .curved import weight_notes
 from .joint import JointPotential
 from .likelihood import Likelihood
 from .walker import PyroKernel
@@ -111,9 +110,6 @@ def anneal_model(
     attributes = {**trace.attributes, "likelihood": likelihood, "dims": joint.dims}
     sites, groups = joint.report(trace.positions)
     last, notes = attributes["levels"][-1], [*joint.notes]
-    curved = joint.observations.curved
-    shares = trace.stats["ess"].to_numpy() / chains
-    notes += weight_notes(() if curved is None else curved.curved, joint.name, shares, resample)
     if last > 0:
         notes.append(
             f"the ladder ends at level {last}: the draws of {joint.name} are noised, x_k and not x, and of another "

@@ -191,24 +191,25 @@ def find_curved(
     return CurvedSites(seen, together, standard_points(len(at)), tuple(curved))
 
 
-def weight_notes(sites: Collection[str], model: str, shares: np.ndarray, resample: float | None) -> list[str]:
+def doubts_of_weights(curved: CurvedSites | None, model: str, shares: np.ndarray, *, used: bool) -> list[str]:
     """Return a sentence if the modes of a posterior may be counted wrongly, because of sites that are not linear in x.
 
     Args:
-        sites: names of these sites.
+        curved: these sites, or None.
         model: name of the model.
         shares: effective sample size of the weights on each rung, divided by the number of chains.
-        resample: the threshold below which the walk resampled, or None.
+        used: whether chains were resampled by them.
     """
-    if not sites or not np.isfinite(shares).any():
+    if curved is None or not np.isfinite(shares).any():
         return []
+    sites = curved.curved
     what = f"{', '.join(sites)} of {model} {'is' if len(sites) == 1 else 'are'} not linear in x"
-    if resample is None and shares[-1] < LEAST_UNUSED:
+    if not used and shares[-1] < LEAST_UNUSED:
         return [
             f"{what}, and the weights of this walk, which count its modes, were not used (they would leave "
             f"{shares[-1]:.0%} of the chains): give resample=0.5"
         ]
-    if resample is not None and np.nanmin(shares) < LEAST_USED:
+    if used and np.nanmin(shares) < LEAST_USED:
         return [
             f"{what}, and on one rung the weights leave {np.nanmin(shares):.1%} of the chains: shares of modes and "
             "evidence are as uncertain as so few chains: take more chains, more rungs, "

@@ -19,7 +19,7 @@ from ppl_diffusion.sampling.advice import warn_caller
 from ppl_diffusion.schedule import NoiseSchedule
 
 from .checks import check_rerun
-from .curved import find_curved
+from .curved import doubts_of_weights, find_curved
 from .flat import BATCHABLE, NotBatchable, check_call, energies_of, gradient_of
 from .likelihood import ObservedSites, Widening, clean_estimate, linearise
 from .sites import is_deterministic, sample_sites
@@ -83,6 +83,9 @@ class ModelPotential(Leaf):
     def reference(self) -> Reference:
         """Mean and variance of the data: the ``reference`` argument of :func:`from_model`."""
         return self._reference
+
+    def doubts_of_weights(self, shares: np.ndarray, *, used: bool) -> list[str]:
+        return doubts_of_weights(self.observations.curved, self.name, shares, used=used)
 
     @property
     def exponent(self) -> float:

@@ -26,7 +26,7 @@ from ppl_diffusion.potentials.target import Target
 from ..torch_jax.convert import contains_jax
 from .checks import check_priors, check_rerun, check_same_sites, precision_warnings
 from .coordinates import log_prior, unconstrain
-from .curved import CurvedSites, find_curved
+from .curved import CurvedSites, doubts_of_weights, find_curved
 from .flat import FlatModel, energies_of, gradient_of
 from .likelihood import Likelihood, Linearisation, ObservedSites, Widening, clean_estimate, linearise
 from .refreshment import metropolis
@@ -117,6 +117,10 @@ class JointPotential(FlatModel, Target):
 
     def parts(self) -> tuple[Potential, ...]:
         return tuple(dict.fromkeys(self.priors))
+
+    def doubts_of_weights(self, shares: np.ndarray, *, used: bool) -> list[str]:
+        told = doubts_of_weights(self.observations.curved, self.name, shares, used=used)
+        return told + super().doubts_of_weights(shares, used=used)
 
     def parts_at(self, positions: Any) -> list[tuple[Any, Any]]:
         """Return the potential of each diffusion prior with its points ``(points, *event_shape)`` of flat ``positions

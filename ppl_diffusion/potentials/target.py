@@ -182,6 +182,15 @@ class Target(ABC):
         """
         return [(part, None) for part in self.parts()]
 
+    def doubts_of_weights(self, shares: np.ndarray, *, used: bool) -> list[str]:
+        """Return what the weights of a walk tell against its result, in sentences; by default what the parts say.
+
+        Args:
+            shares: effective sample size of the weights on each rung, divided by the number of chains; NaN without any.
+            used: whether chains were resampled by them.
+        """
+        return [doubt for part in self.parts() for doubt in part.doubts_of_weights(shares, used=used)]
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_memo"}
 

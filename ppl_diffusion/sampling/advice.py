@@ -79,6 +79,8 @@ class Advice(Listener):
     def on_draws(self, walk: Walk, draws: np.ndarray, sample_stats: xr.Dataset) -> list[str]:
         """Return warnings about all recorded draws ``(chains, draws, *event_shape)`` and their statistics."""
         notes = check_last_draws(walk.target, draws, sample_stats, still=self.still)
+        shares = np.array([record["ess"] for record in walk.rungs], dtype=np.float64) / len(draws)
+        notes += [] if self.still else walk.target.doubts_of_weights(shares, used=self.weighted)
         with jax.enable_x64(True):
             return notes + check_quotient(
                 walk.target, levels=(), positions=draws[:256, -1], level=self.ladder.levels[-1]

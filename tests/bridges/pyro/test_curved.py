@@ -16,7 +16,7 @@ from scipy import stats
 import bridges.blackjax as batched
 from bridges.pyro import HMC, DiffusionPrior, JointPotential, anneal_model, from_model
 from bridges.pyro.curved import standard_points
-from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule
+from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, anneal
 
 SCHEDULE = NoiseSchedule.cosine(100)
 ONE = GaussianMixture([[0.0]], [1.0], schedule=SCHEDULE, backend="torch", name="one")
@@ -169,9 +169,19 @@ def test_a_factor_is_widened_as_a_model_is():
 )
 def test_a_walk_that_may_miscount_modes_names_the_site(see, resample, words):
     """Two rungs are too few; a site that is linear in ``x`` is not blamed."""
-    ladder = Ladder((99, 0), steps=1)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        anneal_model(observed(THREE, see, 0.6, 0.01), kernel=HMC(), ladder=ladder, chains=40, seed=0, resample=resample)
-    told = " ".join(str(one.message) for one in caught)
-    assert re.search(words, told) if words else "not linear" not in told
+    given = {"ladder": Ladder((99, 0), steps=1), "chains": 40, "seed": 0, "resample": resample}
+    model = observed(THREE, see, 0.6, 0.01)
+
+    def told(act):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            act()
+        return [str(one.message) for one in caught if "not linear" in str(one.message)]
+
+    for act in (
+        lambda: anneal_model(model, kernel=HMC(), **given),
+        lambda: anneal(JointPotential(model, likelihood="widened"), batched.HMC(), **given),
+    ):
+        notes = told(act)
+        assert len(notes) == bool(words)
+        assert all(re.search(words, note) for note in notes)
