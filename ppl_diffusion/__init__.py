@@ -1,6 +1,7 @@
 """Energy diffusion models as densities at every noise level: compose them, sample them, check the samples."""
 
 from .files import versions
+from .models.classifier import classifier_potential
 from .models.energy import EnergyModel
 from .models.library import load, save_weights
 from .models.noise import ScorePotential
@@ -46,6 +47,7 @@ __all__ = [
     "UniformBox",
     "anneal",
     "check_quotient",
+    "classifier_potential",
     "conjunction",
     "guidance",
     "load",

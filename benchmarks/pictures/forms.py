@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from benchmarks.harness import Record, check_file, last, say, thinned
 from benchmarks.pictures.levels import KEYS, LADDER, held_out, spreads, unseen
 from bridges.blackjax import HMC
 from ppl_diffusion import EnergyModel, Ladder, NoiseSchedule, anneal, save_weights
-from ppl_diffusion.models.forms import Form, noise_potential
+from ppl_diffusion.models.forms import DENSITIES, Form, noise_potential
 from ppl_diffusion.models.networks import build_network
 from ppl_diffusion.training.data import Data, image_data
 from ppl_diffusion.training.objective import denoising_loss, noised
@@ -193,7 +193,7 @@ def main(
         say(f"{name}: held-out loss {content['rows'][name]['denoising loss']:.4f}")
 
     begin = build_network(seed=0, **cast(dict[str, Any], NETWORK))
-    for form in get_args(Form):
+    for form in DENSITIES:
         train(form, form, begin, energy_loss(form, source), "energy")
     begun = time.process_time()
     teacher = fit(deepcopy(begin), teacher_loss(source), source, steps=lengths["denoiser"]).requires_grad_(False)

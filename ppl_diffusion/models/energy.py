@@ -21,7 +21,7 @@ from ..potentials.target import Target
 from ..schedule import NoiseSchedule
 from .conditions import Classes, Conditions, Token, stacked
 from .forms import Form, Reference, check_signature, noise_potential
-from .networks import EnergyMLP, EnergyUNet, is_conditional
+from .networks import ClassifierCNN, EnergyMLP, EnergyUNet, is_conditional
 
 
 class EnergyModel(Leaf):
@@ -36,7 +36,8 @@ class EnergyModel(Leaf):
             ignores. It is put into evaluation mode and its parameters are frozen. On CUDA, calls of this library's
             networks are recorded; for others see :meth:`record_calls`. ``objective.denoising_loss`` trains it: a
             network that predicts the noise is not one, since its output need not be the gradient of an energy.
-        form: "squared_distance", "squared_norm" or "inner_product", see ``ppl_diffusion.models.forms``.
+        form: "squared_distance", "squared_norm" or "inner_product", see ``ppl_diffusion.models.forms``; or "classifier"
+            for a network that returns logits ``(batch, classes)``, whose energy is that of a label, ``.given(3)``.
         schedule: the noise levels.
         event_shape: shape of one point; images of one channel may leave the channel out.
         conditions: the conditions that the network supports; none by default.
@@ -89,13 +90,18 @@ class EnergyModel(Leaf):
         self.conditions = conditions or Classes(0)
         self.token = self.conditions.anything if token is None else token
         self.name, self.info, self._reference = name, dict(info or {}), reference
-        ours = type(network) in (EnergyMLP, EnergyUNet)
+        ours = type(network) in (EnergyMLP, EnergyUNet, ClassifierCNN)
         self.chunks = chunks or Chunks(math.prod(self.event_shape), self.network, record=ours)
 
     @property
     def reference(self) -> Reference:
         """Mean and variance of the data."""
         return self._reference
+
+    @property
+    def exponent(self) -> Any:
+        """1; 0 for a classifier, a likelihood that carries no noise of its own."""
+        return 0.0 if self.form == "classifier" else 1.0
 
     @property
     def device(self) -> torch.device:
@@ -171,6 +177,8 @@ class EnergyModel(Leaf):
             return None
 
     def doubts(self) -> tuple[str, ...]:
+        if self.form == "classifier" and self.token == self.conditions.anything:
+            return (f"{self} without a label is a factor of one: give a label, {self}.given(0)",)
         if self.conditions.absent or self.token != self.conditions.anything or self._label_dropout() != 0:
             return ()
         return (

@@ -1,4 +1,4 @@
-"""The forms of an energy: how a scalar is made from a network's vector field.
+"""The forms of an energy: how a scalar is made from a network's output.
 
 Under ``x_t = alpha x_0 + sigma z`` the best estimate of the noise ``z`` from ``x_t`` is ``-sigma`` times the score. If
 the estimate is a gradient, ``eps(x, t) = grad_x f(x, t)``, then ``U = f / sigma`` is an energy and ``-grad U`` is the
@@ -13,6 +13,12 @@ whose mean ``m`` and variance ``v`` are those of the data. It is meant to domina
 was not trained, so that a quotient of models has the tails of the quotient of their Gaussians. At the noisiest level
 of a variance-preserving schedule every form is N(0, I) when ``s`` vanishes.
 
+A classifier is a fourth form: ``s`` are logits, and the energy is minus the log-probability of the condition,
+
+    classifier         f = -sigma log softmax(s)[condition]
+
+It is a likelihood, a factor of energies of the other forms.
+
 Source: Reduce, Reuse, Recycle (Du et al., 2023), https://arxiv.org/abs/2302.11552; Should EBMs Model the
 Energy or the Score? (Salimans and Ho, 2021), https://openreview.net/forum?id=9AS-TF2jRNb
 """
@@ -20,14 +26,19 @@ Energy or the Score? (Salimans and Ho, 2021), https://openreview.net/forum?id=9A
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..arrays import constant
 from ..schedule import NoiseSchedule
 
-Form = Literal["squared_distance", "squared_norm", "inner_product"]
+Form = Literal["squared_distance", "squared_norm", "inner_product", "classifier"]
+
+DENSITIES: tuple[Form, ...] = ("squared_distance", "squared_norm", "inner_product")
+"""The forms that are densities of their own; a classifier is a factor of them."""
 
 Reference = tuple[Any, Any]
 """Mean and variance of the data: numbers, or arrays that broadcast to ``event_shape``."""
@@ -45,13 +56,13 @@ def noise_potential(
     """Return ``f(x, level)``, whose gradient in ``x`` estimates the noise; sums are in float64.
 
     Args:
-        network: the vector field ``s``, evaluated in the precision of its parameters.
+        network: the vector field ``s``, or logits, evaluated in the precision of its parameters.
         form: how ``f`` is computed from ``s``, see the top of this module.
         schedule: the noise levels.
         x: points, shape ``(batch, *event_shape)``.
         level: integers, shape ``(batch,)`` or ``(1,)``.
         condition: stacked tokens, of length ``batch`` or 1; ignored by a network without conditions.
-        reference: mean and variance of the data; ignored by ``squared_distance``.
+        reference: mean and variance of the data; ignored by ``squared_distance`` and ``classifier``.
 
     Returns:
         Noise potentials, shape ``(batch,)``, float64.
@@ -63,6 +74,9 @@ def noise_potential(
     except TypeError:
         check_signature(network)
         raise
+    if form == "classifier":
+        assert condition is not None
+        return schedule.sigma(level) * label_surprise(s, condition)
     if not isinstance(s, Tensor) or s.numel() != x.numel():
         returned = tuple(s.shape) if isinstance(s, Tensor) else type(s).__name__
         raise ValueError(
@@ -84,8 +98,26 @@ def _per_point(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def check_signature(network: nn.Module) -> None:
-    """Check that ``network`` can be called as ``network(x, log_snr, condition)``, as far as its signature says.
+def label_surprise(logits: Tensor, label: Tensor) -> Tensor:
+    """Return ``-log p(label | x)`` in nats, shape ``(batch,)``, float64.
+
+    Args:
+        logits: shape ``(batch, classes)``.
+        label: integers, shape ``(batch,)`` or ``(1,)``; ``classes`` stands for any class, of probability one.
+    """
+    log_probabilities = F.pad(F.log_softmax(logits.double(), 1), (0, 1))
+    return -log_probabilities.gather(1, label.expand(len(logits))[:, None])[:, 0]
+
+
+def check_signature(
+    network: nn.Module, arguments: Sequence[str] = ("x", "log_snr", "condition"), *, otherwise: str = ""
+) -> None:
+    """Check that ``network`` can be called with these arguments by position, as far as its signature says.
+
+    Args:
+        network: the network.
+        arguments: names of the arguments.
+        otherwise: what else may be done, for the message.
 
     Raises:
         TypeError: it takes other arguments.
@@ -95,9 +127,10 @@ def check_signature(network: nn.Module) -> None:
     except (TypeError, ValueError):  # compiled code does not say
         return
     try:
-        signature.bind("x", "log_snr", "condition")
+        signature.bind(*arguments)
     except TypeError as error:
+        asked = ", ".join(arguments)
         raise TypeError(
-            f"forward() of {type(network).__name__} is called as forward(x, log_snr, condition), and takes "
-            f"{signature}: wrap it in a module with this signature, def forward(self, x, log_snr, condition)"
+            f"forward() of {type(network).__name__} is called as forward({asked}), and takes {signature}: wrap it in a "
+            f"module with this signature, def forward(self, {asked}){otherwise}"
         ) from error

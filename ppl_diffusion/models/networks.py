@@ -6,7 +6,7 @@ their last layer start small but not zero, so that training starts near a Gaussi
 sines and cosines of the log signal-to-noise ratio, which vary smoothly from level to level. Conditions are tokens
 (``ppl_diffusion.models.conditions``): class labels are embedded; the position of an object is drawn as a Gaussian bump
 into additional input channels, so that convolutions see it at its place in the picture; tokens that are vectors of
-numbers enter as the noise level does.
+numbers enter as the noise level does. A classifier is built of the same blocks; labels are what it returns.
 
 Source of the U-Net: Denoising Diffusion Probabilistic Models (Ho, Jain and Abbeel, 2020),
 https://arxiv.org/abs/2006.11239; of its pixel shuffling: Shi et al., 2016, https://arxiv.org/abs/1609.05158
@@ -135,14 +135,8 @@ class EnergyUNet(nn.Module):
         token_size: int = 0,
     ) -> None:
         super().__init__()
-        if len(shape) != 3:
-            raise ValueError(f"shape is (channels, height, width), got {list(shape)}: gray pictures have one channel")
-        channels, height, width = shape
-        self.positions = positions
-        if height % 2 ** len(widths) or width % 2 ** len(widths):
-            raise ValueError(f"sides {height}x{width} must be divisible by {2 ** len(widths)} for {len(widths)} widths")
-        if not widths or any(width % GROUPS for width in widths):
-            raise ValueError(f"widths must be multiples of {GROUPS}, which are normalised together, got {list(widths)}")
+        _check_image(shape, widths)
+        channels, self.positions = shape[0], positions
         features = 2 * widths[0]
         self.embedding = LevelEmbedding(features, classes=classes, token_size=token_size)
         self.enter = Convolution(4 * channels + 2 * positions, widths[0], 3, padding=1)
@@ -192,6 +186,45 @@ def _position_channels(tokens: Tensor | None, h: Tensor) -> Tensor:
     return present[:, None, None, None] * torch.stack([bump, torch.ones_like(bump)], dim=1)
 
 
+class ClassifierCNN(nn.Module):
+    """A small classifier of noised images, whose first convolutions run at half the resolution of the image.
+
+    Args:
+        shape: (channels, height, width) of an image; both sides divisible by ``2 ** len(widths)``.
+        widths: features at half resolution, at a quarter, and so on; multiples of 8.
+        blocks: residual blocks at each resolution.
+        classes: number of class labels, at least two.
+
+    Raises:
+        ValueError: as of :class:`EnergyUNet`; fewer than two classes.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], *, widths: Sequence[int] = (32, 64), blocks: int = 1, classes: int
+    ) -> None:
+        super().__init__()
+        _check_image(shape, widths)
+        if classes < 2:
+            raise ValueError(f"a classifier has at least two classes, got {classes}: give labels")
+        features = 2 * widths[0]
+        self.embedding = LevelEmbedding(features, classes=0)
+        self.enter = Convolution(4 * shape[0], widths[0], 3, padding=1)
+        self.stages = nn.ModuleList(nn.ModuleList(_Block(w, features) for _ in range(blocks)) for w in widths)
+        self.shrink = nn.ModuleList(Convolution(a, b, 2, stride=2) for a, b in pairwise(widths))
+        self.norm = nn.GroupNorm(GROUPS, widths[-1])
+        self.head = nn.Linear(widths[-1], classes)
+
+    def forward(self, x: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return logits ``(batch, classes)`` of ``x (batch, channels, height, width)``; ``condition`` is ignored."""
+        level = self.embedding(log_snr, None)
+        h = self.enter(F.pixel_unshuffle(x, 2))
+        for i, stage in enumerate(self.stages):
+            h = self.shrink[i - 1](h) if i else h
+            for block in stage:  # type: ignore[attr-defined]
+                h = block(h, level)
+        return self.head(F.silu(self.norm(h)).mean((2, 3)))
+
+
 class _Block(nn.Module):
     """Residual block: group norm, convolution, scale and shift by the level features, convolution."""
 
@@ -210,6 +243,8 @@ class _Block(nn.Module):
 
 def is_conditional(network: nn.Module) -> bool:
     """Whether a network is one of this library with conditions, which it cannot be evaluated without."""
+    if isinstance(network, ClassifierCNN):
+        return True
     if not isinstance(network, (EnergyMLP, EnergyUNet)):
         return False
     embedded = network.embedding.labels is not None or network.embedding.tokens is not None
@@ -218,7 +253,7 @@ def is_conditional(network: nn.Module) -> bool:
 
 @on_cpu()
 def build_network(kind: str, *, seed: int = 0, **options: Any) -> nn.Module:
-    """Build a network, "mlp" or "unet", from its constructor's arguments, as weight files store them.
+    """Build a network, "mlp", "unet" or "cnn", from its constructor's arguments, as weight files store them.
 
     The initial weights are drawn from ``seed``; torch's global generator is not changed. They are in single precision,
     whatever torch's default is.
@@ -226,7 +261,7 @@ def build_network(kind: str, *, seed: int = 0, **options: Any) -> nn.Module:
     Raises:
         ValueError: an unknown kind, or arguments that its constructor does not accept.
     """
-    kinds: dict[str, type[nn.Module]] = {"mlp": EnergyMLP, "unet": EnergyUNet}
+    kinds: dict[str, type[nn.Module]] = {"mlp": EnergyMLP, "unet": EnergyUNet, "cnn": ClassifierCNN}
     if kind not in kinds:
         raise ValueError(f"unknown network {kind!r}: use one of {', '.join(kinds)}")
     try:
@@ -235,6 +270,16 @@ def build_network(kind: str, *, seed: int = 0, **options: Any) -> nn.Module:
             return kinds[kind](**options).float()
     except TypeError as error:
         raise ValueError(f"network {kind!r} cannot be built from {options}: {error}") from error
+
+
+def _check_image(shape: Sequence[int], widths: Sequence[int]) -> None:
+    if len(shape) != 3:
+        raise ValueError(f"shape is (channels, height, width), got {list(shape)}: gray pictures have one channel")
+    _, height, width = shape
+    if height % 2 ** len(widths) or width % 2 ** len(widths):
+        raise ValueError(f"sides {height}x{width} must be divisible by {2 ** len(widths)} for {len(widths)} widths")
+    if not widths or any(width % GROUPS for width in widths):
+        raise ValueError(f"widths must be multiples of {GROUPS}, which are normalised together, got {list(widths)}")
 
 
 def _token_mlp(size: int, width: int) -> nn.Module:

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..arrays import Array, constant, on_cpu
+from ..arrays import Array, on_cpu
 from ..devices.chunks import Chunks
 from ..potentials.score import Prediction, ScoreLeaf, as_noise, no_energy, slopes_at
 from ..potentials.target import Target
 from ..schedule import NoiseSchedule
 from .conditions import Classes, Conditions, Token, stacked
+from .times import at_level, checked_times
 
 PROBE = 16
 """Number of points at which the kind of a prediction is checked."""
@@ -86,15 +87,9 @@ class ScorePotential(ScoreLeaf):
             raise TypeError(f"event_shape is a tuple: try event_shape=({event_shape},)")
         if not isinstance(schedule, NoiseSchedule):
             raise TypeError(f"schedule must be a NoiseSchedule, got {schedule!r}: try NoiseSchedule.linear(1000)")
-        found = np.arange(len(schedule)) if times is None else np.asarray(times)
-        if found.shape != (len(schedule),) or not np.all(np.isfinite(found)):
-            raise ValueError(
-                f"times has the shape {found.shape} for a schedule of {len(schedule)} levels: give one number per "
-                "level, cleanest first, or the schedule that the network was trained on"
-            )
         self.network = network.eval().requires_grad_(False)
         self.predicts, self.schedule, self.event_shape = predicts, schedule, tuple(event_shape)
-        self.times = tuple(found.tolist())
+        self.times = checked_times(times, schedule)
         self.conditions = conditions
         self.token = conditions.anything if conditions is not None and token is None else token
         self.name, self._reference = name, reference
@@ -222,10 +217,10 @@ def _predict(network: Callable[..., Any], times: tuple[float, ...], x: Tensor, l
     """Return the prediction of the network, of the shape of ``x (batch, *event_shape)``."""
     precision = next(network.parameters()).dtype  # type: ignore[attr-defined]
     images = x[:, None] if x.ndim == 3 else x
-    time = constant(times, x.device)[level].expand(len(x))
-    time = time.long() if all(isinstance(t, int) for t in times) else time.to(precision)
+    images = images.to(precision)
+    time = at_level(times, level, len(x), like=images)
     given = () if condition is None else (condition.expand(len(x), *condition.shape[1:]),)
-    output = network(images.to(precision), time, *given)
+    output = network(images, time, *given)
     if not isinstance(output, Tensor) or output.numel() != x.numel():
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(

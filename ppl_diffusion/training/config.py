@@ -31,13 +31,15 @@ class Config:
         positions: key of the positions of the objects in each picture, ``(n, most, 2)`` in [0, 1], padded with NaN.
         conditions: name of another kind of conditions, and the key of its values ``(n, ...)``.
         description: one line for readers.
-        network: kind ("mlp" or "unet") and constructor arguments of the network.
-        form: how the energy is computed from the network's output, see ``ppl_diffusion.models.forms``.
+        network: kind ("mlp" or "unet", "cnn" for a classifier) and constructor arguments of the network.
+        form: how the energy is computed from the network's output, see ``ppl_diffusion.models.forms``. "classifier"
+            trains a classifier of noised points by their labels, by cross-entropy instead of denoising.
         levels: number of levels of the cosine schedule.
         batch, steps: size and number of batches.
         learning_rate, warm_up: peak learning rate of AdamW, and number of warm-up steps.
         ema: decay of the exponential moving average of the parameters.
-        label_dropout: fraction of conditions that are replaced by "any", to train the unconditional model.
+        label_dropout: fraction of conditions that are replaced by "any", to train the unconditional model; a
+            classifier has none.
         seed: seed of data, levels, noise and initial weights.
         which_level: weight of the level classification loss (``ppl_diffusion.training.objective``); 0 omits it.
         init: a shipped model or a weight file whose weights to start from; random weights by default.
@@ -77,6 +79,19 @@ class Config:
             raise ValueError(complaint(error, Config)) from error
         for name, value in values.items():
             object.__setattr__(self, name, value)
+        self._check_classifier()
+
+    def _check_classifier(self) -> None:
+        classifier = self.form == "classifier"
+        if classifier != (self.network["kind"] == "cnn"):
+            raise ValueError(
+                f"form = {self.form!r} is not for the network {self.network['kind']!r}: a classifier has form = "
+                "'classifier' and kind = 'cnn' under [network]"
+            )
+        if classifier and (self.positions or self.conditions or not self.labels):
+            raise ValueError("a classifier learns labels: give labels = 'y_train', their key, and no other conditions")
+        if classifier and self.which_level:
+            raise ValueError("which_level compares energies of levels, and a classifier has none: leave it out")
 
     def plain(self) -> dict[str, Any]:
         """Return its content as a table, as weight files and checkpoints store it."""

@@ -1,4 +1,4 @@
-"""Training objectives: the denoising loss, and a loss of classifying the noise level of a point.
+"""Training objectives: the denoising loss, a loss of classifying the noise level of a point, and that of a classifier.
 
 Denoising determines the gradient of the energy at every level, but neither the difference of energies between levels
 nor between separate modes. Log-weight increments between rungs consist of just these differences. The second loss
@@ -79,6 +79,24 @@ def denoising_loss(
     if teacher is not None:
         noise = teacher(x.detach(), level, condition)
     return _noise_error(noise_potential(network, form, schedule, x, level, condition, reference), x, noise)
+
+
+def classification_loss(
+    network: nn.Module, schedule: NoiseSchedule, clean: Tensor, *, label: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Mean of ``-log p(label | x)`` over noised points, in nats, with levels drawn uniformly; a scalar.
+
+    Args:
+        network: returns logits ``(batch, classes)``; its parameters are trained.
+        schedule: the noise levels.
+        clean: data, shape ``(batch, *event_shape)``.
+        label: integers, shape ``(batch,)``.
+        generator: generator of levels and noise, on the device of ``clean``.
+    """
+    level = torch.randint(len(schedule), (len(clean),), generator=generator, device=clean.device)
+    x, _ = noised(schedule, clean, level, generator)
+    surprises = noise_potential(network, "classifier", schedule, x.detach(), level, label) / schedule.sigma(level)
+    return surprises.mean()
 
 
 class Losses(NamedTuple):

@@ -55,8 +55,20 @@ class UNet(TypedDict):
     token_size: NotRequired[Number]
 
 
-Network = Annotated[MLP | UNet, Field(discriminator="kind")]
-NETWORKS: dict[str, Any] = {"mlp": MLP, "unet": UNet}
+class CNN(TypedDict):
+    """Arguments of ``ClassifierCNN``, of ``ppl_diffusion.models.networks``; the number of classes comes with the
+    data."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+    kind: Literal["cnn"]
+    shape: Annotated[list[Size], Field(description="whole numbers >= 1")]
+    widths: NotRequired[Annotated[list[Size], Field(description="whole numbers >= 1")]]
+    blocks: NotRequired[Size]
+    classes: NotRequired[Number]
+
+
+Network = Annotated[MLP | UNet | CNN, Field(discriminator="kind")]
+NETWORKS: dict[str, Any] = {"mlp": MLP, "unet": UNet, "cnn": CNN}
 EXAMPLES = {"size": "size = 2", "shape": "shape = [1, 28, 28]"}
 
 
@@ -94,7 +106,7 @@ def _complaint_of_network(problem: str, inside: list[Any], value: Any) -> str:
             'kind = "unet" under it'
         )
     if not isinstance(value["kind"], str):
-        return f"kind of the network must be text, got {value['kind']!r}: write kind = 'mlp' or 'unet'"
+        return f"kind of the network must be text, got {value['kind']!r}: write kind = 'mlp', 'unet' or 'cnn'"
     return f"unknown network {value['kind']!r}: use one of {', '.join(NETWORKS)}"
 
 

@@ -1,4 +1,4 @@
-"""Training of energy models by denoising: resumable, reproducible, without pickles.
+"""Training of energy models by denoising, and of classifiers: resumable, reproducible, without pickles.
 
 The optimiser is AdamW with warm-up and cosine decay; the trained model has an exponential moving average of the
 parameters. A checkpoint is one safetensors file with the complete state, the generator included: a resumed run gives
@@ -33,7 +33,7 @@ from ..schedule import NoiseSchedule
 from .checkpoint import Run, resume, save
 from .config import Config, load_config
 from .data import Data, image_data, planar_data
-from .objective import Levels, denoising_loss
+from .objective import Levels, classification_loss, denoising_loss
 from .teacher import Teacher
 
 __all__ = ["Config", "TrainingProgress", "load_config", "train"]
@@ -46,7 +46,7 @@ CHECKPOINT_SECONDS = 60.0
 
 
 class TrainingProgress(NamedTuple):
-    """Argument of a progress callback: steps done, steps in total, and a running mean of the denoising loss."""
+    """Argument of a progress callback: steps done, steps in total, and a running mean of the loss."""
 
     step: int
     steps: int
@@ -183,7 +183,7 @@ def _data(config: Config, source: str | Path | None, kinds: Kinds) -> Data:
         labels=config.labels,
         positions=config.positions,
         batch=config.batch,
-        label_dropout=config.label_dropout,
+        label_dropout=0.0 if config.form == "classifier" else config.label_dropout,
         conditions=config.conditions,
         kinds=kinds,
     )
@@ -250,7 +250,10 @@ def _step(run: Run, config: Config, source: Data, schedule: NoiseSchedule, teach
 
     def losses(clean: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
         given: dict[str, Any] = {"condition": condition, "reference": source.reference, "generator": run.noise}
-        if run.levels is None:
+        if config.form == "classifier":
+            assert condition is not None
+            loss = error = classification_loss(run.network, schedule, clean, label=condition, generator=run.noise)
+        elif run.levels is None:
             loss = error = denoising_loss(run.network, config.form, schedule, clean, teacher=teacher, **given)
         else:
             error, surprise = run.levels.losses(run.network, config.form, clean, **given)
