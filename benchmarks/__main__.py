@@ -32,9 +32,12 @@ BENCHMARKS = {
     "mixing": "pictures.mixing",
     "levels": "pictures.levels",
     "forms": "pictures.forms",
+    "judge": "pictures.judge",
+    "classifier": "pictures.classifier",
     "detector": "cube_factory.train_detector",
     "render": "cube_factory.render",
     "prepare": "cube_factory.prepare",
+    "photographs": "pictures.photographs",
     "same-walks": "same_walks",
 }
 """Module of each benchmark, by name: that of its file of results, where it writes one."""

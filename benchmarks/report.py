@@ -268,6 +268,31 @@ def calibration(content: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def judge(content: Mapping[str, Any]) -> str:
+    """Return the table of held-out digits that the judge and the steering classifier know, by noise level."""
+    shares = content["shares"]
+    names = ["clean" if level == "clean" else f"level {level}" for level in shares]
+    lines = [f"| {content['digits']:,} held-out digits | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for key, words in (("judge", "the judge"), ("classifier", "the steering classifier")):
+        cells = [f"{row[key]:.2%}" if key in row else "" for row in shares.values()]
+        lines.append(f"| {words} knows | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def classifier(content: Mapping[str, Any]) -> str:
+    """Return the table of digits that were steered by a classifier, by scale and sampler."""
+    merits = ("accuracy", "Frechet distance", "precision", "recall")
+    lines = [f"| target | sampler | evaluations | acceptance | {' | '.join(merits)} | labels |", "|---" * 9 + "|"]
+    for name, row in content["rows"].items():
+        kind, _, sampler = name.partition(", ")
+        rate = f"{row['acceptance']['mean']:.2f}" if "acceptance" in row else ""
+        cells = [cell(row[merit]) for merit in merits]
+        lines.append(
+            f"| {kind} | {sampler} | {row.get('evaluations', '')} | {rate} | {' | '.join(cells)} | {row['labels']} |"
+        )
+    return "\n".join(lines)
+
+
 def render(text: str) -> str:
     """Return the text of a page with every marked part regenerated from the results."""
     for make in (
@@ -285,6 +310,8 @@ def render(text: str) -> str:
         mixing,
         levels,
         forms,
+        judge,
+        classifier,
     ):
         text = _fill(text, make)
     return text

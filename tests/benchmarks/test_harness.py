@@ -26,7 +26,7 @@ from bridges.terminal import output
 from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, anneal
 
 ROOT = Path(__file__).parents[2]
-FACTORY = {"render", "prepare"}
+FACTORY = {"render", "prepare", "photographs"}
 """Benchmarks that make data and claim nothing."""
 
 
