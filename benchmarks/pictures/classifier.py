@@ -5,10 +5,10 @@ it more often, and better, than reverse diffusion with the same two networks doe
 
 The target is ``load("digits")`` without a label times ``p(label | x) ** scale`` by ``load("digits_classifier")``, a
 classifier of noised digits. Beside it stands ``load("digits").given(label)``, a model that was trained with the labels.
-Every level is visited, with one HMC step of three leapfrogs or three Langevin steps at each, 400 evaluations of both
-networks; reverse diffusion alone costs one evaluation a level. On arrival at a level every walk first takes the
-reverse-diffusion proposal. Step sizes are adapted. Weighted HMC resamples from level 97 to 20, where the energies of
-this network agree between levels.
+Every second level is visited, with one HMC step of three leapfrogs or three Langevin steps at each, 200 evaluations
+of both networks; reverse diffusion alone visits every level, 100 evaluations. On arrival at a level every walk first
+takes the reverse-diffusion proposal. Step sizes are adapted. Weighted HMC resamples from level 97 to 20, where the
+energies of this network agree between levels.
 
 A second classifier, of another make and trained on clean digits (``python -m benchmarks judge``), says whether a
 picture is the digit. In its features are the Frechet distance to held-out real digits of the class, and precision and
@@ -28,7 +28,7 @@ import torch
 import typer
 from matplotlib.figure import Figure
 
-from benchmarks.harness import Record, check_choice, last, say, summarise
+from benchmarks.harness import Record, check_choice, last, say, summarise, thinned
 from benchmarks.pictures.cubes import KERNELS, LATER, WEIGHED, part
 from benchmarks.pictures.fidelity import frechet_distance, precision_and_recall
 from benchmarks.pictures.judge import Judge, load_judge, look, read_digits
@@ -58,12 +58,11 @@ def target(kind: str, label: int) -> Potential:
 
 def sample(potential: Potential, sampler: str, *, chains: int, every: int, seed: int) -> list[Trace]:
     """Draw digits with one of the samplers, in one walk or in two consecutive ones; the last one has the pictures."""
-    levels = tuple(range(len(SCHEDULE)))[::every][::-1]
     common: dict[str, Any] = {"chains": chains, "seed": seed}
     if sampler == "reverse":
-        return [reverse_diffusion(potential, ladder=Ladder(levels), **common)]
+        return [reverse_diffusion(potential, **common)]
     kernel = KERNELS[sampler]
-    ladder = Ladder(levels, steps=3 // kernel.leapfrogs)
+    ladder = thinned(Ladder.full(SCHEDULE, steps=3 // kernel.leapfrogs), every)
     if not sampler.startswith("weighted"):
         return [anneal(potential, kernel, ladder=ladder, reverse_step=True, **common)]
     upper, lower = part(ladder, *WEIGHED), part(ladder, WEIGHED[1], 0)
@@ -145,7 +144,7 @@ def main(
     scales: Annotated[list[float], typer.Option(min=0.01, help="Scales of guidance.")] = [1.0, 4.0],  # noqa: B006
     samplers: Annotated[list[str], typer.Option(help=f"Of {', '.join(SAMPLERS)}.")] = list(SAMPLERS),  # noqa: B006
     chains: Annotated[int, typer.Option(min=4, max=400, help="Pictures of each label.")] = 50,
-    every: Annotated[int, typer.Option(min=1, help="Let walks take every n-th level only.")] = 1,
+    every: Annotated[int, typer.Option(min=1, help="Let walks take every n-th level only.")] = 2,
 ) -> None:
     """Draw digits, judge them, and write the results."""
     check_choice("--samplers", samplers, SAMPLERS)

@@ -32,6 +32,7 @@ from ..devices.chunks import Chunks
 from ..potentials.algebra import Leaf, Potential
 from ..potentials.target import Target, require_energy
 from ..schedule import NoiseSchedule
+from .batches import stack_points
 from .forms import check_signature, label_surprise
 from .times import at_level, checked_times
 
@@ -145,26 +146,11 @@ class ClassifierPotential(Leaf):
 
     def _stacked(self, members: Sequence[Any], points: Sequence[Array]) -> tuple[Tensor, list[int], Tensor, Tensor]:
         """Return all points ``(batch, *event_shape)``, the count of each member, and label and scale of each point."""
-        if any(module.training for module in self.network.modules()):
-            raise ValueError(
-                f"the network of {self.name}, or a part of it, is in training mode, where dropout and batch norms make "
-                "energies random or dependent on other chains: call network.eval()"
-            )
-        flat = [x.reshape(-1, *self.event_shape) for x in points]
-        for x in flat:
-            if x.device.type != self.device.type:
-                raise ValueError(
-                    f"{self.name} is on {self.device}, the points on {x.device}: pass x.to('{self.device}')"
-                )
-        sizes = [len(x) for x in flat]
-        labels, scales = ([getattr(m, key) for m in members] for key in ("label", "scale"))
-        counts = torch.tensor(sizes, device=self.device)
-        return (
-            torch.cat(flat),
-            sizes,
-            torch.tensor(labels, device=self.device).repeat_interleave(counts),
-            torch.tensor(scales, dtype=torch.float64, device=self.device).repeat_interleave(counts),
-        )
+        batch, sizes = stack_points(self, points)
+        counted = list(zip(members, sizes, strict=True))
+        labels = [torch.full((n,), member.label, device=self.device) for member, n in counted]
+        scales = [torch.full((n,), member.scale, device=self.device, dtype=torch.float64) for member, n in counted]
+        return batch, sizes, torch.cat(labels), torch.cat(scales)
 
     def _energy(self, x: Tensor, level: Any, labels: Tensor, scales: Tensor) -> Tensor:
         """Return energies ``(batch,)`` of ``x (batch, *event_shape)``, NaN outside the schedule."""

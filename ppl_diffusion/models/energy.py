@@ -19,6 +19,7 @@ from ..potentials.algebra import Leaf
 from ..potentials.common_ground import ConditionWarning, warn_outside
 from ..potentials.target import Target
 from ..schedule import NoiseSchedule
+from .batches import stack_points
 from .conditions import Classes, Conditions, Token, stacked
 from .forms import Form, Reference, check_signature, noise_potential
 from .networks import ClassifierCNN, EnergyMLP, EnergyUNet, is_conditional
@@ -233,19 +234,9 @@ class EnergyModel(Leaf):
 
     def _stack_points(self, members: Sequence[Target], points: Sequence[Array]) -> tuple[Tensor, list[int], Tensor]:
         """Return all points ``(batch, *event_shape)``, the count of each member, and the condition tensor."""
-        if any(module.training for module in self.network.modules()):
-            raise ValueError(
-                f"the network of {self.name}, or a part of it, is in training mode, where dropout and batch norms make "
-                "energies random or dependent on other chains: call network.eval()"
-            )
-        flat = [x.reshape(-1, *self.event_shape) for x in points]
-        sizes = [len(x) for x in flat]
-        for x in flat:
-            if x.device.type != self.device.type:
-                places = f"{self.name} is on {self.device}, the points on {x.device}"
-                raise ValueError(f"{places}: pass x.to('{self.device}')")
+        batch, sizes = stack_points(self, points)
         tokens = [member.token for member in members]  # type: ignore[attr-defined]
-        return torch.cat(flat), sizes, stacked(self.conditions, tokens, sizes, self.device)
+        return batch, sizes, stacked(self.conditions, tokens, sizes, self.device)
 
     @on_cpu()
     def tune(self, points: int, *, level: int | None = None) -> dict[int, float]:

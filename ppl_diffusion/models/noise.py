@@ -21,6 +21,7 @@ from ..devices.chunks import Chunks
 from ..potentials.score import Prediction, ScoreLeaf, as_noise, no_energy, slopes_at
 from ..potentials.target import Target
 from ..schedule import NoiseSchedule
+from .batches import stack_points
 from .conditions import Classes, Conditions, Token, stacked
 from .times import at_level, checked_times
 
@@ -146,18 +147,7 @@ class ScorePotential(ScoreLeaf):
         self, members: Sequence[Target], points: Sequence[Array], level: Any
     ) -> list[tuple[Array, Array]]:
         """Zeros ``(*chains,)`` and gradients ``(*chains, *event_shape)`` of every member, by one network call."""
-        if any(module.training for module in self.network.modules()):
-            raise ValueError(
-                f"the network of {self.name}, or a part of it, is in training mode, where dropout and batch norms make "
-                "scores random or dependent on other chains: call network.eval()"
-            )
-        flat = [x.reshape(-1, *self.event_shape) for x in points]
-        for x in flat:
-            if x.device.type != self.device.type:
-                raise ValueError(
-                    f"{self.name} is on {self.device}, the points on {x.device}: pass x.to('{self.device}')"
-                )
-        batch, sizes, condition = torch.cat(flat), [len(x) for x in flat], None
+        (batch, sizes), condition = stack_points(self, points), None
         if self.conditions is not None:
             tokens = [member.token for member in members]  # type: ignore[attr-defined]
             condition = stacked(self.conditions, tokens, sizes, self.device)

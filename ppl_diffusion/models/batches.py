@@ -1,0 +1,31 @@
+"""Points of several members of a group as one batch of their network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def stack_points(model: Any, points: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+    """Return all points ``(batch, *event_shape)`` and their count for each member.
+
+    Args:
+        model: has a ``network``, an ``event_shape``, a ``device`` and a name.
+        points: the points of each member, ``(*chains, *event_shape)``.
+
+    Raises:
+        ValueError: the network is in training mode, or points are on another device.
+    """
+    if any(module.training for module in model.network.modules()):
+        raise ValueError(
+            f"the network of {model}, or a part of it, is in training mode, where dropout and batch norms make "
+            "energies and scores random or dependent on other chains: call network.eval()"
+        )
+    flat = [x.reshape(-1, *model.event_shape) for x in points]
+    for x in flat:
+        if x.device.type != model.device.type:
+            raise ValueError(f"{model} is on {model.device}, the points on {x.device}: pass x.to('{model.device}')")
+    return torch.cat(flat), [len(x) for x in flat]
