@@ -110,6 +110,8 @@ def train(
     _check_shape(config, source)
     schedule, taught = NoiseSchedule.cosine(config.levels), None
     if teacher is not None:
+        if "classifier" in (config.form, getattr(teacher, "form", "")):
+            raise ValueError("a classifier learns labels, and knows no noise: leave the teacher out, or give another")
         if config.which_level:
             raise ValueError("a teacher knows no levels between its own: set which_level = 0")
         taught = Teacher(teacher, source, label_dropout=config.label_dropout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -116,6 +117,14 @@ def test_configurations_that_are_no_classifiers_are_refused_on_one_line(changes,
     assert "\n" not in str(caught.value)
 
 
+def test_a_classifier_has_no_teacher_and_is_none(tmp_path, data):
+    judge = train(dataclasses.replace(CONFIG, steps=2), checkpoint=tmp_path / "a.safetensors", data=data)
+    digits = Config(name="d", data="npz", network={**NETWORK, "kind": "unet"}, steps=2, batch=8)
+    for config, teacher in ((CONFIG, load("digits")), (digits, judge)):
+        with pytest.raises(ValueError, match="a classifier learns labels, and knows no noise: leave the teacher out"):
+            train(config, checkpoint=tmp_path / "b.safetensors", data=data, teacher=teacher)
+
+
 def test_one_class_is_refused(tmp_path, data):
     pictures, _ = halves(20)
     np.savez(tmp_path / "one.npz", x_train=pictures, y_train=np.zeros(20, dtype=int))
@@ -126,6 +135,6 @@ def test_one_class_is_refused(tmp_path, data):
 def test_the_shipped_classifier_knows_digits():
     """Its configuration is that of its weights; it knows digits drawn from the model of digits far above chance."""
     model = load("digits_classifier")
-    assert Config(**__import__("json").loads(model.info["config"])) == load_config("digits_classifier")
+    assert Config(**json.loads(model.info["config"])) == load_config("digits_classifier")
     assert model.event_shape == load("digits").event_shape
     assert (load("digits") * model.given(3)).schedule == load("digits").schedule
