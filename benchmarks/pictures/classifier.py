@@ -24,14 +24,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 from matplotlib.figure import Figure
 
 from benchmarks.harness import Record, check_choice, last, say, summarise, thinned
 from benchmarks.pictures.cubes import KERNELS, LATER, WEIGHED, part
 from benchmarks.pictures.fidelity import frechet_distance, precision_and_recall
-from benchmarks.pictures.judge import Judge, load_judge, look, read_digits
+from benchmarks.pictures.judge import Judge, load_judge, look, named, read_digits
 from ppl_diffusion import Ladder, Potential, Trace, anneal, classifier_potential, load, reverse_diffusion
 
 DIGITS, CLASSIFIER = load("digits"), load("digits_classifier")
@@ -93,16 +92,13 @@ def draw(kind: str, sampler: str, label: int, *, chains: int, every: int) -> dic
 def judged(pictures: np.ndarray, label: int, judge: Judge, real: np.ndarray) -> dict[str, float]:
     """Return the figures of merit of pictures ``(n, 28, 28)`` in [-1, 1] against features of real ones ``(m, 32)``."""
     labels, features = look(judge, pictures)
-    x = torch.from_numpy(pictures).float()
-    with torch.no_grad():
-        surprise = [CLASSIFIER.given(i).energy(x, level=0).numpy() for i in range(10)]
     found, recalled = precision_and_recall(features, real)
     return {
         "accuracy": float(np.mean(labels == label)),
         "Frechet distance": frechet_distance(features, real),
         "precision": found,
         "recall": recalled,
-        "steered": float(np.mean(np.argmin(surprise, axis=0) == label)),
+        "steered": float(np.mean(named(CLASSIFIER, pictures, 0) == label)),
     }
 
 
