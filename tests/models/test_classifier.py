@@ -204,16 +204,16 @@ def test_an_estimate_by_a_network_has_exact_gradients_too():
 @pytest.mark.parametrize("twin", [False, True])
 def test_annealed_hmc_samples_the_component(twin):
     """By the same calls as without the classifier. The wrong twin takes the classifier for one of noisier points."""
-    network = Bayes(late=4 if twin else 0)
+    network = Bayes(late=15 if twin else 0)
     posterior, ladder = gaussians(0, 1, 2) * bayes(1, network), Ladder.full(SCHEDULE, steps=4)
     network.calls = 0
     trace = anneal(posterior, HMC(leapfrogs=3), ladder=ladder, chains=2000, draws=1, seed=0)
     assert network.calls == trace.gradient_calls == len(ladder) + 3 * (4 * len(ladder) + 1)
-    x, exact = trace.positions[:, -1], gaussians(1)
+    x = trace.positions[:, -1]
     alpha, sigma = SCHEDULE.alpha(0), SCHEDULE.sigma(0)
     covariance = (alpha**2 * SCALES[1] ** 2 + sigma**2) * np.eye(2)
     worst = np.abs(moment_errors(x, alpha * np.array(MEANS[1]), covariance)).max()
-    assert (worst > 6) if twin else (worst < 4), (worst, exact)
+    assert (worst > 6) if twin else (worst < 4), worst
 
 
 def test_it_crosses_to_jax():
