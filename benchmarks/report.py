@@ -187,6 +187,34 @@ def undertrained(content: Mapping[str, Any]) -> str:
     return cubes({"equal": content["equal"]})
 
 
+def captions(content: Mapping[str, Any]) -> str:
+    """Return the table of the share of pictures that are as captions asked for, by row and sampler."""
+    rows = content["rows"]
+    samplers = [name for name in next(iter(rows.values())) if name != "asked"]
+    lines = ["| asked for | pictures each | " + " | ".join(samplers) + " |", "|---" * (len(samplers) + 2) + "|"]
+    for name, row in rows.items():
+        shares = " | ".join(cell(row[sampler]["right"]) for sampler in samplers)
+        lines.append(f"| {name} | {row[samplers[0]]['pictures']} | {shares} |")
+    evaluations = [f"{next(iter(rows.values()))[sampler]['evaluations']}" for sampler in samplers]
+    lines.append(f"| *evaluations* | | {' | '.join(evaluations)} |")
+    rates = [[r[s]["acceptance"] for r in rows.values() if r[s]["acceptance"] is not None] for s in samplers]
+    accepted = [f"{sum(rate) / len(rate):.2f}" if rate else "" for rate in rates]
+    lines.append(f"| *acceptance* | | {' | '.join(accepted)} |")
+    lines += ["", "| asked for | for example |", "|---|---|"]
+    lines += [f"| {name} | {row['asked'][0]} |" for name, row in rows.items()]
+    return "\n".join(lines)
+
+
+def looks(content: Mapping[str, Any]) -> str:
+    """Return the table of how well colours and materials of found cubes are told."""
+    keys = ("found", "colour", "material", "both")
+    lines = [f"| {content['scenes']} test scenes | cubes | " + " | ".join(keys) + " |", "|---" * 6 + "|"]
+    for name in ("clean", *(name for name in content if name.startswith("noise"))):
+        row = content[name]
+        lines.append(f"| {name} | {row['cubes']} | " + " | ".join(f"{row[key]:.1%}" for key in keys) + " |")
+    return "\n".join(lines)
+
+
 def gpu(content: Mapping[str, Any]) -> str:
     """Times on a GPU, and what rounding does there; parts that have not been measured are left out."""
     timed, launched = content["cubes"], content["launches"]
@@ -306,6 +334,8 @@ def render(text: str) -> str:
         cubes,
         cubes64,
         undertrained,
+        captions,
+        looks,
         gpu,
         mixing,
         levels,

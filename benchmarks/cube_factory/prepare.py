@@ -3,10 +3,10 @@
     python -m benchmarks prepare cubes64_a.npz cubes64_b.npz --side 32 --out data/cubes32.npz
 
 The scene files hold pictures, as ``python -m benchmarks render`` writes them (``images``) or as lossless WebP
-(``webp[offset[i]:offset[i + 1]]``), and the position of every cube (``pos``). The output holds ``images`` and
-``positions`` for the energy model; ``detector_images`` and ``detector_positions`` for the detector that judges it; and
-``test_images`` and ``test_positions``, which neither is trained on. The last two parts are the last 5,000 scenes, in
-the order of the files.
+(``webp[offset[i]:offset[i + 1]]``), and position, colour and material of every cube. The output holds ``images``,
+``positions`` and ``captions`` for energy models; ``detector_images``, ``detector_positions``, ``detector_colors`` and
+``detector_metals`` for the detector that judges them; and ``test_images`` and so on, which neither is trained on. The
+last two parts are the last 5,000 scenes, in the order of the files.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import typer
 from PIL import Image
 
+from benchmarks.cube_factory.captions import captions_of
 from benchmarks.harness import say, write_arrays
 
 TEST, DETECTOR = 1000, 4000
@@ -28,12 +29,13 @@ TEST, DETECTOR = 1000, 4000
 
 
 def prepare(files: list[Path], side: int, *, test: int = TEST, detector: int = DETECTOR) -> dict[str, np.ndarray]:
-    """Return pictures ``(n, 3, side, side)`` uint8 and positions ``(n, 5, 2)`` float32 of the three parts, by name.
+    """Return pictures ``(n, 3, side, side)`` uint8, positions ``(n, 5, 2)`` float32, colours and metals ``(n, 5)`` int8
+    of the three parts, by name; and captions ``(n, 20)`` of the first, for which colours and metals are left out.
 
     Raises ``ValueError`` if a file holds no scenes, or if none are left to train the energy model on.
     """
     read = [_read(file, side) for file in files]
-    pictures, places = (np.concatenate(parts) for parts in zip(*read, strict=True))
+    pictures, places, colors, metals = (np.concatenate(parts) for parts in zip(*read, strict=True))
     first, second = len(pictures) - test - detector, len(pictures) - test
     if first < 1:
         raise ValueError(
@@ -42,22 +44,27 @@ def prepare(files: list[Path], side: int, *, test: int = TEST, detector: int = D
             "every file"
         )
     parts = {"": slice(0, first), "detector_": slice(first, second), "test_": slice(second, None)}
-    return {f"{k}images": pictures[v] for k, v in parts.items()} | {
-        f"{k}positions": places[v] for k, v in parts.items()
-    }
+    arrays = {"images": pictures, "positions": places, "colors": colors, "metals": metals}
+    found = {f"{part}{name}": values[rows] for part, rows in parts.items() for name, values in arrays.items()}
+    found["captions"] = captions_of(found.pop("colors"), found.pop("metals"), found["positions"])
+    return found
 
 
-def _read(file: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return pictures ``(n, 3, side, side)`` and positions ``(n, 5, 2)`` of one file."""
+TOLD = ("pos", "color", "metal")
+"""What a scene file tells of every cube."""
+
+
+def _read(file: Path, side: int) -> tuple[np.ndarray, ...]:
+    """Return pictures ``(n, 3, side, side)``, positions ``(n, 5, 2)``, colours and metals ``(n, 5)`` of one file."""
     with np.load(file) as stored:
-        scenes = {key: stored[key] for key in ("images", "webp", "offset", "pos") if key in stored}
-    if "pos" not in scenes or not ("images" in scenes or {"webp", "offset"} <= set(scenes)):
-        raise ValueError(f"{file} holds no scenes: it needs pos, and either images or webp and offset")
+        scenes = {key: stored[key] for key in ("images", "webp", "offset", *TOLD) if key in stored}
+    if not set(TOLD) <= set(scenes) or not ("images" in scenes or {"webp", "offset"} <= set(scenes)):
+        raise ValueError(f"{file} holds no scenes: it needs {', '.join(TOLD)}, and either images or webp and offset")
     boxes = (picture.resize((side, side), Image.Resampling.BOX) for picture in _pictures(scenes))
     smaller = [np.asarray(box).transpose(2, 0, 1) for box in boxes]
     if len(smaller) != len(scenes["pos"]):
         raise ValueError(f"{file} has {len(smaller)} pictures and positions for {len(scenes['pos'])}: make it again")
-    return np.stack(smaller), scenes["pos"]
+    return np.stack(smaller), *(scenes[key] for key in TOLD)
 
 
 def _pictures(scenes: Mapping[str, np.ndarray]) -> Iterator[Image.Image]:

@@ -6,7 +6,8 @@ their last layer start small but not zero, so that training starts near a Gaussi
 sines and cosines of the log signal-to-noise ratio, which vary smoothly from level to level. Conditions are tokens
 (``ppl_diffusion.models.conditions``): class labels are embedded; the position of an object is drawn as a Gaussian bump
 into additional input channels, so that convolutions see it at its place in the picture; tokens that are vectors of
-numbers enter as the noise level does. A classifier is built of the same blocks; labels are what it returns.
+numbers enter as the noise level does, and if asked for as input channels that say what is where. A classifier is built
+of the same blocks; labels are what it returns.
 
 Source of the U-Net: Denoising Diffusion Probabilistic Models (Ho, Jain and Abbeel, 2020),
 https://arxiv.org/abs/2006.11239; of its pixel shuffling: Shi et al., 2016, https://arxiv.org/abs/1609.05158
@@ -24,12 +25,10 @@ from torch.nn import functional as F
 
 from ..arrays import on_cpu
 from ..devices.convolution import Convolution, TransposedConvolution
+from .drawing import TokenMap, position_channels, token_mlp
 
 INITIAL_SCALE = 0.1
 """Factor on the initial weights of the last layer of a network or of a residual convolution block."""
-
-BUMP_WIDTH = 0.05
-"""Standard deviation of the Gaussian bump that marks a position, as a fraction of the picture's side."""
 
 GROUPS = 8
 """Groups of features that are normalised together."""
@@ -49,7 +48,7 @@ class LevelEmbedding(nn.Module):
         self.register_buffer("frequencies", torch.logspace(-2, 0, width // 4, dtype=torch.float32), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(2 * (width // 4), width), nn.SiLU(), nn.Linear(width, width))
         self.labels = nn.Embedding(classes + 1, width) if classes else None
-        self.tokens = _token_mlp(token_size, width) if token_size else None
+        self.tokens = token_mlp(token_size, width) if token_size else None
 
     def forward(self, log_snr: Tensor, condition: Tensor | None) -> Tensor:
         angles = log_snr[:, None] * self.frequencies
@@ -118,10 +117,11 @@ class EnergyUNet(nn.Module):
         classes: number of class labels, 0 for none.
         positions: whether conditions are positions ``(x, y, 1)`` in the picture; ``(0, 0, 0)`` is no condition.
         token_size: numbers of a token, for other conditions that are vectors; 0 for none.
+        token_map: input channels into which a token is drawn, see :class:`TokenMap`; 0 for none.
 
     Raises:
         ValueError: ``shape`` has not three numbers; a side is not divisible by ``2 ** len(widths)``, or a width not by
-            8.
+            8; or ``token_map`` without ``token_size``.
     """
 
     def __init__(
@@ -133,13 +133,17 @@ class EnergyUNet(nn.Module):
         classes: int = 0,
         positions: bool = False,
         token_size: int = 0,
+        token_map: int = 0,
     ) -> None:
         super().__init__()
         _check_image(shape, widths)
+        if token_map and not token_size:
+            raise ValueError("token_map draws tokens that are vectors of numbers: give token_size=, or leave it out")
         channels, self.positions = shape[0], positions
         features = 2 * widths[0]
         self.embedding = LevelEmbedding(features, classes=classes, token_size=token_size)
-        self.enter = Convolution(4 * channels + 2 * positions, widths[0], 3, padding=1)
+        self.map = TokenMap(token_size, token_map) if token_map else None
+        self.enter = Convolution(4 * channels + 2 * positions + token_map, widths[0], 3, padding=1)
         self.down = nn.ModuleList(nn.ModuleList(_Block(w, features) for _ in range(blocks)) for w in widths)
         self.shrink = nn.ModuleList(Convolution(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.middle = _Block(widths[-1], features)
@@ -153,7 +157,9 @@ class EnergyUNet(nn.Module):
         level = self.embedding(log_snr, condition)
         h = F.pixel_unshuffle(x, 2)
         if self.positions:
-            h = torch.cat([h, _position_channels(condition, h)], dim=1)
+            h = torch.cat([h, position_channels(condition, h)], dim=1)
+        if self.map is not None:
+            h = torch.cat([h, self.map(condition, h)], dim=1)
         h = self.enter(h)
         skips = []
         for i, stage in enumerate(self.down):
@@ -170,20 +176,6 @@ class EnergyUNet(nn.Module):
             if i > 0:
                 h = self.grow[i - 1](h)
         return F.pixel_shuffle(self.head(F.silu(h)), 2)
-
-
-def _position_channels(tokens: Tensor | None, h: Tensor) -> Tensor:
-    """Return channels ``(batch, 2, height, width)``: a bump at the position, and ones; both zero without a position.
-
-    ``tokens`` are ``(batch, 3)`` or ``(1, 3)``; ``h (batch, channels, height, width)`` gives the shape.
-    """
-    assert tokens is not None
-    tokens = tokens.to(h.dtype)
-    x, y, present = tokens.expand(len(h), 3).unbind(1)
-    down, right = (((torch.arange(n, device=h.device) + 0.5) / n).to(h.dtype) for n in h.shape[2:])
-    distance = (down - y[:, None])[:, :, None] ** 2 + (right - x[:, None])[:, None, :] ** 2
-    bump = torch.exp(-0.5 * distance / BUMP_WIDTH**2)
-    return present[:, None, None, None] * torch.stack([bump, torch.ones_like(bump)], dim=1)
 
 
 class ClassifierCNN(nn.Module):
@@ -280,10 +272,6 @@ def _check_image(shape: Sequence[int], widths: Sequence[int]) -> None:
         raise ValueError(f"sides {height}x{width} must be divisible by {2 ** len(widths)} for {len(widths)} widths")
     if not widths or any(width % GROUPS for width in widths):
         raise ValueError(f"widths must be multiples of {GROUPS}, which are normalised together, got {list(widths)}")
-
-
-def _token_mlp(size: int, width: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(size, width), nn.SiLU(), nn.Linear(width, width))
 
 
 def _scaled_down(layer: nn.Module) -> nn.Module:

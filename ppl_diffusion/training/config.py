@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from ..models.forms import Form
-from .schema import Count, Factor, Index, Keys, Rate, Share, Text, complaint, table_of
+from .schema import Count, Factor, Flag, Index, Keys, Rate, Share, Text, complaint, table_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class Config:
             classifier has none.
         seed: seed of data, levels, noise and initial weights.
         which_level: weight of the level classification loss (``ppl_diffusion.training.objective``); 0 omits it.
-        init: a shipped model or a weight file whose weights to start from; random weights by default.
+        init: a shipped model or a weight file whose weights to start from, of a network that differs in its conditions
+            at most; random weights by default.
+        relative: whether errors at each level count relative to that of Gaussian data, see ``denoising_loss``.
 
     Raises:
         ValueError: values that are not allowed.
@@ -67,6 +69,7 @@ class Config:
     which_level: Factor = 0.0
     init: Text = ""
     conditions: Keys | None = None
+    relative: Flag = False
 
     def __post_init__(self) -> None:
         try:  # convert to what JSON stores in weight files, NumPy scalars included
@@ -96,7 +99,7 @@ class Config:
     def plain(self) -> dict[str, Any]:
         """Return its content as a table, as weight files and checkpoints store it."""
         values = asdict(self)
-        return values if values["conditions"] else {k: v for k, v in values.items() if k != "conditions"}
+        return {key: value for key, value in values.items() if value or key not in ("conditions", "relative")}
 
 
 def load_config(source: str | Path) -> Config:

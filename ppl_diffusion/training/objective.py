@@ -58,6 +58,7 @@ def denoising_loss(
     condition: Tensor | None = None,
     reference: Reference = (0.0, 1.0),
     teacher: Estimate | None = None,
+    relative: bool = False,
     generator: torch.Generator,
 ) -> Tensor:
     """Mean squared error of the estimated noise per coordinate, with levels drawn uniformly; a scalar.
@@ -72,13 +73,27 @@ def denoising_loss(
         condition: stacked tokens, of length ``batch``.
         reference: mean and variance of the data.
         teacher: what estimates the noise that is to be matched.
+        relative: whether the error at each level is divided by that of the best estimate for Gaussian data of the same
+            variance. Noisy levels, where the noise is easily told and conditions matter, then count like clean ones.
         generator: generator of levels and noise, on the device of ``clean``.
     """
     level = torch.randint(len(schedule), (len(clean),), generator=generator, device=clean.device)
     x, noise = noised(schedule, clean, level, generator)
     if teacher is not None:
         noise = teacher(x.detach(), level, condition)
-    return _noise_error(noise_potential(network, form, schedule, x, level, condition, reference), x, noise)
+    weights = 1 / gaussian_error(schedule, level, reference) if relative else None
+    return _noise_error(noise_potential(network, form, schedule, x, level, condition, reference), x, noise, weights)
+
+
+LEAST_ERROR = 0.005
+"""Least error by which that of a level is divided."""
+
+
+def gaussian_error(schedule: NoiseSchedule, level: Tensor, reference: Reference) -> Tensor:
+    """Return the mean squared error ``(batch,)`` of the best estimate of the noise at ``level (batch,)`` for Gaussian
+    data of the variance of ``reference``, at least ``LEAST_ERROR``."""
+    signal = schedule.alpha(level) ** 2 * float(np.mean(np.asarray(reference[1])))
+    return (signal / (signal + schedule.sigma(level) ** 2)).clamp(min=LEAST_ERROR)
 
 
 def classification_loss(
@@ -212,7 +227,8 @@ def noised(schedule: NoiseSchedule, clean: Tensor, level: Tensor, generator: tor
     return (alpha * clean + sigma * noise).requires_grad_(), noise
 
 
-def _noise_error(f: Tensor, x: Tensor, noise: Tensor) -> Tensor:
-    """Return the mean squared error of ``grad_x f`` as an estimate of the noise."""
+def _noise_error(f: Tensor, x: Tensor, noise: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the mean squared error of ``grad_x f`` as an estimate of the noise, weighted by ``weights (batch,)``."""
     (estimate,) = torch.autograd.grad(f.sum(), x, create_graph=True)
-    return ((estimate - noise) ** 2).mean()
+    errors = (estimate - noise) ** 2
+    return errors.mean() if weights is None else (weights.to(errors.dtype) * errors.flatten(1).mean(1)).mean()

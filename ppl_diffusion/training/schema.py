@@ -22,6 +22,7 @@ Index = Annotated[int, Field(ge=0, description="a whole number >= 0")]
 Rate = Annotated[float, Field(ge=1e-12, lt=float("inf"), description="a number >= 1e-12")]
 Share = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
 Factor = Annotated[float, Field(ge=0, lt=float("inf"), description="a number >= 0")]
+Flag = Annotated[bool, Field(description="true or false")]
 Keys = Annotated[Mapping[str, str], Field(description='a table of texts, such as {captions = "captions"}')]
 
 Size = Annotated[int, Field(ge=1, description="whole numbers >= 1")]
@@ -51,8 +52,9 @@ class UNet(TypedDict):
     widths: NotRequired[Annotated[list[Size], Field(description="whole numbers >= 1")]]
     blocks: NotRequired[Size]
     classes: NotRequired[Number]
-    positions: NotRequired[Annotated[bool, Field(description="true or false")]]
+    positions: NotRequired[Flag]
     token_size: NotRequired[Number]
+    token_map: NotRequired[Number]
 
 
 class CNN(TypedDict):

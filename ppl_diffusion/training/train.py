@@ -34,6 +34,7 @@ from .checkpoint import Run, resume, save
 from .config import Config, load_config
 from .data import Data, image_data, planar_data
 from .objective import Levels, classification_loss, denoising_loss
+from .start import start_from
 from .teacher import Teacher
 
 __all__ = ["Config", "TrainingProgress", "load_config", "train"]
@@ -229,7 +230,7 @@ def _initialise(run: Run, config: Config, source: Data) -> None:
         raise ValueError("the data do not vary: give points that differ")
     if config.init:
         try:
-            run.network.load_state_dict(load(config.init).network.state_dict())
+            start_from(run.network, load(config.init).network.state_dict())
         except (ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0].rstrip(":")
             raise ValueError(
@@ -256,7 +257,8 @@ def _step(run: Run, config: Config, source: Data, schedule: NoiseSchedule, teach
             assert condition is not None
             loss = error = classification_loss(run.network, schedule, clean, label=condition, generator=run.noise)
         elif run.levels is None:
-            loss = error = denoising_loss(run.network, config.form, schedule, clean, teacher=teacher, **given)
+            given |= {"teacher": teacher, "relative": config.relative}
+            loss = error = denoising_loss(run.network, config.form, schedule, clean, **given)
         else:
             error, surprise = run.levels.losses(run.network, config.form, clean, **given)
             loss = error + config.which_level * surprise

@@ -160,7 +160,8 @@ def packed(arrays):
         Image.fromarray(image).save(buffer, "WEBP", lossless=True)
         pieces.append(buffer.getvalue())
     offset = np.cumsum([0, *map(len, pieces)])
-    return {"webp": np.frombuffer(b"".join(pieces), np.uint8), "offset": offset, "pos": arrays["pos"]}
+    told = {key: arrays[key] for key in ("pos", "color", "metal")}
+    return {"webp": np.frombuffer(b"".join(pieces), np.uint8), "offset": offset, **told}
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,10 @@ def files(tmp_path_factory):
 
 def test_both_kinds_of_file_give_the_same_arrays(files):
     plain, webp = (prepare([file], 12, test=1, detector=2) for file in files)
-    assert set(plain) == {f"{part}{what}" for part in ("", "detector_", "test_") for what in ("images", "positions")}
+    parts, looks = ("detector_", "test_"), ("colors", "metals")
+    assert set(plain) == {"captions", "images", "positions"} | {
+        f"{part}{what}" for part in parts for what in ("images", "positions", *looks)
+    }
     for name in plain:
         np.testing.assert_array_equal(plain[name], webp[name])
     scenes = made()
@@ -181,6 +185,9 @@ def test_both_kinds_of_file_give_the_same_arrays(files):
     for part, rows in {"": slice(0, 3), "detector_": slice(3, 5), "test_": slice(5, 6)}.items():
         np.testing.assert_allclose(plain[f"{part}images"], box[rows], atol=1)  # two roundings
         np.testing.assert_array_equal(plain[f"{part}positions"], scenes["pos"][rows])
+        for name, what in (("colors", "color"), ("metals", "metal")) if part else ():
+            np.testing.assert_array_equal(plain[f"{part}{name}"], scenes[what][rows])
+    assert ((plain["captions"] != "").sum(1) == 4 * scenes["count"][:3]).all()
 
 
 def test_files_follow_each_other(files):
@@ -202,8 +209,9 @@ def test_refused_files(files, tmp_path):
         prepare([*files], 12)
     bare, short = tmp_path / "bare.npz", tmp_path / "short.npz"
     np.savez(bare, pos=np.zeros((2, 5, 2)), offset=np.zeros(3))
-    np.savez(short, images=made()["images"], pos=np.zeros((2, 5, 2)))
-    with pytest.raises(ValueError, match=r"bare\.npz holds no scenes: it needs pos, and either images or webp"):
+    looks = {"color": np.zeros((2, 5), np.int8), "metal": np.zeros((2, 5), np.int8)}
+    np.savez(short, images=made()["images"], pos=np.zeros((2, 5, 2)), **looks)
+    with pytest.raises(ValueError, match=r"bare\.npz holds no scenes: it needs pos, color, metal, and either images"):
         prepare([files[0], bare], 12)
     with pytest.raises(ValueError, match=r"short\.npz has 6 pictures and positions for 2"):
         prepare([short], 12)

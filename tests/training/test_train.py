@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import warnings
 from functools import partial
@@ -20,7 +21,14 @@ from ppl_diffusion.schedule import NoiseSchedule
 from ppl_diffusion.training import objective, points
 from ppl_diffusion.training import train as training
 from ppl_diffusion.training.data import image_data, planar_data
-from ppl_diffusion.training.objective import DISTANCES, Levels, denoising_loss
+from ppl_diffusion.training.objective import (
+    DISTANCES,
+    LEAST_ERROR,
+    Levels,
+    denoising_loss,
+    gaussian_error,
+    noised,
+)
 from ppl_diffusion.training.train import Config
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -736,3 +744,48 @@ def test_weights_that_cannot_be_written_are_told_of(tmp_path):
         save_weights(load("ring"), tmp_path / "m2")
     with pytest.raises(OSError, match=r"w\.safetensors cannot be written|No such file"):
         save_weights(load("ring"), tmp_path / "nowhere" / "w.safetensors")
+
+
+def test_errors_count_relative_to_the_best_estimate_for_gaussian_data():
+    schedule, variance = NoiseSchedule.cosine(100), 0.5
+    levels, rng = torch.tensor([5, 30, 60]), torch.Generator().manual_seed(0)
+    noise, clean = (torch.randn(20_000, 3, generator=rng, dtype=torch.float64) for _ in range(2))
+    x = schedule.alpha(levels) * variance**0.5 * clean + schedule.sigma(levels) * noise
+    spread = schedule.alpha(levels) ** 2 * variance + schedule.sigma(levels) ** 2
+    errors = (schedule.sigma(levels) / spread * x - noise) ** 2
+    exact = gaussian_error(schedule, levels, (0.0, [variance, variance]))
+    assert ((errors.mean(0) - exact).abs() < 4 * errors.std(0) / 20_000**0.5).all()
+    assert gaussian_error(schedule, torch.tensor([99]), (0.0, variance)) == LEAST_ERROR
+
+
+def test_a_relative_loss_is_the_weighted_mean_of_the_errors():
+    network = build_network("mlp", size=2, width=16, hidden=16, blocks=1)
+    schedule, clean = NoiseSchedule.cosine(100), torch.randn(64, 2, generator=torch.Generator().manual_seed(1))
+
+    def loss(relative, points):
+        generator = torch.Generator().manual_seed(2)
+        given = {"reference": (0.0, 1.0), "relative": relative, "generator": generator}
+        return float(denoising_loss(network, "squared_distance", schedule, points, **given).detach())
+
+    with torch.no_grad():
+        for parameter in network.head.parameters():
+            parameter.zero_()  # the estimate of the noise is x itself
+    generator = torch.Generator().manual_seed(2)
+    level = torch.randint(100, (64,), generator=generator)
+    x, noise = noised(schedule, clean, level, generator)
+    errors = ((x - noise) ** 2).detach().mean(1)
+    assert loss(False, clean) == pytest.approx(float(errors.mean()), rel=1e-5)
+    weighted = errors / gaussian_error(schedule, level, (0.0, 1.0))
+    assert loss(True, clean) == pytest.approx(float(weighted.mean()), rel=1e-5)
+    assert loss(True, clean) > 1.5 * loss(False, clean)
+
+
+def test_a_relative_loss_is_a_setting_that_is_kept_and_may_be_left_out(tmp_path):
+    config = dataclasses.replace(SMALL, relative=True, steps=2)
+    model = train(config, checkpoint=tmp_path / "c.safetensors")
+    assert json.loads(model.info["config"])["relative"] is True
+    assert "relative" not in SMALL.plain()
+    with pytest.raises(ValueError, match="relative is True there, False here"):
+        train(dataclasses.replace(config, relative=False), checkpoint=tmp_path / "c.safetensors")
+    with pytest.raises(ValueError, match="relative in the configuration must be true or false, got 'yes'"):
+        dataclasses.replace(SMALL, relative="yes")

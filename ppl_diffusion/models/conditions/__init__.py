@@ -1,4 +1,4 @@
-"""Conditions of a model: class labels, the position of an object in the picture, or a kind of your own.
+"""Conditions of a model: class labels, the position of an object in the picture, captions, or a kind of your own.
 
 A kind of condition is one file here, and one entry of :data:`KINDS`; see :class:`Conditions` for what it owns.
 """
@@ -10,11 +10,13 @@ from collections.abc import Sequence
 
 from ...potentials.common_ground import ConditionWarning
 from .base import Conditions, PickTokens, Token, stacked
+from .captions import Captions
 from .classes import Classes
 from .positions import Positions
 
 __all__ = [
     "KINDS",
+    "Captions",
     "Classes",
     "ConditionWarning",
     "Conditions",
@@ -29,7 +31,7 @@ __all__ = [
 
 Kinds = Sequence[type[Conditions]]
 
-KINDS: Kinds = (Classes, Positions)
+KINDS: Kinds = (Classes, Positions, Captions)
 """The kinds of conditions that weight files and configurations may name, unless others are passed as ``kinds``."""
 
 

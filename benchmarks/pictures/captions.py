@@ -1,0 +1,180 @@
+"""Claim: captions of one network compose by and, or and not, and annealed HMC draws what they say together more often
+than reverse diffusion does.
+
+    python -m benchmarks captions [--rows "two joined" nested] [--samplers reverse HMC] [--cases 8] [--chains 8]
+
+The model is ``load("captions")``; what it is asked for, by row:
+
+    one caption            A
+    two, three joined      base * (A / base) * (B / base) * ...             base: the model without a caption
+    either                 B + C
+    and not                A * (base / D)**a
+    nested                 base * (A / base) * ((B + C) / base) * (base / D)**a
+
+and one caption in wordings of the training data other than the plainest, in wordings that it does not have, in words
+that it does not have, and of combinations of colour, material and place that it does not name together. A detector and
+a network for looks (``benchmarks.cube_factory.looks``) decide whether a picture is as it was asked for: a cube for each
+caption, and none that D describes. All MCMC walks have about equally many evaluations, four a rung, and take the
+reverse-diffusion proposal first; reverse diffusion has one a rung. Standard errors are over cases, each of which has
+captions of its own. The seeds are the same for all samplers.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from benchmarks.cube_factory.detector import Detector, load_detector
+from benchmarks.cube_factory.looks import Looks, describe, load_looks
+from benchmarks.harness import Record, check_choice, last, say
+from benchmarks.pictures.album import album
+from benchmarks.pictures.asking import ROWS, asked
+from benchmarks.pictures.tapestries import picture
+from bridges.blackjax import HMC, MALA, UHMC, ULA
+from ppl_diffusion import (
+    EnergyModel,
+    Kernel,
+    Ladder,
+    Potential,
+    Trace,
+    anneal,
+    load,
+    reverse_diffusion,
+    tapestry,
+)
+
+KERNELS: dict[str, Any] = {"ULA": ULA(), "MALA": MALA(), "UHMC": UHMC(), "HMC": HMC(), "weighted HMC": HMC()}
+SAMPLERS = ("reverse", *KERNELS)
+WEIGHED = (97, 20)
+"""Noisiest and cleanest level between which weighted HMC resamples, as for ``cubes``."""
+LATER = 10_000
+"""Added to the seed of a second walk, which would otherwise reuse the random numbers of the first one."""
+WINDOWS = (
+    "a red metal cube in the middle",
+    "a blue rubber cube at the back",
+    "a yellow rubber cube at the front",
+    "a green metal cube in the middle",
+)
+"""The caption of each window of a tapestry, from left to right."""
+STRIDE = 24
+"""Columns from window to window, of 32 each."""
+QUICK = {"rows": ["two joined"], "samplers": ["reverse"], "cases": 1, "chains": 2, "rungs": 10}
+
+
+def sample(potential: Potential, sampler: str, *, rungs: int, chains: int, seed: int) -> list[Trace]:
+    """Draw pictures, in one walk or in two consecutive ones; the last one has the pictures."""
+    schedule = potential.schedule
+    if sampler == "reverse":
+        ladder = Ladder.spaced(schedule, rungs=rungs, steps=1)
+        return [reverse_diffusion(potential, ladder=ladder, chains=chains, seed=seed)]
+    kernel: Kernel = KERNELS[sampler]
+    ladder = Ladder.spaced(schedule, rungs=rungs, steps=3 // kernel.leapfrogs)  # type: ignore[attr-defined]
+    settings: dict[str, Any] = {"chains": chains, "reverse_step": True}
+    if not sampler.startswith("weighted"):
+        return [anneal(potential, kernel, ladder=ladder, seed=seed, **settings)]
+    high = [level for level in ladder.levels if WEIGHED[1] <= level <= WEIGHED[0]]
+    low = [level for level in ladder.levels if level <= high[-1]]  # the second begins where the first ended
+    upper, lower = (Ladder(levels=tuple(levels), steps=ladder.steps_per_rung[0]) for levels in (high, low))
+    first = anneal(potential, kernel, ladder=upper, seed=seed, resample=0.5, **settings)
+    begun = first.positions[:, -1]
+    return [first, anneal(potential, kernel, ladder=lower, seed=seed + LATER, init=begun, **settings)]
+
+
+def draw(row: str, case: int, sampler: str, *, model: EnergyModel, rungs: int, chains: int) -> dict[str, Any]:
+    """Draw the pictures of a case; return them as bytes of base 64, with statistics of the walk."""
+    traces = sample(
+        asked(row, case).target(model), sampler, rungs=rungs, chains=chains, seed=1000 * ROWS.index(row) + case
+    )
+    pictures = traces[-1].positions[:, -1]
+    finite = np.isfinite(pictures).all((1, 2, 3))
+    stored = np.where(finite[:, None, None, None], pictures, 0)
+    rates = [float(trace.stats.acceptance_rate.mean()) for trace in traces]
+    tested = sampler in KERNELS and KERNELS[sampler].adjusted
+    say(f"case {case}: {row}, {sampler}")
+    return {
+        "pictures": base64.b64encode(np.round(127.5 * (stored.clip(-1, 1) + 1)).astype(np.uint8).tobytes()).decode(),
+        "finite": finite.tolist(),
+        "evaluations": sum(trace.gradient_calls for trace in traces),
+        "acceptance": rates if tested else [],
+    }
+
+
+def weave(model: EnergyModel, *, rungs: int, chains: int) -> list[list[Any]]:
+    """Return pictures ``(chains, 3, 32, 104)`` in [-1, 1], as lists, of a floor with a caption for each window."""
+    channels, height, width = model.event_shape
+    canvas = (channels, height, width + STRIDE * (len(WINDOWS) - 1))
+    places = [(0, STRIDE * i) for i in range(len(WINDOWS))]
+    target = tapestry([model.given(text) for text in WINDOWS], canvas, places, name="floor")
+    ladder = Ladder.spaced(target.schedule, rungs=rungs, steps=2)
+    trace = anneal(target, HMC(), ladder=ladder, chains=chains, seed=0, reverse_step=True)
+    return np.round(last(trace).clip(-1, 1), 3).tolist()
+
+
+def pictures_of(kept: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Return the pictures ``(chains, *shape)`` that :func:`draw` kept; NaN for those that were not finite."""
+    found = np.frombuffer(base64.b64decode(kept["pictures"]), np.uint8).reshape(-1, *shape) / 127.5 - 1
+    found[~np.array(kept["finite"])] = np.nan
+    return found
+
+
+def judge(
+    parts: Sequence[Mapping[str, Any]], row: str, *, shape: tuple[int, ...], judges: tuple[Detector, Looks]
+) -> dict[str, Any]:
+    """Return the share of pictures that are as they were asked for, over the cases of a row, and statistics."""
+    shares = []
+    for case, kept in enumerate(parts):
+        seen = describe(*judges, pictures_of(kept, shape))
+        shares.append(float(np.mean([asked(row, case).shown(cubes) for cubes in seen])))
+    error = np.std(shares, ddof=1) / np.sqrt(len(shares)) if len(shares) > 1 else np.nan
+    rates = [rate for kept in parts for rate in kept["acceptance"]]
+    return {
+        "right": {"mean": float(np.mean(shares)), "se": float(error)},
+        "pictures": sum(len(kept["finite"]) for kept in parts),
+        "evaluations": parts[0]["evaluations"],
+        "acceptance": float(np.mean(rates)) if rates else None,
+    }
+
+
+def main(
+    record: Record,
+    rows: Annotated[list[str], typer.Option(help=f"Of {', '.join(ROWS)}.")] = list(ROWS),  # noqa: B006
+    samplers: Annotated[list[str], typer.Option(help=f"Of {', '.join(SAMPLERS)}.")] = list(SAMPLERS),  # noqa: B006
+    cases: Annotated[int, typer.Option(min=1, help="Cases of each row, with captions of their own.")] = 8,
+    chains: Annotated[int, typer.Option(min=1, help="Pictures of each case.")] = 8,
+    rungs: Annotated[int, typer.Option(min=2, max=100, help="Levels on the way.")] = 100,
+    model: Annotated[str, typer.Option(help="Or a weight file.")] = "captions",
+) -> None:
+    """Draw pictures case by case, judge them, and write the results and a picture of the first case of each row."""
+    check_choice("--rows", rows, ROWS)
+    check_choice("--samplers", samplers, SAMPLERS)
+    torch.set_num_threads(1)
+    base, judges = load(model), (load_detector(), load_looks())
+    shape = base.event_shape
+    settings = {"chains": chains, "rungs": rungs, "model": [base.info.get(key) for key in ("steps", "loss")]}
+    found: dict[str, dict[str, list[Any]]] = {row: {sampler: [] for sampler in samplers} for row in rows}
+    for case in range(cases):
+        for row in rows:
+            for sampler in samplers:
+                make = partial(draw, row, case, sampler, model=base, rungs=rungs, chains=chains)
+                words = {**settings, "asked": str(asked(row, case))}
+                found[row][sampler].append(record.kept(f"captions/{row} {sampler} {case}", words, make))
+    content: dict[str, Any] = {"rungs": rungs, "rows": {}}
+    for row, by_sampler in found.items():
+        content["rows"][row] = {
+            sampler: judge(parts, row, shape=shape, judges=judges) for sampler, parts in by_sampler.items()
+        } | {"asked": [str(asked(row, case)) for case in range(cases)]}
+        say(f"{row}: " + ", ".join(f"{k} {content['rows'][row][k]['right']['mean']:.2f}" for k in samplers))
+    first = {
+        row: {sampler: pictures_of(parts[0], shape)[:3] for sampler, parts in by_sampler.items()}
+        for row, by_sampler in found.items()
+    }
+    woven = record.kept("captions/tapestry", settings, partial(weave, base, rungs=rungs, chains=2))
+    record.draw("captions_tapestry", picture({"HMC": [np.array(x) for x in woven]}))
+    record.draw("captions", album(first, {row: str(asked(row, 0)) for row in rows}))
+    record.write("captions", content)
