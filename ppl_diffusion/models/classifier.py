@@ -10,7 +10,7 @@ at the prior's estimate of the clean point,
 
 at each level but the cleanest, where it is evaluated at ``x`` itself. The last rung is therefore exactly the density of
 level 0 times ``p(label | x) ** scale``; the rungs above it are a path to it. Gradients through ``x_0`` are exact: they
-take a second derivative of the prior's energy.
+take a second derivative of the prior's energy, or a first one of the network that predicts its noise.
 
 Source: Diffusion Models Beat GANs on Image Synthesis (Dhariwal and Nichol, 2021), https://arxiv.org/abs/2105.05233;
 of the estimate: Diffusion Posterior Sampling for General Noisy Inverse Problems (Chung et al., 2023),
@@ -30,9 +30,10 @@ from torch import Tensor, nn
 from ..arrays import Array, on_cpu
 from ..devices.chunks import Chunks
 from ..potentials.algebra import Leaf, Potential
-from ..potentials.target import Target, require_energy
+from ..potentials.target import Target
 from ..schedule import NoiseSchedule
 from .batches import stack_points
+from .estimate import check_estimable, clean_estimate
 from .forms import check_signature, label_surprise
 from .times import at_level, checked_times
 
@@ -173,18 +174,6 @@ class ClassifierPotential(Leaf):
         return self.network(images, at_level(self.times, level, len(x), like=images))
 
 
-def clean_estimate(prior: Potential, x: Tensor, level: int) -> Tensor:
-    """Return ``(x - sigma^2 grad U) / alpha``, the mean of clean points given ``x (batch, *event_shape)``.
-
-    It is differentiable in ``x``. If the prior is a density of data noised by its schedule it is the exact mean.
-    """
-    with torch.enable_grad():
-        x = x if x.requires_grad else x.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(prior._evaluate_energy(x, level).sum(), x, create_graph=True)
-        alpha, sigma = prior.schedule.alpha(level), prior.schedule.sigma(level)
-        return (x - sigma**2 * gradient) / alpha
-
-
 @on_cpu()
 def classifier_potential(
     network: nn.Module,
@@ -214,7 +203,7 @@ def classifier_potential(
         event_shape: shape of one point, ``prior.event_shape``; images of one channel may leave the channel out. By
             default that of ``denoised``.
         denoised: the prior, for a classifier of clean points, see the top of this module. It costs an evaluation of
-            the prior with second derivatives.
+            the prior with its derivatives. A prior of which only the score is known will do.
         name: name of the classifier in expressions.
 
     Raises:
@@ -222,7 +211,7 @@ def classifier_potential(
             returns no logits, or probabilities; no ``event_shape``; ``denoised`` with another schedule or shape. At
             evaluation, a network in training mode.
         TypeError: ``network`` is not a module with parameters or takes other arguments; ``schedule`` is not a
-            NoiseSchedule; ``denoised`` has no energy, or is not a torch potential.
+            NoiseSchedule; ``denoised`` is not a torch potential, or its score has no derivative.
 
     >>> from ppl_diffusion import load
     >>> digits, network = load("digits"), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
@@ -270,7 +259,7 @@ def _check_denoised(denoised: Any, network: nn.Module, schedule: NoiseSchedule, 
         return
     if not isinstance(denoised, Potential) or denoised.backend != "torch":
         raise TypeError(f"denoised must be a torch potential, got {denoised!r}: give the prior, denoised=prior")
-    require_energy(denoised, "gradients through an estimate of clean points")
+    check_estimable(denoised)
     if denoised.schedule != schedule:
         raise ValueError(f"{denoised} has another schedule: give schedule={denoised}.schedule")
     if denoised.device.type != next(network.parameters()).device.type:

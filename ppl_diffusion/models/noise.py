@@ -144,14 +144,17 @@ class ScorePotential(ScoreLeaf):
         return self.network, self.predicts, self.times, self.schedule
 
     def evaluate_group(
-        self, members: Sequence[Target], points: Sequence[Array], level: Any
+        self, members: Sequence[Target], points: Sequence[Array], level: Any, *, graph: bool = False
     ) -> list[tuple[Array, Array]]:
-        """Zeros ``(*chains,)`` and gradients ``(*chains, *event_shape)`` of every member, by one network call."""
+        """Zeros ``(*chains,)`` and gradients ``(*chains, *event_shape)`` of every member, by one network call.
+
+        With ``graph`` the gradients are differentiable in the points.
+        """
         (batch, sizes), condition = stack_points(self, points), None
         if self.conditions is not None:
             tokens = [member.token for member in members]  # type: ignore[attr-defined]
             condition = stacked(self.conditions, tokens, sizes, self.device)
-        gradient = partial(_gradient, self.network, self.predicts, self.schedule, self.times)
+        gradient = partial(_gradient, self.network, self.predicts, self.schedule, self.times, graph=graph)
 
         def evaluate_chunk(part: slice) -> tuple[Tensor]:
             shared = condition is None or len(condition) == 1
@@ -228,11 +231,18 @@ def _gradient(
     x: Tensor,
     level: Any,
     condition: Tensor | None,
+    *,
+    graph: bool = False,
 ) -> Tensor:
     """Return minus the score at ``x (batch, *event_shape)``: the predicted noise divided by sigma; float64."""
     inside = level.clamp(0, len(schedule) - 1) if isinstance(level, Tensor) else level
-    with torch.no_grad():
+    with torch.set_grad_enabled(graph):
         output = _predict(network, times, x, inside, condition).double()
+        if graph and not output.requires_grad:
+            raise ValueError(
+                f"the prediction of {type(network).__name__} is not differentiable in x, and an estimate of clean "
+                "points needs it: leave torch.no_grad() out of its forward()"
+            )
         alpha, sigma = (_per_point(scale(inside), x) for scale in (schedule.alpha, schedule.sigma))
         gradient = as_noise(predicts, output, x.double(), alpha, sigma) / sigma
         return gradient if inside is level else gradient.where(_per_point(level == inside, x), torch.nan)

@@ -19,9 +19,10 @@ from ppl_diffusion import (
     anneal,
     classifier_potential,
     mixture,
+    tapestry,
 )
-from ppl_diffusion.models.classifier import clean_estimate
 from ppl_diffusion.models.conditions import Classes, ConditionWarning
+from ppl_diffusion.models.estimate import clean_estimate
 from ppl_diffusion.models.networks import ClassifierCNN, EnergyUNet
 
 SCHEDULE = NoiseSchedule.cosine(30)
@@ -309,14 +310,57 @@ def test_bad_arguments_say_what_to_type(given, error, words):
     assert classifier_potential(**good).energy(torch.zeros(1, 2), level=0).shape == (1,)
 
 
-def test_a_prior_without_an_energy_or_of_another_schedule_is_refused():
-    class Noise(nn.Linear):
-        def forward(self, x, time):
-            return super().forward(x)
+class Noise(nn.Module):
+    """A smooth network that predicts the noise; it is no gradient."""
 
-    score = ScorePotential(Noise(2, 2), predicts="noise", schedule=SCHEDULE, event_shape=(2,), name="theirs")
-    with pytest.raises(TypeError, match=r"of theirs only the gradient is known: train an energy"):
-        classifier_potential(Clean(), 1, schedule=SCHEDULE, denoised=score)
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.layers, self.calls = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 2)).double(), 0
+
+    def forward(self, x, time, condition):
+        self.calls += 1
+        given = condition.to(x.dtype).expand(len(x))[:, None]
+        return 0.7 * x + self.layers(torch.cat([x, given + time[:, None] / 30], dim=1))
+
+
+def theirs(network=None):
+    return ScorePotential(
+        network or Noise(), predicts="noise", schedule=SCHEDULE, event_shape=(2,), conditions=Classes(2), name="theirs"
+    )
+
+
+@pytest.mark.parametrize("level", [0, 8, 29])
+def test_a_prior_of_which_only_the_score_is_known_gives_estimates_too(level):
+    """Also guided, and times a density with an energy; each network is called once."""
+    model, x = theirs(), points(6)
+    for prior in (model, model.given(1) ** 2 / model, model.given(0) * model.given(1) / model * gaussians(0)):
+        factor = classifier_potential(Clean(), 1, schedule=SCHEDULE, denoised=prior)
+        model.network.calls = 0
+        energy, gradient = factor.value_and_grad(x, level=level)
+        assert model.network.calls == (level > 0)
+        torch.testing.assert_close(gradient, slopes(factor, x, level), rtol=3e-5, atol=1e-7)
+        due = x if level == 0 else clean_estimate(prior, x, level)
+        torch.testing.assert_close(energy, -torch.log_softmax(Clean()(due), 1)[:, 1].detach())
+        assert factor.has_energy
+        assert not (prior * factor).has_energy
+    clean = (x - SCHEDULE.sigma(8) ** 2 * model.value_and_grad(x, level=8)[1]) / SCHEDULE.alpha(8)
+    torch.testing.assert_close(clean_estimate(model, x, 8).detach(), clean)
+
+
+def test_priors_without_a_derivative_or_of_another_schedule_are_refused():
+    class Blind(Noise):
+        @torch.no_grad()
+        def forward(self, x, time, condition):
+            return super().forward(x, time, condition)
+
+    blind = classifier_potential(Clean(), 1, schedule=SCHEDULE, denoised=theirs(Blind()))
+    with pytest.raises(ValueError, match=r"the prediction of Blind is not differentiable.*leave torch.no_grad\(\) out"):
+        blind.value_and_grad(points(), level=3)
+    picture = ScorePotential(Blind(), predicts="noise", schedule=SCHEDULE, event_shape=(1, 2), conditions=Classes(2))
+    canvas = tapestry([picture, picture], (2, 2), [(0, 0), (1, 0)])
+    with pytest.raises(TypeError, match=r"the derivative of the score of .* is not known, only of energies"):
+        classifier_potential(Clean(), 1, schedule=SCHEDULE, denoised=canvas)
     with pytest.raises(ValueError, match=r"012 has another schedule: give schedule=012\.schedule"):
         classifier_potential(Clean(), 1, schedule=NoiseSchedule.cosine(20), denoised=gaussians(0, 1, 2))
 
