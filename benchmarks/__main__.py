@@ -35,6 +35,8 @@ BENCHMARKS = {
     "forms": "pictures.forms",
     "judge": "pictures.judge",
     "classifier": "pictures.classifier",
+    "distillation": "pictures.distillation",
+    "theirs": "pictures.theirs",
     "detector": "cube_factory.train_detector",
     "looks": "cube_factory.train_looks",
     "render": "cube_factory.render",

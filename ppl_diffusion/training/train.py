@@ -229,16 +229,31 @@ def _initialise(run: Run, config: Config, source: Data) -> None:
     if not np.any(np.asarray(source.reference[1]) > 0):
         raise ValueError("the data do not vary: give points that differ")
     if config.init:
-        try:
-            start_from(run.network, load(config.init).network.state_dict())
-        except (ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0].rstrip(":")
-            raise ValueError(
-                f"init = {config.init!r} cannot be started from ({reason}): give a model or weights of this network"
-            ) from error
+        _begin_from(config.init, run.network, source)
         run.average.update({name: value.detach().clone() for name, value in run.network.state_dict().items()})
     if run.levels is not None:
         run.levels.measure(run.network, config.form, source.draw, reference=source.reference, seed=config.seed)
+
+
+def _begin_from(init: str, network: nn.Module, source: Data) -> None:
+    """Copy the weights of a shipped model or of a weight file into a network like it; conditions may differ."""
+    remedy = "give a model or weights of this network"
+    try:
+        begin = load(init)
+    except ValueError as error:
+        raise ValueError(f"init = {init!r} cannot be started from ({error}): {remedy}") from error
+    mine, theirs = network.state_dict(), begin.network.state_dict()
+    try:
+        start_from(network, theirs)
+    except RuntimeError as error:
+        for name in mine | theirs:
+            sizes = [str(list(part[name].shape)) if name in part else "none" for part in (theirs, mine)]
+            if sizes[0] != sizes[1]:
+                raise ValueError(
+                    f"init = {init!r} cannot be started from: {name} has the size {sizes[0]} there and {sizes[1]} here, "
+                    f"with {begin.conditions} there and {source.conditions} here as conditions: {remedy}"
+                ) from error
+        raise
 
 
 def _step(run: Run, config: Config, source: Data, schedule: NoiseSchedule, teacher: Teacher | None) -> None:
