@@ -1,4 +1,5 @@
-"""Two hundred random models that are not linear in ``x``, against quadrature: shares of modes and evidence."""
+"""Two hundred random models that are not linear in ``x``, and observations that cannot be widened, against quadrature:
+shares of modes and evidence."""
 
 from __future__ import annotations
 
@@ -143,3 +144,42 @@ def test_no_wrong_answer_in_two_hundred_is_silent(block):
         if max(evidence, shares) > 4.5 and not any("y0" in words for words in told):
             silent.append((problem.words, evidence, shares))
     assert silent == []
+
+
+THREE = GaussianMixture(
+    [[-0.9], [0.3], [1.1]], [0.25, 0.4, 0.2], weights=[0.2, 0.3, 0.5], schedule=SCHEDULE, backend="torch"
+)
+TEMPERED: dict[str, tuple[Callable[[Tensor], Any], Tensor]] = {
+    "counts": (lambda x: dist.Poisson(torch.exp(2 * x).expand(3)).to_event(1), torch.tensor([3.0, 5.0, 2.0])),
+    "yes or no": (
+        lambda x: dist.Bernoulli(logits=(4 * x * x - 2).expand(5)).to_event(1),
+        torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0]),
+    ),
+    "classes": (lambda x: dist.Categorical(logits=torch.stack([3 * x, -3 * x, 0 * x], -1)), torch.tensor(1)),
+    "waiting times": (lambda x: dist.Gamma(2.0, torch.exp(-2 * x)), torch.tensor(1.5)),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", TEMPERED)
+def test_observations_that_cannot_be_widened_agree_with_quadrature(kind):
+    see, y = TEMPERED[kind]
+
+    def model():
+        x = pyro.sample("x", DiffusionPrior(THREE))
+        pyro.sample("y", see(x[..., 0]), obs=y)
+
+    grid = torch.linspace(-6, 6, 4001)
+    log_y = torch.stack([see(value).log_prob(y) for value in grid])
+    log_p = log_y - THREE.energy(grid[:, None], level=0)
+    total = torch.logsumexp(log_p, 0)
+    exact = np.bincount(cells(grid[:, None].numpy()), weights=(log_p - total).exp().numpy(), minlength=4)
+    log_evidence = float(total) + float((grid[1] - grid[0]).log())
+    joint, kernel = JointPotential(model, likelihood="widened"), batched.HMC(leapfrogs=2)
+    traces = [anneal(joint, kernel, ladder=LADDER, chains=CHAINS, seed=s, resample=0.5) for s in range(SEEDS)]
+    shares = np.mean([np.bincount(cells(t.positions[:, 0]), minlength=4) / CHAINS for t in traces], axis=0)
+    assert np.all(np.abs(shares - exact) < 4.5 * np.sqrt(np.maximum(exact * (1 - exact), 0.003) / (SEEDS * CHAINS)))
+    for trace in traces:
+        assert abs(trace.log_normaliser - log_evidence) < 4.5 * trace.log_normaliser_error
+    moved = np.roll(exact, 1)
+    assert np.any(np.abs(shares - moved) > 4.5 * np.sqrt(np.maximum(moved * (1 - moved), 0.003) / (SEEDS * CHAINS)))
