@@ -22,6 +22,7 @@ BENCHMARKS = {
     "demo": "demo",
     "oracle": "planar.oracle",
     "composition": "planar.composition",
+    "work": "planar.work",
     "overhead": "speed.overhead",
     "gpu": "speed.gpu",
     "calibration": "posteriors.calibration",

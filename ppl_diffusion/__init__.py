@@ -15,6 +15,7 @@ from .potentials.tapestry import tapestry
 from .potentials.target import Target
 from .sampling.advice import SamplingWarning
 from .sampling.anneal import anneal, reverse_diffusion
+from .sampling.exchange import exchange
 from .sampling.kernel import Kernel
 from .sampling.progress import Progress
 from .sampling.step import Adaptive, Fixed, SigmaScaled
@@ -49,6 +50,7 @@ __all__ = [
     "check_quotient",
     "classifier_potential",
     "conjunction",
+    "exchange",
     "guidance",
     "load",
     "load_config",

@@ -77,6 +77,8 @@ class Trace:
         have no finite variance, as those of reverse steps near the clean end. It is NaN for a single chain, or if no
         chain has a finite energy, and infinite if all chains continue a single one.
         """
+        if "log_normaliser_error" in self.attributes:  # of an exchange, which has no weights
+            return float(self.attributes["log_normaliser_error"])
         names = ("log_weight", "ancestor", "resampled")
         return log_normaliser_error(*(self.stats[name].to_numpy() for name in names))
 

@@ -59,6 +59,7 @@ class Walk:
         facts: what listeners found out, as the trace's attributes record it.
         seconds: time that the walk had taken when it was last interrupted.
         listeners: who hears of its events, in this order.
+        start_log_density: log-density of the starting positions ``(chains,)``; None where the caller gave them.
 
     Args:
         target: the density.
@@ -82,7 +83,7 @@ class Walk:
         self.seconds = 0.0
         self.listeners: Sequence[Listener] = ()
         self.start, start_log_density = arrival.start(target, level, chains=chains, init=init, rng=self.rng)
-        self._start_log_density = None if init is not None else start_log_density
+        self.start_log_density = None if init is not None else start_log_density
         self.walker = kernel.bind(target)
 
     @property
@@ -131,9 +132,9 @@ class Walk:
             return {"log_normaliser": np.nan, "log_weight": np.full(len(found.energy), np.nan), "ess": np.nan}
         if self.state is not None:
             return self.weights.move(found.increments)
-        if self._start_log_density is None:
+        if self.start_log_density is None:
             return self.weights.move(np.where(np.isfinite(found.energy), 0.0, -np.inf))
-        return self.weights.move(-found.energy - self._start_log_density)
+        return self.weights.move(-found.energy - self.start_log_density)
 
     def move(self, steps: int) -> None:
         """Take ``steps`` kernel steps at the present level, which adapt the step size."""

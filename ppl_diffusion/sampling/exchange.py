@@ -1,0 +1,151 @@
+"""Replica exchange: chains at all levels of a ladder at once, which exchange their positions.
+
+    start     anneal down the ladder, and leave a copy of every chain at every level
+    round     kernel steps at every level, then swaps of neighbours: pairs (0, 1), (2, 3), ... in even rounds, and
+              (1, 2), (3, 4), ... in odd ones
+    at the last rung: record a draw a round
+
+A ladder has ``chains`` independent replicas of itself: replica ``i`` of a level swaps with replica ``i`` of the next.
+Alternating even and odd swaps make a replica travel in one direction for as long as its swaps are accepted. A swap of
+``x_s`` and ``x_t``, s the noisier level, is one of
+
+    in place       x_s' = x_t, x_t' = x_s
+    accelerated    x_s' ~ q(. | x_t), the forward kernel; x_t' ~ r(. | x_s), the reverse-diffusion proposal
+
+and is accepted with probability min(1, e^w),
+
+    w = U_s(x_s) + U_t(x_t) - U_s(x_s') - U_t(x_t')  [+ log q(x_s|x_t') r(x_t|x_s') - log q(x_s'|x_t) r(x_t'|x_s)]
+
+Both leave the product of the densities of all levels invariant. In place, a swap is accepted where the two densities
+overlap, which needs many levels in many dimensions; an accelerated one where the reverse proposal is nearly right. A
+swap costs one evaluation at either level. Log-normalisers come from the work of all proposed swaps in both directions,
+by Bennett's acceptance ratio.
+
+Source: Non-reversible parallel tempering (Syed et al., 2022), https://arxiv.org/abs/1905.02939; accelerated swaps:
+Generalised Parallel Tempering (Zhang et al., 2025), https://arxiv.org/abs/2502.10328, and CREPE (He et al., 2025),
+https://arxiv.org/abs/2509.23265; log-normalisers: Efficient Estimation of Free Energy Differences (Bennett, 1976),
+https://doi.org/10.1016/0021-9991(76)90078-4
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..arrays import outside_inference_mode
+from ..files import versions
+from ..potentials.target import Target, require_energy
+from ..schedule import Ladder
+from .advice import warn_caller
+from .kernel import Kernel
+from .progress import Progress
+from .replicas import Replicas
+from .trace import Trace
+
+
+@outside_inference_mode()
+def exchange(
+    potential: Target,
+    kernel: Kernel,
+    *,
+    ladder: Ladder | None = None,
+    chains: int,
+    draws: int,
+    seed: int,
+    warm_up: int = 100,
+    accelerated: bool = False,
+    init: Any = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Trace:
+    """Sample a potential by replica exchange over its noise levels.
+
+    Args:
+        potential: the target density; its level at the last rung is sampled.
+        kernel: an adjusted MCMC kernel, from ``bridges.blackjax`` or ``bridges.pyro``.
+        ladder: levels, and kernel steps between two rounds of swaps; by default every level with one step.
+        chains: number of independent replicas of the ladder.
+        draws: number of rounds that are recorded.
+        seed: the same seed gives the same trace, on the same device and with the same library versions.
+        warm_up: rounds before them, in which step sizes adapt.
+        accelerated: whether swaps go by the forward kernel and the reverse-diffusion proposal.
+        init: starting positions at the first rung, shape ``(chains, *event_shape)``.
+        progress: called with a :class:`Progress` after every round.
+
+    Returns:
+        A :class:`~ppl_diffusion.Trace` with positions ``(chains, draws, *event_shape)``. Its statistics by rung are
+        those of the recorded rounds, with ``swap_rate`` (of the pair with the rung before; NaN at the first) and
+        ``log_normaliser`` (increments); ``round_trips`` (a replica's travels from the noisiest level to the last and
+        back) is by chain. There are no weights, and no relatives: replicas of the ladder are independent.
+
+    Raises:
+        ValueError, TypeError: an argument is invalid, the kernel is unadjusted, or only a gradient is known.
+    """
+    begun = time.perf_counter()
+    ladder = _check_arguments(potential, kernel, ladder, chains, draws, seed, warm_up)
+    run = Replicas.annealed(potential, kernel, ladder, chains=chains, init=init, seed=seed, accelerated=accelerated)
+    rounds = warm_up + draws
+    for done in range(rounds):
+        if done == warm_up:
+            run.freeze()
+        run.round(done, recorded=done >= warm_up)
+        if progress is not None:
+            rate = float(np.mean(run.acceptance[-1]))
+            progress(
+                Progress(len(ladder), len(ladder), ladder.levels[-1], max(0, done + 1 - warm_up), draws, rate, np.nan)
+            )
+    positions, sample_stats = run.drawn()
+    stats, error = run.statistics()
+    notes = run.notes(stats)
+    for note in notes:
+        warn_caller(note)
+    attributes = {
+        "potential": str(potential),
+        "kernel": str(kernel),
+        "adjusted": True,
+        "seed": int(seed),
+        "levels": list(ladder.levels),
+        "steps": list(ladder.steps_per_rung),
+        "resample": None,
+        "reverse_step": False,
+        "exchange": "accelerated" if accelerated else "in place",
+        "warm_up": int(warm_up),
+        "log_normaliser_error": error,
+        "still": False,
+        "init": init is not None,
+        "has_energy": True,
+        "circulation": None,
+        "versions": versions(),
+        "warnings": notes,
+        "seconds": round(time.perf_counter() - begun, 3),
+    }
+    return Trace(positions, stats, sample_stats, attributes)
+
+
+def _check_arguments(
+    potential: Target, kernel: Kernel, ladder: Ladder | None, chains: int, draws: int, seed: int, warm_up: int
+) -> Ladder:
+    if not isinstance(potential, Target):
+        raise TypeError(f"exchange samples a potential, got {potential!r}: wrap a function in EnergyFunction")
+    if not isinstance(kernel, Kernel) or isinstance(kernel, type):
+        raise TypeError(f"kernel must be an MCMC kernel, got {kernel!r}: try bridges.blackjax.HMC(leapfrogs=3)")
+    require_energy(potential, "swaps")
+    if not kernel.adjusted:
+        raise ValueError(f"{kernel} is unadjusted, and its draws at a level are not of its density: try HMC()")
+    counts: Sequence[tuple[str, Any, int]] = (
+        ("chains", chains, 1),
+        ("draws", draws, 1),
+        ("seed", seed, 0),
+        ("warm_up", warm_up, 0),
+    )
+    for name, value, least in counts:
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}: try {name}={max(least, 100)}")
+    found = Ladder.full(potential.schedule, steps=1) if ladder is None else ladder
+    if not isinstance(found, Ladder):
+        raise TypeError(f"ladder must be a Ladder, got {found!r}: try Ladder.full(potential.schedule, steps=1)")
+    if len(found) < 2:
+        raise ValueError("an exchange needs two levels or more: try Ladder.full(potential.schedule, steps=1)")
+    return found

@@ -1,0 +1,286 @@
+"""The replicas of a ladder: a state of a walker at every level, their kernel steps, and their swaps.
+
+See :mod:`ppl_diffusion.sampling.exchange` for the walk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+
+from ..potentials.target import Target
+from ..schedule import Ladder
+from .arrival import reverse_kernel
+from .bennett import bennett
+from .kernel import Kernel, State, Walker
+from .walk import Walk, joined
+
+START_DRAWS = 2_000
+"""Draws of the start density from which the log-normaliser of the noisiest level is estimated."""
+
+LEAST_SWAPS = 0.05
+"""Rate of accepted swaps of a pair below which hardly a replica passes it."""
+
+
+@dataclass
+class Swap:
+    """What was found of all proposed swaps of a pair, in each round ``(chains,)``.
+
+    Attributes:
+        down, up: works from the noisier level to the cleaner one, and from the cleaner one to the noisier.
+        taken: whether the swap was accepted.
+    """
+
+    down: list[np.ndarray] = field(default_factory=list)
+    up: list[np.ndarray] = field(default_factory=list)
+    taken: list[np.ndarray] = field(default_factory=list)
+
+
+class Replicas:
+    """All replicas of a ladder, one state of a walker for each rung."""
+
+    def __init__(
+        self, potential: Target, walker: Walker, states: list[State], ladder: Ladder, walk: Walk, accelerated: bool
+    ) -> None:
+        self.potential, self.walker, self.states, self.ladder = potential, walker, states, ladder
+        self.walk, self.accelerated, self.rng = walk, accelerated, walk.rng
+        chains = len(walk.start)
+        self.swaps = [Swap() for _ in ladder.levels[1:]]
+        self.acceptance: list[np.ndarray] = []
+        self.moved: list[list[Mapping[str, np.ndarray]]] = [[] for _ in ladder.levels]
+        self.positions: list[np.ndarray] = []
+        self.energies: list[np.ndarray] = []
+        self.names = np.tile(np.arange(len(ladder))[:, None], (1, chains))
+        self.heading = np.zeros((len(ladder), chains), dtype=int)  # 1 on the way to the last rung, by name
+        self.trips = np.zeros(chains)
+        self.calls = np.zeros(len(ladder), dtype=np.float64)
+        self.frozen = False
+
+    @classmethod
+    def annealed(
+        cls, potential: Target, kernel: Kernel, ladder: Ladder, *, chains: int, init: Any, seed: int, accelerated: bool
+    ) -> Replicas:
+        """Return replicas of which each rung holds the chains of one annealed walk as they passed it."""
+        walk = Walk(potential, kernel, ladder.levels[0], chains=chains, init=init, seed=int(seed))
+        states = []
+        for level, steps in zip(ladder.levels, ladder.steps_per_rung, strict=True):
+            walk.arrive(level, reverse=False, resample=None, last=False)
+            walk.move(max(steps, 1))
+            assert walk.state is not None
+            fresh = walk.walker.arrive(np.asarray(walk.state.positions), level, None, seed=walk.next_seed())
+            states.append(fresh._replace(step=walk.state.step))
+        replicas = cls(potential, walk.walker, states, ladder, walk, accelerated)
+        replicas.calls += [1 + float(record["gradient_calls"]) for record in walk.rungs]
+        return replicas
+
+    def freeze(self) -> None:
+        """Fix all step sizes, for recorded rounds."""
+        self.states, self.frozen = [self.walker.freeze(state) for state in self.states], True
+        self.trips[:], self.heading[:] = 0, 0
+
+    def round(self, number: int, *, recorded: bool) -> None:
+        """Take the kernel steps of every rung, then propose the swaps of this round's pairs."""
+        rates = []
+        for rung, steps in enumerate(self.ladder.steps_per_rung):
+            seed = self.walk.next_seed()
+            if not self.frozen:
+                self.states[rung], found = self.walker.move(self.states[rung], steps, seed=seed)
+                self.calls[rung] += float(found["gradient_calls"])
+                rates.append(float(np.mean(found["acceptance_rate"])))
+            elif steps:
+                before = np.asarray(self.states[rung].positions)
+                self.states[rung], _, stats = self.walker.record(self.states[rung], steps, seed=seed)
+                self._keep(rung, stats, before)
+                rates.append(float(np.mean(stats.get("acceptance_rate", np.nan))))
+        self.acceptance.append(np.array(rates))
+        for pair in range(number % 2, len(self.ladder) - 1, 2):
+            self._swap(pair, recorded=recorded)
+        self._follow()
+        if recorded:
+            self.positions.append(np.asarray(self.states[-1].positions))
+            self.energies.append(np.asarray(self.states[-1].energy))
+
+    def _keep(self, rung: int, stats: Mapping[str, np.ndarray], before: np.ndarray) -> None:
+        after = np.asarray(self.states[rung].positions)
+        jump = np.linalg.norm((after - before).reshape(len(after), -1), axis=1)
+        self.calls[rung] += float(stats["gradient_calls"])
+        self.moved[rung].append({**stats, "jump": jump, "final": np.asarray(self.states[rung].energy)})
+
+    def _swap(self, pair: int, *, recorded: bool) -> None:
+        """Propose to swap rung ``pair``, the noisier, and the next one, replica by replica."""
+        noisy, clean = self.states[pair], self.states[pair + 1]
+        s, t = noisy.level, clean.level
+        x_s, x_t = (np.asarray(state.positions, dtype=np.float64) for state in (noisy, clean))
+        to_s, to_t = x_t, x_s
+        down: Any = 0.0
+        up: Any = 0.0
+        if self.accelerated:
+            to_s, to_t, down, up = self._proposals(noisy, clean)
+        at_s = self.walker.arrive(to_s, s, None, seed=self.walk.next_seed())._replace(step=noisy.step)
+        at_t = self.walker.arrive(to_t, t, None, seed=self.walk.next_seed())._replace(step=clean.step)
+        if self.accelerated:
+            gradient = np.asarray(at_s.gradient, dtype=np.float64)
+            up = up - self._log_reverse(x_t, to_s, gradient, s, t)  # log q(x_s'|x_t) - log r(x_t|x_s')
+        with np.errstate(invalid="ignore"):
+            work_down = np.asarray(noisy.energy) - np.asarray(at_t.energy) + down  # from x_s to x_t'
+            work_up = np.asarray(clean.energy) - np.asarray(at_s.energy) - up  # from x_t to x_s'
+            log_ratio = work_down + work_up
+            taken = np.log(self.rng.random(len(x_s))) < np.where(np.isnan(log_ratio), -np.inf, log_ratio)
+        self.states[pair], self.states[pair + 1] = _merged(noisy, at_s, taken), _merged(clean, at_t, taken)
+        names = self.names[[pair + 1, pair]]
+        self.names[[pair, pair + 1]] = np.where(taken, names, self.names[[pair, pair + 1]])
+        self.calls[[pair, pair + 1]] += 1
+        if recorded:
+            kept = self.swaps[pair]
+            kept.down.append(work_down)
+            kept.up.append(work_up)
+            kept.taken.append(taken)
+
+    def _proposals(self, noisy: State, clean: State) -> tuple[np.ndarray, np.ndarray, Any, Any]:
+        """Return ``x_s'`` and ``x_t'`` of accelerated swaps, ``log q(x_s|x_t') - log r(x_t'|x_s)``, and
+        ``log q(x_s'|x_t)``."""
+        s, t = noisy.level, clean.level
+        x_s, x_t = (np.asarray(state.positions, dtype=np.float64) for state in (noisy, clean))
+        diffused = np.broadcast_to(self.potential.diffused, self.potential.event_shape)
+        alpha, sigma = self.potential.schedule.forward(t, s)
+        to_s = np.where(diffused, alpha * x_t + sigma * self.rng.standard_normal(x_t.shape), x_t)
+        gradient = np.asarray(noisy.gradient, dtype=np.float64)
+        mean, spread = reverse_kernel(self.potential, x_s, gradient, s, t)
+        to_t = np.where(diffused, mean + spread * self.rng.standard_normal(x_s.shape), x_s)
+        down = self._log_forward(x_s, to_t, s, t) - self._log_reverse(to_t, x_s, gradient, s, t)
+        return to_s, to_t, down, self._log_forward(to_s, x_t, s, t)
+
+    def _log_forward(self, x_s: np.ndarray, x_t: np.ndarray, s: int, t: int) -> np.ndarray:
+        """Return ``log q(x_s | x_t)``, shape ``(chains,)``."""
+        alpha, sigma = self.potential.schedule.forward(t, s)
+        return self._log_normal(x_s - alpha * x_t, sigma)
+
+    def _log_reverse(self, x_t: np.ndarray, x_s: np.ndarray, gradient: np.ndarray, s: int, t: int) -> np.ndarray:
+        """Return ``log r(x_t | x_s)``, shape ``(chains,)``; ``gradient`` is that at ``x_s``."""
+        mean, spread = reverse_kernel(self.potential, x_s, gradient, s, t)
+        return self._log_normal(x_t - mean, spread)
+
+    def _log_normal(self, apart: np.ndarray, spread: float) -> np.ndarray:
+        diffused = np.broadcast_to(self.potential.diffused, self.potential.event_shape)
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = np.sum(np.square(apart / spread), axis=tuple(range(1, apart.ndim)), where=diffused)
+        return -0.5 * squares - float(np.sum(diffused)) * np.log(spread)
+
+    def _follow(self) -> None:
+        """Follow who has been to the noisiest level last (heading for the clean end), and who has come back."""
+        columns = np.arange(self.names.shape[1])
+        first, last = self.names[0], self.names[-1]
+        self.trips += self.heading[first, columns] == -1
+        self.heading[first, columns] = 1
+        arrived = self.heading[last, columns] == 1
+        self.heading[last[arrived], columns[arrived]] = -1
+
+    def drawn(self) -> tuple[np.ndarray, xr.Dataset]:
+        """Return all recorded draws ``(chains, draws, *event_shape)`` and their statistics."""
+        kept = [{k: v[:, -1:] for k, v in found.items() if np.ndim(v) == 2} for found in self.moved[-1]]
+        energies = {"lp": -np.stack(self.energies, axis=1)}
+        columns = joined([{**found, "gradient_calls": np.array(0)} for found in kept]) if kept else {}
+        columns.pop("gradient_calls", None)
+        variables = {name: (("chain", "draw"), value) for name, value in (columns | energies).items()}
+        return np.stack(self.positions, axis=1), xr.Dataset(variables, attrs={"gradient_calls": 0})
+
+    def statistics(self) -> tuple[xr.Dataset, float]:
+        """Return statistics by rung and chain, and the standard error of the log-normaliser."""
+        chains = self.names.shape[1]
+        begin, begin_error = self._log_normaliser_of_the_start()
+        rows = [self._row(rung) for rung in range(len(self.ladder))]
+        columns = {name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]}
+        stats = xr.Dataset({name: (("rung", "chain")[: v.ndim], v) for name, v in columns.items()})
+        increments, variances = [begin], [begin_error**2]
+        for swap in self.swaps:
+            found, error = bennett(np.array(swap.down), np.array(swap.up))
+            increments.append(found)
+            variances.append(error**2)
+        stats["log_normaliser"] = ("rung", np.array(increments))
+        rates = [np.nan, *(float(np.mean(swap.taken)) if swap.taken else np.nan for swap in self.swaps)]
+        stats["swap_rate"] = ("rung", np.array(rates))
+        stats["round_trips"] = ("chain", self.trips.copy())
+        stats = stats.assign_coords(level=("rung", np.array(self.ladder.levels)))
+        return stats, float(np.sqrt(np.sum(variances))) if chains > 1 else float("nan")
+
+    def _row(self, rung: int) -> dict[str, Any]:
+        """Return the statistics of one rung, under the names of a trace."""
+        found, state, chains = self.moved[rung], self.states[rung], self.names.shape[1]
+        missing = np.full(chains, np.nan)
+
+        def mean(name: str) -> np.ndarray:
+            rows = [one[name] for one in found if name in one]
+            return np.mean([row.mean(1) if row.ndim == 2 else row for row in rows], axis=0) if rows else missing
+
+        def total(name: str) -> np.ndarray:
+            rows = [one[name] for one in found if name in one]
+            return np.sum([row.sum(1) for row in rows], axis=0) if rows else missing
+
+        energies = [one["final"] for one in found] or [np.asarray(state.energy)]
+        return {
+            "acceptance_rate": mean("acceptance_rate"),
+            "step_size": np.full(chains, np.exp(float(state.step.log_step))),
+            "diverging": total("diverging"),
+            "nonfinite": total("nonfinite"),
+            "jump_distance": mean("jump"),
+            "energy_arrival": energies[0],
+            "energy_midway": energies[len(energies) // 2],
+            "energy": energies[-1],
+            "log_weight": missing,
+            "ancestor": np.arange(chains),
+            "ess": np.nan,
+            "resampled": False,
+            "gradient_calls": self.calls[rung],
+        }
+
+    def _log_normaliser_of_the_start(self) -> tuple[float, float]:
+        """Return the log-normaliser of the noisiest level and its error, by importance from the start density.
+
+        It is zero where the caller gave the starting positions.
+        """
+        if self.walk.start_log_density is None:
+            return 0.0, 0.0
+        level = self.ladder.levels[0]
+        x, log_density = self.potential.start(level, chains=START_DRAWS, rng=self.rng)
+        self.calls[0] += 1
+        state = self.walker.arrive(x, level, None, seed=self.walk.next_seed())
+        weights = -np.asarray(state.energy) - log_density
+        found = float(np.logaddexp.reduce(weights) - np.log(START_DRAWS))
+        return found, float(np.std(np.exp(weights - found)) / np.sqrt(START_DRAWS))
+
+    def notes(self, stats: xr.Dataset) -> list[str]:
+        """Return warnings: of pairs that hardly swap, and of ladders that no replica has travelled."""
+        rates = stats["swap_rate"].to_numpy()[1:]
+        levels, notes = self.ladder.levels, []
+        if rates.size and np.nanmin(rates) < LEAST_SWAPS:
+            worst = int(np.nanargmin(rates))
+            other = "accelerated=True, " if not self.accelerated else ""
+            notes.append(
+                f"levels {levels[worst]} and {levels[worst + 1]} swap in {rates[worst]:.1%} of the rounds, so that "
+                f"hardly a replica passes there: take {other}more levels there, or end the ladder above them"
+            )
+        elif not self.trips.any():
+            notes.append(
+                f"no replica has travelled from level {levels[0]} to {levels[-1]} and back in {len(self.positions)} "
+                "rounds: take more draws, or more levels"
+            )
+        return notes
+
+
+def _merged(old: State, new: State, taken: np.ndarray) -> State:
+    """Return the state whose chains are those of ``new`` where ``taken (chains,)``, and of ``old`` elsewhere."""
+
+    def choose(one: Any, other: Any) -> Any:
+        where: Any = np.where if isinstance(one, np.ndarray) else jax.numpy.where
+        return where(taken.reshape(-1, *[1] * (np.ndim(one) - 1)), other, one)
+
+    with jax.enable_x64(True):
+        parts = ((s.positions, s.gradient, s.carried) for s in (old, new))
+        positions, gradient, carried = jax.tree.map(choose, *parts)
+    energy = np.where(taken, new.energy, old.energy)
+    return old._replace(positions=positions, gradient=gradient, carried=carried, energy=energy)
