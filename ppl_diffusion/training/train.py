@@ -250,7 +250,7 @@ def _begin_from(init: str, network: nn.Module, source: Data) -> None:
             sizes = [str(list(part[name].shape)) if name in part else "none" for part in (theirs, mine)]
             if sizes[0] != sizes[1]:
                 raise ValueError(
-                    f"init = {init!r} cannot be started from: {name} has the size {sizes[0]} there and {sizes[1]} here, "
+                    f"init = {init!r} cannot be started from: {name} has the size {sizes[0]} there, {sizes[1]} here, "
                     f"with {begin.conditions} there and {source.conditions} here as conditions: {remedy}"
                 ) from error
         raise

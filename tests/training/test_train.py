@@ -100,11 +100,15 @@ def test_training_goes_on_from_given_weights(tmp_path):
         with pytest.raises(ValueError, match="cannot be started from") as caught:
             train(dataclasses.replace(SMALL, init=init), checkpoint=tmp_path / "d.safetensors")
         assert "\n" not in str(caught.value)
-    np.savez(tmp_path / "three.npz", x=np.random.default_rng(0).normal(size=(30, 2)), y=np.arange(30) % 3)
+    data = tmp_path / "three.npz"
+    np.savez(data, x=np.random.default_rng(0).normal(size=(30, 2)), y=np.arange(30) % 3)
     labelled = dataclasses.replace(SMALL, data="npz", images="x", labels="y", init=str(path))
-    words = "embedding.labels.weight has the size none there and .* here, with - there and classes 0 to 2 here"
+    taught = train(dataclasses.replace(labelled, steps=1, learning_rate=1e-9), checkpoint=tmp_path / "e", data=data)
+    assert torch.allclose(taught.network.enter.weight, first.network.enter.weight, atol=1e-6)
+    wider = dataclasses.replace(labelled, network=SMALL.network | {"width": 24})
+    words = r"\w+.\w+ has the size \[.*16.*\] there, \[.*24.*\] here, with - there and classes 0 to 2 here"
     with pytest.raises(ValueError, match=words):
-        train(labelled, checkpoint=tmp_path / "d.safetensors", data=tmp_path / "three.npz")
+        train(wider, checkpoint=tmp_path / "d.safetensors", data=data)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "meta", "nowhere"])
