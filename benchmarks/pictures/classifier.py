@@ -12,13 +12,19 @@ energies of this network agree between levels.
 
 A second classifier, of another make and trained on clean digits (``python -m benchmarks judge``), says whether a
 picture is the digit. In its features are the Frechet distance to held-out real digits of the class, and precision and
-recall; the row of real digits says what as many real ones get. All figures are means over labels, and standard errors
-are over labels. Results are written after every label; pictures are kept until all labels are done.
+recall; the row of real pictures says what as many real ones get. All figures are means over labels, and standard
+errors are over labels. Results are written after every label; pictures are kept until all labels are done.
+
+The same of photographs, with a model and a classifier of them that were trained before, and judged in features of a
+network of ImageNet (``benchmarks.pictures.photo_judge``):
+
+    python -m benchmarks classifier --photographs data/cifar32.npz --model cifar.safetensors --classifier FILE
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,41 +33,85 @@ import numpy as np
 import typer
 from matplotlib.figure import Figure
 
-from benchmarks.harness import Record, check_choice, last, say, summarise, thinned
+from benchmarks.harness import Record, check_choice, check_file, last, say, summarise, thinned
 from benchmarks.pictures.cubes import KERNELS, LATER, WEIGHED, part
 from benchmarks.pictures.fidelity import frechet_distance, precision_and_recall
-from benchmarks.pictures.judge import Judge, load_judge, look, named, read_digits
-from ppl_diffusion import Ladder, Potential, Trace, anneal, classifier_potential, load, reverse_diffusion
+from benchmarks.pictures.judge import load_judge, look, named, read_digits
+from benchmarks.pictures.photo_judge import fit as fit_photo_judge
+from benchmarks.pictures.photo_judge import load_network
+from ppl_diffusion import EnergyModel, Ladder, Potential, Trace, anneal, classifier_potential, load, reverse_diffusion
 
-DIGITS, CLASSIFIER = load("digits"), load("digits_classifier")
-SCHEDULE = DIGITS.schedule
-TIMES = tuple(SCHEDULE.log_snr(level) for level in range(len(SCHEDULE)))
 SAMPLERS = ("reverse", *KERNELS)
 GIVEN = "given the label"
 """The target that was trained with the labels."""
 BESIDE = ("reverse", "HMC")
 """The samplers of that target."""
 SHOWN = ("reverse", "MALA", "HMC")
+LEARNED = 5000
+"""Number of photographs from which their judge learns."""
 MERITS = ("accuracy", "Frechet distance", "precision", "recall", "steered", "acceptance")
 QUICK = {"labels": [3], "samplers": ["reverse"], "scales": [1.0], "chains": 4, "every": 10}
 
 
-def target(kind: str, label: int) -> Potential:
-    """Return the density of one digit: given its label, or steered towards it, "scale 4" for example."""
-    if kind == GIVEN:
-        return DIGITS.given(label)
-    scale, shape = float(kind.split()[1]), DIGITS.event_shape
-    named: dict[str, Any] = {"schedule": SCHEDULE, "times": TIMES, "event_shape": shape}
-    return DIGITS * classifier_potential(CLASSIFIER.network, label, scale=scale, **named)
+@dataclass(frozen=True)
+class Subject:
+    """What is drawn, and who judges it.
+
+    Attributes:
+        name: of the results.
+        prior: the model, without a label.
+        classifier: the classifier that steers it.
+        look: the judge: maps pictures ``(n, *event_shape)`` to labels ``(n,)`` and features ``(n, size)``.
+        pictures, labels: held-out real pictures in [-1, 1], and their labels.
+    """
+
+    name: str
+    prior: EnergyModel
+    classifier: EnergyModel
+    look: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    pictures: np.ndarray
+    labels: np.ndarray
+
+    def target(self, kind: str, label: int) -> Potential:
+        """Return the density of one class: given its label, or steered towards it, "scale 4" for example."""
+        if kind == GIVEN:
+            return self.prior.given(label)
+        schedule, scale = self.prior.schedule, float(kind.split()[1])
+        times = [schedule.log_snr(level) for level in range(len(schedule))]
+        named: dict[str, Any] = {"schedule": schedule, "times": times, "event_shape": self.prior.event_shape}
+        return self.prior * classifier_potential(self.classifier.network, label, scale=scale, **named)
+
+
+def digits(mnist: Path) -> Subject:
+    """Return the shipped models of digits, and their judge."""
+    return Subject(
+        "classifier",
+        load("digits"),
+        load("digits_classifier"),
+        partial(look, load_judge()),
+        *read_digits(mnist, "test"),
+    )
+
+
+def photographs(file: Path, model: Path | None, classifier: Path | None) -> Subject:
+    """Return models of photographs that were trained before, and a judge that learns from real ones."""
+    check_file("--photographs", file, "the photographs")
+    if model is None or classifier is None:
+        raise ValueError("photographs have no shipped models: give --model FILE and --classifier FILE")
+    with np.load(file) as stored:
+        shown, labels = (stored[key][:LEARNED] for key in ("x_train", "y_train"))
+        held, classes = (stored[key] for key in ("x_test", "y_test"))
+    judge = fit_photo_judge(scaled(shown), labels, load_network())
+    return Subject("steered_photographs", load(model), load(classifier), judge.look, scaled(held), classes)
 
 
 def sample(potential: Potential, sampler: str, *, chains: int, every: int, seed: int) -> list[Trace]:
-    """Draw digits with one of the samplers, in one walk or in two consecutive ones; the last one has the pictures."""
+    """Draw pictures with one of the samplers, in one walk or in two consecutive ones; the last one has the pictures."""
     common: dict[str, Any] = {"chains": chains, "seed": seed}
     if sampler == "reverse":
         return [reverse_diffusion(potential, **common)]
     kernel = KERNELS[sampler]
-    ladder = thinned(Ladder.full(SCHEDULE, steps=3 // kernel.leapfrogs), every)
+    ladder = thinned(Ladder.full(potential.schedule, steps=3 // kernel.leapfrogs), every)
     if not sampler.startswith("weighted"):
         return [anneal(potential, kernel, ladder=ladder, reverse_step=True, **common)]
     upper, lower = part(ladder, *WEIGHED), part(ladder, WEIGHED[1], 0)
@@ -70,9 +120,9 @@ def sample(potential: Potential, sampler: str, *, chains: int, every: int, seed:
     return [first, anneal(potential, kernel, ladder=lower, reverse_step=True, **common)]
 
 
-def draw(kind: str, sampler: str, label: int, *, chains: int, every: int) -> dict[str, Any]:
-    """Return the pictures of one digit as bytes, ``(chains, 28, 28)`` nested lists, and statistics of the walks."""
-    traces = sample(target(kind, label), sampler, chains=chains, every=every, seed=label)
+def draw(subject: Subject, kind: str, sampler: str, label: int, *, chains: int, every: int) -> dict[str, Any]:
+    """Return pictures of one class as bytes, ``(chains, *event_shape)`` nested lists, and statistics of the walks."""
+    traces = sample(subject.target(kind, label), sampler, chains=chains, every=every, seed=label)
     pictures = np.rint((np.clip(np.nan_to_num(last(traces[-1]), nan=-1.0), -1, 1) + 1) * 127.5).astype(np.uint8)
     tested = sampler in KERNELS and KERNELS[sampler].adjusted
     rates = [float(trace.stats.acceptance_rate.mean()) for trace in traces] if tested else []
@@ -89,16 +139,17 @@ def draw(kind: str, sampler: str, label: int, *, chains: int, every: int) -> dic
     }
 
 
-def judged(pictures: np.ndarray, label: int, judge: Judge, real: np.ndarray) -> dict[str, float]:
-    """Return the figures of merit of pictures ``(n, 28, 28)`` in [-1, 1] against features of real ones ``(m, 32)``."""
-    labels, features = look(judge, pictures)
+def judged(subject: Subject, pictures: np.ndarray, label: int, real: np.ndarray) -> dict[str, float]:
+    """Return figures of merit of ``pictures (n, *event_shape)`` in [-1, 1] against features ``(m, size)`` of real
+    ones."""
+    labels, features = subject.look(pictures)
     found, recalled = precision_and_recall(features, real)
     return {
         "accuracy": float(np.mean(labels == label)),
         "Frechet distance": frechet_distance(features, real),
         "precision": found,
         "recall": recalled,
-        "steered": float(np.mean(named(CLASSIFIER, pictures, 0) == label)),
+        "steered": float(np.mean(named(subject.classifier, pictures, 0) == label)),
     }
 
 
@@ -119,8 +170,8 @@ def means(by_label: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def draw_digits(rows: Mapping[str, Sequence[np.ndarray]]) -> Figure:
-    """Draw pictures ``(28, 28)``, one row for each name."""
+def draw_rows(rows: Mapping[str, Sequence[np.ndarray]]) -> Figure:
+    """Draw pictures ``(height, width)`` or ``(3, height, width)``, one row for each name."""
     columns = max(len(row) for row in rows.values())
     figure = Figure(figsize=(0.62 * columns + 1.6, 0.62 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -129,41 +180,47 @@ def draw_digits(rows: Mapping[str, Sequence[np.ndarray]]) -> Figure:
             axis.set_axis_off()
         line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=7)
         for axis, x in zip(line, row, strict=False):
-            axis.imshow(x, cmap="gray", vmin=-1, vmax=1)
+            axis.imshow((x if x.ndim == 2 else x.transpose(1, 2, 0)) / 2 + 0.5, cmap="gray", vmin=0, vmax=1)
     return figure
 
 
 def main(
     record: Record,
     mnist: Annotated[Path, typer.Option(dir_okay=False, help="The MNIST data.")] = Path("data/mnist.npz"),
-    labels: Annotated[list[int], typer.Option(min=0, max=9, help="Digits.")] = list(range(10)),  # noqa: B006
+    photos: Annotated[
+        Path | None, typer.Option("--photographs", dir_okay=False, help="Draw photographs; the data of real ones.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(dir_okay=False, help="Weights of a model of photographs.")] = None,
+    classifier: Annotated[Path | None, typer.Option(dir_okay=False, help="Of a classifier of photographs.")] = None,
+    labels: Annotated[list[int], typer.Option(min=0, max=9, help="Classes.")] = list(range(10)),  # noqa: B006
     scales: Annotated[list[float], typer.Option(min=0.01, help="Scales of guidance.")] = [1.0, 4.0],  # noqa: B006
     samplers: Annotated[list[str], typer.Option(help=f"Of {', '.join(SAMPLERS)}.")] = list(SAMPLERS),  # noqa: B006
     chains: Annotated[int, typer.Option(min=4, max=400, help="Pictures of each label.")] = 50,
     every: Annotated[int, typer.Option(min=1, help="Let walks take every n-th level only.")] = 2,
 ) -> None:
-    """Draw digits, judge them, and write the results."""
+    """Draw pictures, judge them, and write the results."""
     check_choice("--samplers", samplers, SAMPLERS)
-    held, classes = read_digits(mnist, "test")
-    judge, settings = load_judge(), {"chains": chains, "every": every}
+    subject = digits(mnist) if photos is None else photographs(photos, model, classifier)
+    settings = {"chains": chains, "every": every}
     cells = [(f"scale {scale:g}", sampler) for scale in scales for sampler in samplers]
-    cells += [(GIVEN, sampler) for sampler in BESIDE if sampler in samplers]
-    by_label: dict[str, dict[str, dict[str, Any]]] = {"real digits": {}}
+    if not subject.prior.conditions.absent:
+        cells += [(GIVEN, sampler) for sampler in BESIDE if sampler in samplers]
+    by_label: dict[str, dict[str, dict[str, Any]]] = {"real pictures": {}}
     shown: dict[str, list[np.ndarray]] = {}
     for label in labels:
-        real = held[classes == label]
-        features = look(judge, real[chains:])[1]
-        by_label["real digits"][str(label)] = judged(real[:chains], label, judge, features)
+        real = subject.pictures[subject.labels == label]
+        features = subject.look(real[chains:])[1]
+        by_label["real pictures"][str(label)] = judged(subject, real[:chains], label, features)
         for kind, sampler in cells:
-            act = partial(draw, kind, sampler, label, **settings)
-            found = record.kept(f"classifier/{label} {kind} {sampler}", settings, act)
+            act = partial(draw, subject, kind, sampler, label, **settings)
+            found = record.kept(f"{subject.name}/{label} {kind} {sampler}", settings, act)
             pictures, name = scaled(found.pop("pictures")), f"{kind}, {sampler}"
-            row = found | judged(pictures, label, judge, features)
+            row = found | judged(subject, pictures, label, features)
             by_label.setdefault(name, {})[str(label)] = row
             if sampler in SHOWN:
                 shown.setdefault(name, []).append(pictures[0])
             say(f"{label}: {name}, accuracy {row['accuracy']:.2f}, distance {row['Frechet distance']:.1f}")
         rows = {name: means(each) for name, each in by_label.items()}
-        record.write("classifier", settings | {"rows": rows, "by label": by_label})
+        record.write(subject.name, settings | {"rows": rows, "by label": by_label})
     if shown:
-        record.draw("classifier", draw_digits(shown), dpi=150)
+        record.draw(subject.name, draw_rows(shown), dpi=150)

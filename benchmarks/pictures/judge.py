@@ -105,10 +105,11 @@ def _batches(count: int, batch: int, epochs: int, rng: torch.Generator) -> Itera
 
 
 def named(classifier: EnergyModel, pictures: np.ndarray, level: int) -> np.ndarray:
-    """Return the likeliest labels ``(n,)`` of noised ``pictures (n, 28, 28)`` by a classifier of this library."""
+    """Return the likeliest labels ``(n,)`` of noised ``pictures (n, *event_shape)`` by a classifier of this library."""
     log_snr = torch.full((1,), classifier.schedule.log_snr(level))
     with torch.no_grad():
-        parts = torch.from_numpy(pictures).float()[:, None].split(500)
+        x = torch.from_numpy(pictures).float()
+        parts = (x[:, None] if x.ndim == 3 else x).split(500)
         return torch.cat([classifier.network(part, log_snr).argmax(1) for part in parts]).numpy()
 
 

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from benchmarks.harness import Record
-from benchmarks.pictures import classifier
-from benchmarks.pictures.classifier import CLASSIFIER, DIGITS, GIVEN, MERITS, judged, main, means, scaled, target
-from benchmarks.pictures.judge import load_judge
+from benchmarks.pictures import classifier, photo_judge
+from benchmarks.pictures.classifier import GIVEN, MERITS, digits, judged, main, means, photographs, scaled
 from benchmarks.report import classifier as tabled
+from ppl_diffusion import EnergyModel, NoiseSchedule, save_weights
 from ppl_diffusion.models.classifier import ClassifierPotential
+from ppl_diffusion.models.conditions import Classes
+from ppl_diffusion.models.networks import build_network
 
 
-def test_targets_are_the_unconditional_model_times_the_classifier():
-    steered, given = target("scale 4", 3), target(GIVEN, 3)
+def test_targets_are_the_unconditional_model_times_the_classifier(tmp_path):
+    subject = digits(fake_mnist(tmp_path / "m.npz"))
+    steered, given = subject.target("scale 4", 3), subject.target(GIVEN, 3)
     assert [str(steered), str(given)] == ["digits * classifier[3, scale=4]", "digits[3]"]
     prior, factor = steered.factors
-    assert prior.token == DIGITS.conditions.anything
+    assert prior.token == subject.prior.conditions.anything
     assert isinstance(factor, ClassifierPotential)
     x = np.random.default_rng(0).normal(size=(2, 28, 28)).astype(np.float32)
-    same = DIGITS * CLASSIFIER.given(3) ** 4
+    same = subject.prior * subject.classifier.given(3) ** 4
     for found, due in zip(steered.value_and_grad(x, level=30), same.value_and_grad(x, level=30), strict=True):
         np.testing.assert_allclose(found, due, rtol=1e-5, atol=1e-4)
 
@@ -48,7 +55,7 @@ def fake_mnist(path, each=12):
 def test_a_small_run_gives_figures_and_is_resumed(tmp_path, monkeypatch):
     record, drawn = Record(tmp_path / "results", tmp_path / "runs"), []
     act = classifier.draw
-    monkeypatch.setattr(classifier, "draw", lambda *given, **options: drawn.append(given) or act(*given, **options))
+    monkeypatch.setattr(classifier, "draw", lambda *given, **options: drawn.append(given[1:]) or act(*given, **options))
     options = {"mnist": fake_mnist(tmp_path / "m.npz"), "labels": [3], "scales": [1.0], "chains": 4, "every": 50}
     main(record, samplers=["reverse"], **options)
     main(record, samplers=["reverse", "HMC"], **options)
@@ -62,14 +69,69 @@ def test_a_small_run_gives_figures_and_is_resumed(tmp_path, monkeypatch):
     assert rows["scale 1, reverse"]["evaluations"] == 100
     assert rows["scale 1, HMC"]["evaluations"] == 2 + 3 * 3
     assert 0 <= rows["scale 1, HMC"]["acceptance"]["mean"] <= 1
-    assert rows["real digits"]["labels"] == 1
+    assert rows["real pictures"]["labels"] == 1
     assert (tmp_path / "results" / "classifier.png").is_file()
 
 
-def test_pictures_of_the_class_are_nearer_to_it_than_others():
-    """The judge's figures tell pictures of the class from blank ones."""
-    judge, rng = load_judge(), np.random.default_rng(0)
-    real, drawn = rng.normal(size=(40, 32)), np.full((5, 28, 28), -1.0, np.float32)
-    row = judged(drawn, 3, judge, real)
-    assert row["recall"] == 0
+def test_figures_of_blank_pictures_are_bad(tmp_path):
+    subject = digits(fake_mnist(tmp_path / "m.npz"))
+    real, drawn = np.random.default_rng(0).normal(size=(40, 32)), np.full((5, 28, 28), -1.0, np.float32)
+    row = judged(subject, drawn, 3, real)
+    assert (row["recall"], row["precision"]) == (0, 0)
     assert scaled([[0, 255]]).tolist() == [[-1.0, 1.0]]
+
+
+def coloured(count, seed):
+    """Pictures of four colours, which are their labels."""
+    rng, labels = np.random.default_rng(seed), np.arange(count) % 4
+    hues = np.array([[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1]])[labels]
+    noise = 0.3 * rng.normal(size=(count, 3, 32, 32))
+    return (0.6 * hues[:, :, None, None] + noise).astype(np.float32), labels
+
+
+def test_the_judge_of_photographs_learns_from_features():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 40, 7, stride=4), nn.ReLU()).requires_grad_(False)
+    judge = photo_judge.fit(*coloured(200, 0), lambda x: layers(x).mean((2, 3)))
+    pictures, labels = coloured(60, 1)
+    found, features = judge.look(pictures)
+    assert float(np.mean(found == labels)) > 0.95
+    assert features.shape == (60, photo_judge.COMPONENTS)
+    assert float(np.mean(judge.look(pictures[:, ::-1].copy())[0] == labels)) < 0.7, "colours swapped"
+    np.testing.assert_array_equal(judge.look(2 * pictures)[0], judge.look(np.clip(2 * pictures, -1, 1))[0])
+
+
+def test_photographs_need_files(tmp_path):
+    with pytest.raises(ValueError, match="give --photographs FILE"):
+        photographs(tmp_path / "none.npz", None, None)
+    np.savez(tmp_path / "photos.npz", x_train=np.zeros(1))
+    with pytest.raises(ValueError, match="photographs have no shipped models: give --model FILE and --classifier FILE"):
+        photographs(tmp_path / "photos.npz", None, None)
+
+
+@pytest.mark.slow
+def test_photographs_are_drawn_and_judged(tmp_path, monkeypatch):
+    """With untrained models and features: whether all parts fit together."""
+    torch.manual_seed(0)
+    common = {"schedule": NoiseSchedule.cosine(100), "event_shape": (3, 32, 32), "conditions": Classes(4)}
+    options = {"kind": "unet", "shape": [3, 32, 32], "widths": [8], "blocks": 1, "classes": 4}
+    judge_options = {**options, "kind": "cnn"}
+    for name, form, given in (("prior", "inner_product", options), ("judge", "classifier", judge_options)):
+        info = {"network": json.dumps(given), "description": "", "command": ""}
+        model = EnergyModel(build_network(**given), form=form, name=name, info=info, **common)
+        save_weights(model, tmp_path / f"{name}.safetensors")
+    layers = nn.Conv2d(3, 40, 7, stride=8).requires_grad_(False)
+    monkeypatch.setattr(classifier, "load_network", lambda: lambda x: layers(x).mean((2, 3)))
+    pictures, labels = coloured(80, 0)
+    shown = ((np.clip(pictures, -1, 1) + 1) * 127.5).astype(np.uint8)
+    np.savez(tmp_path / "p.npz", x_train=shown, y_train=labels, x_test=shown, y_test=labels)
+    record, files = (
+        Record(tmp_path / "results", tmp_path / "runs"),
+        [tmp_path / f"{n}.safetensors" for n in ("prior", "judge")],
+    )
+    walk = {"labels": [1], "scales": [1.0], "samplers": ["MALA"], "chains": 4, "every": 50}
+    main(record, photos=tmp_path / "p.npz", model=files[0], classifier=files[1], **walk)
+    rows = record.read("steered_photographs")["rows"]
+    assert rows["scale 1, MALA"]["evaluations"] == 2 + 2 * 3 + 1
+    assert rows["real pictures"]["accuracy"]["mean"] == 1
+    assert (tmp_path / "results" / "steered_photographs.png").is_file()
