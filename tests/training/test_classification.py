@@ -132,6 +132,15 @@ def test_one_class_is_refused(tmp_path, data):
         train(CONFIG, checkpoint=tmp_path / "c.safetensors", data=tmp_path / "one.npz")
 
 
+@pytest.mark.parametrize("name", ["cifar", "cifar_classifier", "digits_classifier"])
+def test_shipped_configurations_build_their_networks(name):
+    config = load_config(name)
+    shape = config.network["shape"]
+    network = build_network(**config.network, classes=10)
+    out = network(torch.zeros(2, *shape), torch.zeros(1), torch.tensor([3]))
+    assert tuple(out.shape) == ((2, 10) if config.form == "classifier" else (2, *shape))
+
+
 def test_the_shipped_classifier_knows_digits():
     """Its configuration is that of its weights; it knows digits drawn from the model of digits far above chance."""
     model = load("digits_classifier")
