@@ -174,10 +174,10 @@ def theirs(content: Mapping[str, Any]) -> str:
             *lines,
             "",
             f"The network has {content['parameters']:,} parameters and was trained for {content['steps']:,} steps. "
-            f"What was drawn misses the half that was seen by {seen['distance to what was seen']:.2f} (root mean "
-            f"square; the noise is .1). Round loops of a leapfrog's length the work is {seen['circulation']['nats']:.2g} nats, "
-            f"{seen['circulation']['share']:.1%} of that along their sides. Annealed HMC took "
-            f"{speed['walk / bare']:.2f} times as long as a bare loop of its {speed['calls']} network calls.",
+            "What was drawn misses the half that was seen by a root mean square of "
+            f"{seen['distance to what was seen']:.2f}; the noise is .1. Round loops of a leapfrog's length the work is "
+            f"{seen['circulation']['nats']:.2g} nats, {seen['circulation']['share']:.1%} of that along their sides. "
+            f"Annealed HMC took {speed['walk / bare']:.2f} times as long as a bare loop of its {speed['calls']} calls.",
             "",
             "![digits by diffusers, composed](../../benchmarks/results/theirs.png)",
         ]
