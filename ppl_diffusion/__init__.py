@@ -1,6 +1,7 @@
 """Energy diffusion models as densities at every noise level: compose them, sample them, check the samples."""
 
 from .files import versions
+from .ladder import Ladder
 from .models.classifier import classifier_potential
 from .models.energy import EnergyModel
 from .models.library import load, save_weights
@@ -20,7 +21,7 @@ from .sampling.kernel import Kernel
 from .sampling.progress import Progress
 from .sampling.step import Adaptive, Fixed, SigmaScaled
 from .sampling.trace import Trace
-from .schedule import Ladder, NoiseSchedule
+from .schedule import NoiseSchedule
 from .training.train import Config, load_config, train
 
 __version__ = versions().get("ppl-diffusion", "unknown")

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import jax
@@ -143,6 +142,22 @@ class NoiseSchedule:
         alpha = self.alphas[noisy] / self.alphas[clean]
         return alpha, float(np.sqrt(self.sigmas[noisy] ** 2 - (alpha * self.sigmas[clean]) ** 2))
 
+    def reverse(self, x: np.ndarray, gradient: np.ndarray, noisy: int, clean: int) -> tuple[np.ndarray, float]:
+        """Return mean and standard deviation of the reverse-diffusion step from level ``s = noisy`` to ``t = clean``.
+
+        It is the Gaussian ``q(x_t | x_s, x_0)`` at Tweedie's estimate of ``x_0``.
+
+        Args:
+            x, gradient: points and the gradients of their energies at level s, of one shape.
+        """
+        alpha_s, sigma_s, alpha_t, sigma_t = (f(k) for k in (noisy, clean) for f in (self.alpha, self.sigma))
+        alpha, sigma = self.forward(clean, noisy)
+        spread, pull = sigma * sigma_t / sigma_s, alpha_t * sigma**2 / alpha_s
+        # It is (alpha sigma_t^2 x + alpha_t sigma^2 x_0) / sigma_s^2, where x_0 = (x - sigma_s^2 gradient) / alpha_s.
+        mean = (alpha * sigma_t**2 + pull) / sigma_s**2 * x
+        mean -= pull * gradient
+        return mean, spread
+
     def check_level(self, level: int) -> None:
         """Raise ``TypeError`` when ``level`` is not an integer, ``ValueError`` when it is outside this schedule."""
         if not isinstance(level, (int, np.integer)) or isinstance(level, bool):
@@ -151,72 +166,9 @@ class NoiseSchedule:
             raise ValueError(f"level {level} is outside this schedule: use 0 (cleanest) to {len(self) - 1} (noisiest)")
 
 
-@dataclass(frozen=True)
-class Ladder:
-    """The levels that annealed sampling visits, noisiest first, and the number of kernel steps at each.
-
-    Args:
-        levels: strictly decreasing levels of a schedule, one per rung; draws are recorded at the last one.
-        steps: number of kernel steps: one for all rungs, or a tuple with one per rung.
-
-    Raises:
-        ValueError: there are no levels, they do not strictly decrease, a number of steps is negative, or
-            the length of ``steps`` differs from the number of rungs.
-    """
-
-    levels: tuple[int, ...]
-    steps: int | tuple[int, ...] = 10
-
-    def __post_init__(self) -> None:
-        levels = _as_integers("levels", self.levels)
-        object.__setattr__(self, "levels", levels)
-        if not levels or levels[-1] < 0 or any(a <= b for a, b in pairwise(levels)):
-            raise ValueError(f"levels must decrease from noisy to clean, got {levels}: try Ladder(levels=(40, 20, 0))")
-        steps = _as_integers("steps", np.atleast_1d(np.asarray(self.steps)))
-        object.__setattr__(self, "steps", steps[0] if np.ndim(self.steps) == 0 else steps)
-        if len(self.steps_per_rung) != len(levels) or min(self.steps_per_rung) < 0:
-            raise ValueError(f"steps must be a number >= 0, or one for each of {len(levels)} rungs, got {self.steps}")
-
-    @classmethod
-    def full(cls, schedule: NoiseSchedule, *, steps: int | tuple[int, ...] = 10) -> Ladder:
-        """Return the ladder that visits every level of ``schedule``."""
-        return cls(levels=tuple(reversed(range(len(schedule)))), steps=steps)
-
-    @classmethod
-    def spaced(cls, schedule: NoiseSchedule, *, rungs: int = 50, steps: int | tuple[int, ...] = 10) -> Ladder:
-        """Return the ladder of ``rungs`` evenly spaced levels from the noisiest to level 0, both included.
-
-        >>> Ladder.spaced(NoiseSchedule.cosine(100), rungs=4, steps=2)
-        Ladder(levels=(99, 66, 33, 0), steps=2)
-
-        Raises:
-            ValueError: fewer than two rungs (one, if the schedule has one level), or more rungs than levels.
-        """
-        least = min(2, len(schedule))
-        if not isinstance(rungs, (int, np.integer)) or not least <= rungs <= len(schedule):
-            raise ValueError(f"rungs must be {least} to {len(schedule)} (the levels of this schedule), got {rungs}")
-        levels = np.rint(np.linspace(len(schedule) - 1, 0, rungs)).astype(int)
-        return cls(levels=tuple(levels), steps=steps)
-
-    @property
-    def steps_per_rung(self) -> tuple[int, ...]:
-        """Number of kernel steps of every rung, noisiest first."""
-        return self.steps if isinstance(self.steps, tuple) else (self.steps,) * len(self.levels)
-
-    def __len__(self) -> int:
-        return len(self.levels)
-
-
 @cache
 def _log_snr(alphas: tuple[float, ...], sigmas: tuple[float, ...]) -> tuple[float, ...]:
     return tuple((2 * np.log(np.array(alphas) / np.array(sigmas))).tolist())
-
-
-def _as_integers(name: str, values: Any) -> tuple[int, ...]:
-    values = np.asarray(values)
-    if values.ndim != 1 or (values.size and not np.issubdtype(values.dtype, np.integer)):
-        raise ValueError(f"{name} must be whole numbers, got {values.tolist()!r}: try Ladder((40, 20, 0), steps=10)")
-    return tuple(int(value) for value in values)
 
 
 def _check_level_count(levels: int) -> int:

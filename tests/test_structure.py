@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"ppl_diffusion.arrays"},
     {"ppl_diffusion.schedule", "ppl_diffusion.files"},
+    {"ppl_diffusion.ladder"},
     {"ppl_diffusion.potentials"},
     {"ppl_diffusion.devices"},
     {"ppl_diffusion.models"},

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ppl_diffusion.arrays import on_cpu, outside_inference_mode
+from ppl_diffusion.ladder import Ladder
 from ppl_diffusion.sampling.advice import warn_caller
 from ppl_diffusion.sampling.anneal import anneal
 from ppl_diffusion.sampling.kernel import Kernel, check_count
 from ppl_diffusion.sampling.progress import Progress
 from ppl_diffusion.sampling.trace import Trace
-from ppl_diffusion.schedule import Ladder
 
 from ..blackjax.walker import BlackJAXKernel
 from ..torch_jax.convert import contains_jax

@@ -13,9 +13,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_diffusion.ladder import Ladder
 from ppl_diffusion.potentials.algebra import Potential
 from ppl_diffusion.sampling.anneal import anneal
-from ppl_diffusion.schedule import Ladder
 
 from ..blackjax import HMC
 from ..torch_jax import to_torch

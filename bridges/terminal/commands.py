@@ -96,11 +96,11 @@ def sample(
         if checkpoint is not None and out.resolve() == checkpoint.resolve():
             raise ValueError(f"{out} would be folder and checkpoint: give another --checkpoint")
         from ppl_diffusion.arrays import check_device
+        from ppl_diffusion.ladder import Ladder
         from ppl_diffusion.models import library
         from ppl_diffusion.potentials.expression import parse
         from ppl_diffusion.sampling.advice import SamplingWarning
         from ppl_diffusion.sampling.anneal import anneal, reverse_diffusion
-        from ppl_diffusion.schedule import Ladder
 
         if kernel is KernelName.reverse:
             numbers = {"--steps": steps, "--leapfrogs": leapfrogs, "--step": step, "--resample": resample}

@@ -13,13 +13,13 @@ import jax
 import numpy as np
 import xarray as xr
 
+from ..ladder import Ladder
 from ..potentials.algebra import Leaf, Potential
 from ..potentials.common_ground import warn_outside
 from ..potentials.observation import Observation
 from ..potentials.quotients import check_quotient, not_normalisable, tell_not_normalisable
 from ..potentials.score import ScoreLeaf
 from ..potentials.target import Target, common_reference
-from ..schedule import Ladder
 from .arrival import Arrival
 from .walk import Listener, Walk
 

@@ -26,9 +26,9 @@ import numpy as np
 
 from ..arrays import outside_inference_mode
 from ..files import versions
+from ..ladder import Ladder
 from ..potentials.circulation import circulation
 from ..potentials.target import Target, require_energy
-from ..schedule import Ladder
 from .advice import Advice, warn_caller
 from .checkpoint import Checkpoint
 from .kernel import Kernel

@@ -62,7 +62,7 @@ def reverse_step(
     diffused = np.broadcast_to(potential.diffused, potential.event_shape)
     alpha, sigma = potential.schedule.forward(level, state.level)
     noise = rng.standard_normal(x.shape)
-    proposed, spread = reverse_kernel(potential, x, gradient, state.level, level)
+    proposed, spread = potential.schedule.reverse(x, gradient, state.level, level)
     proposed += spread * noise
     failed = ~np.isfinite(gradient.reshape(len(x), -1)).all(1)
     proposed[failed] = x[failed]
@@ -75,24 +75,6 @@ def reverse_step(
     backward = np.sum(np.square(noise, out=noise), axis=axes)
     ratio = (backward - forward) / 2 + np.sum(diffused) * np.log(spread / sigma)
     return proposed, np.where(failed, 0.0, ratio)
-
-
-def reverse_kernel(potential: Target, x: np.ndarray, gradient: np.ndarray, s: int, t: int) -> tuple[np.ndarray, float]:
-    """Return mean ``(chains, *event_shape)`` and standard deviation of the reverse-diffusion proposal from s to t.
-
-    Args:
-        potential: the potential that is sampled.
-        x, gradient: chains at level s and their gradients, ``(chains, *event_shape)``.
-        s, t: the noisier and the cleaner level.
-    """
-    schedule = potential.schedule
-    alpha_s, sigma_s, alpha_t, sigma_t = schedule.alpha(s), schedule.sigma(s), schedule.alpha(t), schedule.sigma(t)
-    alpha, sigma = schedule.forward(t, s)
-    spread, pull = sigma * sigma_t / sigma_s, alpha_t * sigma**2 / alpha_s
-    # The mean (alpha sigma_t^2 x + alpha_t sigma^2 x_0) / sigma_s^2, where x_0 = (x - sigma_s^2 gradient) / alpha_s.
-    mean = (alpha * sigma_t**2 + pull) / sigma_s**2 * x
-    mean -= pull * gradient
-    return mean, spread
 
 
 def _throw(potential: Target, before: np.ndarray, after: np.ndarray, level: int) -> float:

@@ -37,8 +37,8 @@ import numpy as np
 
 from ..arrays import outside_inference_mode
 from ..files import versions
+from ..ladder import Ladder
 from ..potentials.target import Target, require_energy
-from ..schedule import Ladder
 from .advice import warn_caller
 from .kernel import Kernel
 from .progress import Progress

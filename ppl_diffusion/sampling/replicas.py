@@ -13,9 +13,8 @@ import jax
 import numpy as np
 import xarray as xr
 
+from ..ladder import Ladder
 from ..potentials.target import Target
-from ..schedule import Ladder
-from .arrival import reverse_kernel
 from .bennett import bennett
 from .kernel import Kernel, State, Walker
 from .walk import Walk, joined
@@ -150,7 +149,7 @@ class Replicas:
         alpha, sigma = self.potential.schedule.forward(t, s)
         to_s = np.where(diffused, alpha * x_t + sigma * self.rng.standard_normal(x_t.shape), x_t)
         gradient = np.asarray(noisy.gradient, dtype=np.float64)
-        mean, spread = reverse_kernel(self.potential, x_s, gradient, s, t)
+        mean, spread = self.potential.schedule.reverse(x_s, gradient, s, t)
         to_t = np.where(diffused, mean + spread * self.rng.standard_normal(x_s.shape), x_s)
         down = self._log_forward(x_s, to_t, s, t) - self._log_reverse(to_t, x_s, gradient, s, t)
         return to_s, to_t, down, self._log_forward(to_s, x_t, s, t)
@@ -162,7 +161,7 @@ class Replicas:
 
     def _log_reverse(self, x_t: np.ndarray, x_s: np.ndarray, gradient: np.ndarray, s: int, t: int) -> np.ndarray:
         """Return ``log r(x_t | x_s)``, shape ``(chains,)``; ``gradient`` is that at ``x_s``."""
-        mean, spread = reverse_kernel(self.potential, x_s, gradient, s, t)
+        mean, spread = self.potential.schedule.reverse(x_s, gradient, s, t)
         return self._log_normal(x_t - mean, spread)
 
     def _log_normal(self, apart: np.ndarray, spread: float) -> np.ndarray:
