@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import nn
 
 from ..arrays import check_device, on_cpu, outside_inference_mode
 from ..devices.cuda_graphs import RECORDED, Recorder
@@ -33,14 +32,12 @@ from ..schedule import NoiseSchedule
 from .checkpoint import Run, resume, save
 from .config import Config, load_config
 from .data import Data, image_data, planar_data
-from .objective import Levels, classification_loss, denoising_loss
+from .objective import Levels
 from .start import start_from
+from .step import CONSTANTS_RATE, take_step
 from .teacher import Teacher
 
 __all__ = ["Config", "TrainingProgress", "load_config", "train"]
-
-CONSTANTS_RATE = 0.05
-"""Peak learning rate of AdamW for the constants of the levels, in nats per step."""
 
 CHECKPOINT_SECONDS = 60.0
 """Longest time between checkpoints, in seconds."""
@@ -128,7 +125,7 @@ def train(
     try:
         while run.step < config.steps:
             with torch.autocast(device.type, enabled=False):
-                _step(run, config, source, schedule, taught)
+                take_step(run, config, source, schedule, taught)
             if progress is not None and run.step % 10 == 0:
                 progress(TrainingProgress(run.step, config.steps, float(run.loss)))
             if run.step % every == 0 or run.step == config.steps or time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -254,61 +251,3 @@ def _begin_from(init: str, network: nn.Module, source: Data) -> None:
                     f"with {begin.conditions} there and {source.conditions} here as conditions: {remedy}"
                 ) from error
         raise
-
-
-def _step(run: Run, config: Config, source: Data, schedule: NoiseSchedule, teacher: Teacher | None) -> None:
-    rate = _relative_rate(run.step, config)
-    for group, peak in zip(run.optimiser.param_groups, (config.learning_rate, CONSTANTS_RATE), strict=False):
-        group["lr"] = peak * rate
-    device = run.loss.device
-    drawn = [_to_device(part, device) for part in source.draw(run.generator) if part is not None]
-    if run.noise is not run.generator:
-        run.noise.manual_seed(int(torch.randint(2**62, (), generator=run.generator)))
-    parameters = [parameter for group in run.optimiser.param_groups for parameter in group["params"]]
-
-    def losses(clean: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
-        given: dict[str, Any] = {"condition": condition, "reference": source.reference, "generator": run.noise}
-        if config.form == "classifier":
-            assert condition is not None
-            loss = error = classification_loss(run.network, schedule, clean, label=condition, generator=run.noise)
-        elif run.levels is None:
-            given |= {"teacher": teacher, "relative": config.relative}
-            loss = error = denoising_loss(run.network, config.form, schedule, clean, **given)
-        else:
-            error, surprise = run.levels.losses(run.network, config.form, clean, **given)
-            loss = error + config.which_level * surprise
-        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
-        return error.detach(), *map(_with_strides_of, gradients, parameters)
-
-    error, *gradients = run.launch(losses, *drawn, kind=config.which_level > 0)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    run.optimiser.step()
-    run.step += 1
-    _update_averages(run, min(config.ema, (run.step + 1) / (run.step + 10)), error.double())
-
-
-def _with_strides_of(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """Return ``gradient`` with the strides of ``parameter``, as fused optimisers require."""
-    if gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
-
-
-@torch.no_grad()
-def _update_averages(run: Run, decay: float, loss: Tensor) -> None:
-    """Update the moving averages of the parameters and of the loss."""
-    values = run.network.state_dict()
-    get_ema_multi_avg_fn(decay)([run.average[name] for name in values], list(values.values()), None)
-    run.loss = torch.where(run.loss.isnan(), loss, 0.99 * run.loss + 0.01 * loss)
-
-
-def _to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy to ``device``; to a GPU from pinned memory, so that the copy is asynchronous."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
-
-
-def _relative_rate(step: int, config: Config) -> float:
-    """Return the learning rate as a fraction of its peak: linear warm-up times cosine decay to .01."""
-    warm_up = min(1.0, (step + 1) / config.warm_up)
-    return warm_up * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
