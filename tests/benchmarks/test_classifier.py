@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks.harness import Record
 from benchmarks.pictures import classifier, photo_judge
 from benchmarks.pictures.classifier import GIVEN, MERITS, digits, judged, main, means, photographs, scaled
-from benchmarks.report import classifier as tabled
+from benchmarks.pictures.tables import classifier as tabled
 from ppl_diffusion import EnergyModel, NoiseSchedule, save_weights
 from ppl_diffusion.models.classifier import ClassifierPotential
 from ppl_diffusion.models.conditions import Classes
