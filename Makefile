@@ -43,6 +43,7 @@ docs: $(VENV)/.docs  ## the site, into build/site
 results: $(VENV)/.ready  ## every benchmark that needs no GPU, into benchmarks/results/ and the gallery (hours on two cores)
 	$(BIN)/python -m benchmarks oracle
 	$(BIN)/python -m benchmarks composition
+	$(BIN)/python -m benchmarks work
 	$(BIN)/python -m benchmarks overhead
 	$(BIN)/python -m benchmarks calibration
 	$(BIN)/python -m benchmarks models --mnist $(MNIST)
@@ -58,6 +59,8 @@ results: $(VENV)/.ready  ## every benchmark that needs no GPU, into benchmarks/r
 	$(BIN)/python -m benchmarks forms --cubes $(CUBES)
 	$(BIN)/python -m benchmarks judge --mnist $(MNIST)
 	$(BIN)/python -m benchmarks classifier --mnist $(MNIST)
+	$(BIN)/python -m benchmarks distillation --mnist $(MNIST)
+	$(BIN)/python -m benchmarks theirs --mnist $(MNIST)
 	$(BIN)/python -m benchmarks demo --mnist $(MNIST) --record
 	$(BIN)/python -m benchmarks.report
 
