@@ -105,7 +105,7 @@ def test_swaps_that_forget_a_ratio_are_rejected(accelerated, forget, monkeypatch
     assert min(swapped(accelerated)[0]) < ALPHA
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shares_of_modes_and_the_normaliser_are_found_where_annealing_alone_fails():
     """Squares of components of unlike widths: the shares at noisy levels are not those of the last one."""
     target = MODES**2
