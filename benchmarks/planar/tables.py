@@ -35,10 +35,11 @@ def _sampler_table(content: Mapping[str, Any], columns: Iterable[tuple[str, str]
 
 def work(content: Mapping[str, Any]) -> str:
     """Return the tables of chains outside of the product by what they are accepted by, and of orders of the error."""
-    columns = ("out", "acceptance", "calls")
-    lines = ["| HMC on ring * bar, accepted by | outside | acceptance | calls |", "|---" * 4 + "|"]
+    columns = ("out", "MMD")
+    lines = ["| HMC on ring * bar, accepted by | outside | MMD | acceptance | calls |", "|---" * 5 + "|"]
     for name, row in content["rows"].items():
-        lines.append(f"| {name} | " + " | ".join(cell(row[column]) for column in columns) + " |")
+        further = [f"{row['acceptance']['mean']:.3f}", f"{row['calls']['mean']:.0f}"]
+        lines.append(f"| {name} | " + " | ".join([cell(row[column]) for column in columns] + further) + " |")
     lines += ["", "| order of the error in the step | one leapfrog | a trajectory of fixed length |", "|---|---|---|"]
     for rule, orders in content["orders"].items():
         lines.append(f"| {rule} | " + " | ".join(f"{orders[key]:.2f}" for key in ("one leapfrog", "trajectory")) + " |")

@@ -68,9 +68,8 @@ def errors(rule: Rule, points: int = 500) -> dict[str, list[float]]:
         p = jnp.asarray(np.random.default_rng(1).standard_normal(x.shape))
 
         def error(x: Any, p: Any, step: float, count: int) -> Any:
-            state = init_state(density, x, p)
-            for _ in range(count):
-                state = leapfrog(state, step)  # type: ignore[arg-type]
+            begun = init_state(density, x, p)
+            state: Any = jax.lax.fori_loop(0, count, lambda _, state: leapfrog(state, jnp.asarray(step)), begun)
             gain = modes.energy(x, level=LEVEL) - modes.energy(state.position, level=LEVEL)
             return state.logdensity - gain
 
