@@ -153,11 +153,15 @@ def save_pictures(samples: Trace | np.ndarray, folder: str | Path) -> list[Path]
         The files; none, and no folder, if the samples are no pictures.
     """
     x = _last_draws(samples, None) if isinstance(samples, Trace) else np.asarray(samples)
-    if not _are_images(x):
+    if not len(x) or not _are_images(x):
         return []
     Path(folder).mkdir(parents=True, exist_ok=True)
     files = [Path(folder) / f"{i:04}.png" for i in range(len(x))]
-    pixels = x if x.dtype == np.uint8 else np.round(127.5 * (np.clip(np.nan_to_num(x), -1, 1) + 1)).astype(np.uint8)
+    pixels = (
+        x.astype(np.uint8)
+        if np.issubdtype(x.dtype, np.integer)
+        else np.round(127.5 * (np.clip(np.nan_to_num(x), -1, 1) + 1)).astype(np.uint8)
+    )
     for file, picture in zip(files, pixels, strict=True):
         gray = picture.ndim == 2 or len(picture) == 1
         Image.fromarray(picture.reshape(picture.shape[-2:]) if gray else np.moveaxis(picture, 0, -1)).save(file)

@@ -77,10 +77,12 @@ def from_diffusers(source: Any, *, name: str = "theirs", unconditional: int | No
             f"{type(pipeline).__name__} has no scheduler with a unet or a transformer: give a pipeline of these, or "
             "ScorePotential(network, ...)"
         )
-    levels = levels_of(scheduler)
+    levels = levels_of(type(scheduler).from_config(scheduler.config))  # of training, not of the last run
     given, conditions = _conditions(pipeline, network, unconditional)
     return ScorePotential(
-        Denoiser(network, given, levels.preconditioning, getattr(pipeline, "vae", None)),
+        Denoiser(
+            network, given, levels.preconditioning, getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
+        ),
         predicts=levels.predicts,
         schedule=levels.schedule,
         event_shape=_event_shape(network.config),
@@ -106,7 +108,8 @@ def decode(potential: ScorePotential, latents: Any) -> Tensor:
     weights = next(decoder.parameters())
     x = torch.as_tensor(latents).to(weights.device, weights.dtype)
     with torch.no_grad():
-        return decoder.decode(x / decoder.config.scaling_factor, return_dict=False)[0]
+        shift = decoder.config.get("shift_factor") or 0.0
+        return decoder.decode(x / decoder.config.scaling_factor + shift, return_dict=False)[0]
 
 
 def _load(source: str | Path) -> Any:
@@ -144,7 +147,11 @@ def _conditions(pipeline: Any, network: Any, unconditional: int | None) -> tuple
         return "class_labels", Labels(count, unconditional)
     if kind == "DiTTransformer2DModel":
         return "class_labels", Classes(config.num_embeds_ada_norm)  # with one more label for any class
-    if kind == "UNet2DConditionModel" and config.get("addition_embed_type") is None and hasattr(pipeline, "tokenizer"):
+    if (
+        kind == "UNet2DConditionModel"
+        and config.get("addition_embed_type") is None
+        and hasattr(pipeline, "encode_prompt")
+    ):
         return "encoder_hidden_states", Prompts(pipeline)
     raise ValueError(
         f"{kind} of {type(pipeline).__name__} takes inputs that this bridge does not know: wrap it in a module "

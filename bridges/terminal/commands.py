@@ -116,7 +116,7 @@ def sample(
         files, where = _parse_models(model or []), check_device(device)
         target = parse(
             expression,
-            load=lambda name: _load(files.get(name, name), name).to(where),
+            load=lambda name: (_load(files[name], name) if name in files else library.load(name)).to(where),
             known=[*library.names(), *files],
         )
         schedule = target.schedule
@@ -219,7 +219,7 @@ def train(
                 settings,
                 checkpoint=kept,
                 data=data,
-                teacher=None if teacher is None else _load(teacher, "theirs"),
+                teacher=None if teacher is None else _load_teacher(teacher),
                 allow_changes=allow_changes,
                 device=device,
                 progress=progress,
@@ -235,7 +235,7 @@ def _parse_models(models: list[str]) -> dict[str, str]:
     if len(named) < len(models):
         raise ValueError(f"--model names a model twice ({', '.join(models)}): give each a name of its own")
     for name, file in named.items():
-        if not name.isidentifier() or not (file.endswith(".safetensors") or Path(file).is_dir()):
+        if not name.isidentifier() or not (file.endswith(".safetensors") or (file and Path(file).is_dir())):
             raise ValueError(
                 f"--model {name}={file} names no weight file and no folder: write --model mine=mine.safetensors"
             )
@@ -263,8 +263,15 @@ def _write_run(folder: Path, trace: Any, target: Any) -> Any:
     return verdict
 
 
+def _load_teacher(source: str) -> Any:
+    """Return a shipped model by its name, whatever lies in the working directory, or what :func:`_load` returns."""
+    from ppl_diffusion.models import library
+
+    return library.load(source) if source in library.names() else _load(source, "theirs")
+
+
 def _load(source: str, name: str) -> Any:
-    """Return a shipped model, that of a weight file, or a pipeline of diffusers in a folder."""
+    """Return the model of a weight file, or a pipeline of diffusers in a folder."""
     if Path(source).is_dir():
         from ..diffusers import from_diffusers
 

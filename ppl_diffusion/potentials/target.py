@@ -272,9 +272,10 @@ def common_device(targets: Sequence[Target]) -> torch.device:
 
 
 def common_reference(leaves: Sequence[Target]) -> tuple[Any, Any]:
-    """Return the data mean and variance on which all leaves agree, and (0, 1) if they do not agree."""
-    first = leaves[0].reference
-    agreed = all(np.array_equal(a, b) for leaf in leaves[1:] for a, b in zip(first, leaf.reference, strict=True))
+    """Return the data mean and variance on which all leaves that know them agree, and (0, 1) if they do not agree."""
+    known = [leaf for leaf in leaves if any(np.ndim(v) for v in leaf.reference) or tuple(leaf.reference) != (0.0, 1.0)]
+    first, *others = (leaf.reference for leaf in known or leaves)
+    agreed = all(np.array_equal(a, b) for other in others for a, b in zip(first, other, strict=True))
     return first if agreed else (0.0, 1.0)
 
 

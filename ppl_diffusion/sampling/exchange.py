@@ -67,7 +67,7 @@ def exchange(
         kernel: an adjusted MCMC kernel, from ``bridges.blackjax`` or ``bridges.pyro``.
         ladder: levels, and kernel steps between two rounds of swaps; by default every level with one step.
         chains: number of independent replicas of the ladder.
-        draws: number of rounds that are recorded.
+        draws: number of rounds that are recorded, two or more: pairs take turns.
         seed: the same seed gives the same trace, on the same device and with the same library versions.
         warm_up: rounds before them, in which step sizes adapt.
         accelerated: whether swaps go by the forward kernel and the reverse-diffusion proposal.
@@ -98,7 +98,7 @@ def exchange(
             )
     positions, sample_stats = run.drawn()
     stats, error = run.statistics()
-    notes = run.notes(stats)
+    notes = list(dict.fromkeys([*run.notes(stats), *run.advice_on_draws(positions, sample_stats)]))
     for note in notes:
         warn_caller(note)
     attributes = {
@@ -117,6 +117,7 @@ def exchange(
         "init": init is not None,
         "has_energy": True,
         "circulation": None,
+        **run.walk.facts,
         "versions": versions(),
         "warnings": notes,
         "seconds": round(time.perf_counter() - begun, 3),
@@ -136,7 +137,7 @@ def _check_arguments(
         raise ValueError(f"{kernel} is unadjusted, and its draws at a level are not of its density: try HMC()")
     counts: Sequence[tuple[str, Any, int]] = (
         ("chains", chains, 1),
-        ("draws", draws, 1),
+        ("draws", draws, 2),
         ("seed", seed, 0),
         ("warm_up", warm_up, 0),
     )

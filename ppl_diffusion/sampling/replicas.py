@@ -14,13 +14,20 @@ import numpy as np
 import xarray as xr
 
 from ..ladder import Ladder
+from ..potentials.quotients import check_quotient
 from ..potentials.target import Target
+from .advice import Advice, advise_on_failure, advise_on_start, check_last_draws
 from .bennett import bennett
+from .importance import effective_sample_size
 from .kernel import Kernel, State, Walker
 from .walk import Walk, joined
 
 START_DRAWS = 2_000
 """Draws of the start density from which the log-normaliser of the noisiest level is estimated."""
+
+LEAST_START, FEWEST_START = 0.1, 20
+"""Effective share of these draws below which the start density fits badly, and their effective number below which the
+log-normaliser has no known error."""
 
 LEAST_SWAPS = 0.05
 """Rate of accepted swaps of a pair below which hardly a replica passes it."""
@@ -66,12 +73,17 @@ class Replicas:
     ) -> Replicas:
         """Return replicas of which each rung holds the chains of one annealed walk as they passed it."""
         walk = Walk(potential, kernel, ladder.levels[0], chains=chains, init=init, seed=int(seed))
-        states = []
+        advice = Advice(ladder, started_at_init=init is not None, weighted=False, reverse_step=False, still=False)
+        advice.started(walk)
+        states: list[State] = []
         for level, steps in zip(ladder.levels, ladder.steps_per_rung, strict=True):
             walk.arrive(level, reverse=False, resample=None, last=False)
             walk.move(max(steps, 1))
             assert walk.state is not None
             fresh = walk.walker.arrive(np.asarray(walk.state.positions), level, None, seed=walk.next_seed())
+            _check_gradient(fresh, accelerated)
+            if not np.isfinite(fresh.energy).any():
+                walk.notes.append(advise_on_failure(potential, level, first=not states))
             states.append(fresh._replace(step=walk.state.step))
         replicas = cls(potential, walk.walker, states, ladder, walk, accelerated)
         replicas.calls += [1 + float(record["gradient_calls"]) for record in walk.rungs]
@@ -190,22 +202,17 @@ class Replicas:
 
     def statistics(self) -> tuple[xr.Dataset, float]:
         """Return statistics by rung and chain, and the standard error of the log-normaliser."""
-        chains = self.names.shape[1]
         begin, begin_error = self._log_normaliser_of_the_start()
         rows = [self._row(rung) for rung in range(len(self.ladder))]
         columns = {name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]}
         stats = xr.Dataset({name: (("rung", "chain")[: v.ndim], v) for name, v in columns.items()})
-        increments, variances = [begin], [begin_error**2]
-        for swap in self.swaps:
-            found, error = bennett(np.array(swap.down), np.array(swap.up))
-            increments.append(found)
-            variances.append(error**2)
-        stats["log_normaliser"] = ("rung", np.array(increments))
+        ratios, error = bennett([(np.array(swap.down), np.array(swap.up)) for swap in self.swaps])
+        stats["log_normaliser"] = ("rung", np.array([begin, *ratios]))
         rates = [np.nan, *(float(np.mean(swap.taken)) if swap.taken else np.nan for swap in self.swaps)]
         stats["swap_rate"] = ("rung", np.array(rates))
         stats["round_trips"] = ("chain", self.trips.copy())
         stats = stats.assign_coords(level=("rung", np.array(self.ladder.levels)))
-        return stats, float(np.sqrt(np.sum(variances))) if chains > 1 else float("nan")
+        return stats, float(np.hypot(begin_error, error))
 
     def _row(self, rung: int) -> dict[str, Any]:
         """Return the statistics of one rung, under the names of a trace."""
@@ -249,14 +256,28 @@ class Replicas:
         self.calls[0] += 1
         state = self.walker.arrive(x, level, None, seed=self.walk.next_seed())
         weights = -np.asarray(state.energy) - log_density
-        found = float(np.logaddexp.reduce(weights) - np.log(START_DRAWS))
+        found, ess = float(np.logaddexp.reduce(weights) - np.log(START_DRAWS)), effective_sample_size(weights)
+        if ess < LEAST_START * START_DRAWS:
+            self.walk.notes += advise_on_start(self.potential, level, ess, START_DRAWS)
+        if ess < FEWEST_START:  # such weights do not know how wrong they are
+            return found, float("inf")
         return found, float(np.std(np.exp(weights - found)) / np.sqrt(START_DRAWS))
+
+    def advice_on_draws(self, positions: np.ndarray, sample_stats: xr.Dataset) -> list[str]:
+        """Return warnings about recorded draws ``(chains, draws, *event_shape)``, as those of any walk."""
+        notes = check_last_draws(self.potential, positions, sample_stats, still=False)
+        with jax.enable_x64(True):
+            return notes + check_quotient(
+                self.potential, levels=(), positions=positions[:256, -1], level=self.ladder.levels[-1]
+            )
 
     def notes(self, stats: xr.Dataset) -> list[str]:
         """Return warnings: of pairs that hardly swap, and of ladders that no replica has travelled."""
         rates = stats["swap_rate"].to_numpy()[1:]
-        levels, notes = self.ladder.levels, []
-        if rates.size and np.nanmin(rates) < LEAST_SWAPS:
+        levels, notes = self.ladder.levels, list(self.walk.notes)
+        if not all(np.isfinite(state.energy).any() for state in self.states):
+            return notes
+        if np.nanmin(rates) < LEAST_SWAPS:
             worst = int(np.nanargmin(rates))
             other = "accelerated=True, " if not self.accelerated else ""
             notes.append(
@@ -269,6 +290,11 @@ class Replicas:
                 "rounds: take more draws, or more levels"
             )
         return notes
+
+
+def _check_gradient(state: State, accelerated: bool) -> None:
+    if accelerated and np.all(np.isnan(state.gradient)) and np.any(np.isfinite(state.energy)):
+        raise ValueError("this kernel keeps no gradient, which accelerated=True needs: try HMC, or accelerated=False")
 
 
 def _merged(old: State, new: State, taken: np.ndarray) -> State:

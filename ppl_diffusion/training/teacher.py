@@ -54,6 +54,10 @@ class Teacher:
                 f"the teacher {model} has points of shape {model.event_shape}, the data of {source.event_shape}: give "
                 "data of its shape"
             )
+        if any(module.training for module in model.network.modules()):
+            raise ValueError(
+                f"the network of the teacher {model}, or a part of it, is in training mode: network.eval()"
+            )
         self.model = model
         theirs: Conditions = model.conditions or Classes(0)
         self._fixed: Tensor | None = None
@@ -76,8 +80,12 @@ class Teacher:
     @property
     def digest(self) -> str:
         """Differs for other teachers."""
-        values = [v.detach().cpu().float().numpy() for v in self.model.network.state_dict().values()]
-        return f"{type(self.model).__name__} {array_digest(values)}"
+        model: Any = self.model
+        values = [np.asarray(v.detach().cpu().double()) for v in model.network.state_dict().values()]
+        values += [np.asarray(part, dtype=np.float64) for part in (model.schedule.alphas, model.schedule.sigmas)]
+        values += [np.asarray(part, dtype=np.float64) for part in (*model.reference, getattr(model, "times", ()))]
+        kind = getattr(model, "predicts", None) or getattr(model, "form", None)
+        return f"{type(model).__name__} {kind} {model.token!r} {array_digest(values)}"
 
     def hand_over(self, network: nn.Module) -> None:
         """Copy its weights into a network of its own architecture; any other network stays as it is."""
@@ -99,7 +107,7 @@ class Teacher:
     def turning(self, source: Data, *, seed: int) -> str:
         """Return, as JSON text, how much of its field is no gradient: the share of the circulation at several levels.
 
-        It is measured at noised data, round loops of the length of leapfrog steps; 0 for an energy.
+        It is measured at noised data, round loops of the length of leapfrog steps; an empty table for an energy.
         """
         if self.model.has_energy:
             return json.dumps({})

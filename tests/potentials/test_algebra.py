@@ -189,6 +189,17 @@ def test_references_are_the_moments_of_the_data(backend):
         np.testing.assert_allclose(density.reference[1], clean.var(0), rtol=0.02)
 
 
+def test_a_likelihood_that_knows_no_data_leaves_the_moments_of_the_others(backend):
+    p, q, _ = parts(backend)
+    kwargs = {"schedule": SCHEDULE, "event_shape": (2,), "backend": backend}
+    likelihood = EnergyFunction(lambda x, level: 0.5 * (x**2).sum(-1), exponent=0, **kwargs)
+    seen = observation([0.1, 0.2], scale=0.1, schedule=SCHEDULE, backend=backend)
+    for composite in (p * likelihood, likelihood * p * seen, p**2):
+        for found, due in zip(composite.reference, p.reference, strict=True):
+            np.testing.assert_array_equal(found, due)
+    assert (p * q).reference == (0.0, 1.0)
+
+
 def test_boxes_are_stable_far_outside(backend):
     box = parts(backend)[2]
     value, gradient = (np.asarray(v) for v in box.value_and_grad(np.array([[40.0, 0.0], [-40.0, 0.0]]), level=0))

@@ -44,6 +44,14 @@ def shares(x):
     return np.array([np.mean(x[..., 0] < -1), np.mean(x[..., 0] > 1), np.mean(x[..., 1] > 1.2)])
 
 
+def told(act):
+    """What a call returns, and the text of its warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = act()
+    return result, " ".join(str(one.message) for one in caught)
+
+
 def swapped(accelerated, *, rounds=6, chains=4_000, levels=LEVELS):
     """P-values of coordinates and energies at two levels after swaps alone, from exact draws at both."""
     kernel, ladder = HMC(step=0.1), Ladder(levels, steps=1)
@@ -176,11 +184,51 @@ def test_bennetts_ratio_of_gaussians_and_its_error():
         def work(x):
             return np.log(5) + stats.norm(0.7, 0.8).logpdf(x) - stats.norm.logpdf(x)
 
-        found, error = bennett(work(x), -work(y))
+        (found,), error = bennett([(work(x), -work(y))])
         misses.append((found - np.log(5)) / error)
         assert abs(found - np.log(5)) < 0.3
     assert 0.6 < np.std(misses) < 1.5
     assert abs(np.mean(misses)) < 4 / np.sqrt(40) * 1.2
+
+
+def test_bennetts_ratio_where_most_works_are_not_finite():
+    """A quarter of the points of one level has a density at the other."""
+    down = np.where(np.arange(400).reshape(20, 20) % 4 == 0, 0.0, -np.inf)
+    (found,), error = bennett([(down, np.zeros((20, 20)))])
+    np.testing.assert_allclose(found, np.log(0.25), atol=1e-6)
+    assert np.isfinite(error)
+    (nothing,), _ = bennett([(np.full((5, 4), -np.inf), np.zeros((5, 4)))])
+    assert np.isnan(nothing)
+
+
+def test_errors_of_pairs_that_share_a_level_are_not_added_as_if_they_were_independent():
+    """Two pairs whose works go up and down together: the error of their sum is twice that of one, not 1.4 times."""
+    rng = np.random.default_rng(0)
+    shift = rng.standard_normal(20)
+    pair = (shift + 0.01 * rng.standard_normal((50, 20)), -shift + 0.01 * rng.standard_normal((50, 20)))
+    one, two = (bennett([pair] * count)[1] for count in (1, 2))
+    np.testing.assert_allclose(two, 2 * one, rtol=1e-6)
+
+
+def test_a_start_density_that_does_not_fit_is_told_and_has_no_error():
+    target = GaussianMixture([[0.0] * 20], [0.05], schedule=SCHEDULE, backend="jax")
+    given = {"ladder": Ladder((30, 25), steps=1), "chains": 4, "draws": 2, "warm_up": 1, "seed": 0}
+    trace, notes = told(lambda: exchange(target, HMC(), **given))
+    assert "the start density fits level 30 badly" in notes
+    assert trace.log_normaliser_error == np.inf
+
+
+@pytest.mark.slow
+def test_what_a_walk_warns_of_an_exchange_warns_of():
+    given = {"ladder": Ladder((60, 50, 0), steps=1), "chains": 3, "draws": 2, "warm_up": 1, "seed": 0}
+    p, q = (GaussianMixture([[0.0, 0.0]], [s], schedule=SCHEDULE, backend="jax") for s in (0.5, 0.3))
+    trace, notes = told(lambda: exchange(p**2 / q, HMC(), **given))
+    assert "is not normalisable at level 0" in notes
+    assert trace.attributes["not_normalisable"] == [0]
+    bad = EnergyFunction(lambda x, level: jnp.nan * x.sum(-1), schedule=SCHEDULE, event_shape=(2,), backend="jax")
+    notes = told(lambda: exchange(bad, HMC(), **given))[1]
+    assert "look for NaN" in notes
+    assert "swap in" not in notes
 
 
 def test_pairs_that_do_not_swap_are_told():
@@ -194,7 +242,7 @@ def test_pairs_that_do_not_swap_are_told():
     [
         ({"kernel": ULA(step=0.1)}, ValueError, "is unadjusted"),
         ({"kernel": HMC}, TypeError, r"try bridges\.blackjax\.HMC"),
-        ({"draws": 0}, ValueError, "draws must be a whole number >= 1"),
+        ({"draws": 1}, ValueError, "draws must be a whole number >= 2"),
         ({"warm_up": -1}, ValueError, "warm_up must be a whole number >= 0"),
         ({"ladder": Ladder((0,), steps=1)}, ValueError, "two levels or more"),
         ({"ladder": 5}, TypeError, "must be a Ladder"),

@@ -180,6 +180,25 @@ def test_conditions_of_the_data_are_asked_of_the_teacher(tmp_path):
     assert asked(ScorePotential(Seen(), conditions=Classes(3), **given), "any", without) == {3}
 
 
+def test_a_lesson_under_another_condition_or_prediction_is_another(tmp_path):
+    data = labelled(tmp_path)
+    config = dataclasses.replace(CONFIG, data="npz", labels="", steps=2)
+    given = {"schedule": SCHEDULE, "event_shape": (2,), "conditions": Classes(3)}
+    network = Seen()
+    first = ScorePotential(network, predicts="noise", **given).given(0)
+    train(config, checkpoint=tmp_path / "c.safetensors", data=data, teacher=first)
+    for other in (
+        ScorePotential(network, predicts="noise", **given).given(1),
+        ScorePotential(network, predicts="velocity", **given).given(0),
+        ScorePotential(network, predicts="noise", times=LOG_SNR, **given).given(0),
+    ):
+        with pytest.raises(ValueError, match="by another teacher"):
+            train(dataclasses.replace(config), checkpoint=tmp_path / "c.safetensors", data=data, teacher=other)
+    network.train()
+    with pytest.raises(ValueError, match="is in training mode"):
+        train(config, checkpoint=tmp_path / "d.safetensors", data=data, teacher=first)
+
+
 def test_what_cannot_teach_is_refused(tmp_path):
     given = {"checkpoint": tmp_path / "c.safetensors"}
     with pytest.raises(TypeError, match="a teacher is one model, got theirs"):

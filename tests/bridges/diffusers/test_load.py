@@ -289,6 +289,15 @@ def test_a_folder_gives_the_score_of_its_network(tmp_path):
         decode(theirs, x)
 
 
+@pytest.mark.parametrize("name", ["EDMEuler", "FlowMatchEulerDiscrete", "DDPM"])
+def test_levels_are_those_of_training_whatever_the_pipeline_ran_last(name):
+    scheduler = scheduler_of(name, num_train_timesteps=TRAINED)
+    pipeline = diffusers.DDPMPipeline(tiny_unet(), scheduler)
+    before = from_diffusers(pipeline).schedule
+    pipeline.scheduler.set_timesteps(5)
+    assert from_diffusers(pipeline).schedule == before
+
+
 def test_pickled_weights_and_other_folders_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no pipeline: give a folder that pipeline\.save_pretrained"):
         from_diffusers(tmp_path)

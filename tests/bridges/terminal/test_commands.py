@@ -89,6 +89,12 @@ def test_a_teacher_is_a_model_a_file_or_a_folder(run, tmp_path, monkeypatch):
     assert load("taught.safetensors").info["teacher"] == "wide"
     again = ("--teacher", "taught.safetensors", "--out", "again.safetensors", "--checkpoint", "other.safetensors")
     assert run("train", "mine.toml", *data, *again)[0] == 0
+    (tmp_path / "wide").mkdir()  # a folder of that name does not hide the shipped model
+    few = ("--chains", 3, "--rungs", 3, "--steps", 1, "--quiet")
+    assert run("sample", "wide", "--out", "run", *few)[0] == 0
+    status, _, error = run("sample", "mine", "--model", "mine", "--out", "no")
+    assert (status, len(error.strip().splitlines())) == (2, 1)
+    assert "names no weight file and no folder" in error
     status, _, error = run("train", "mine.toml", *data, "--teacher", "wider", "--out", "no.safetensors")
     assert (status, len(error.strip().splitlines())) == (2, 1)
     assert "there is no model 'wider'" in error
