@@ -53,6 +53,7 @@ results: $(VENV)/.ready  ## every benchmark that needs no GPU, into benchmarks/r
 	$(BIN)/python -m benchmarks cubes --targets product --counts 3 5
 	$(BIN)/python -m benchmarks cubes --settings paper --samplers MALA HMC "weighted HMC"
 	$(BIN)/python -m benchmarks cubes --settings long --counts 5 --samplers MALA HMC "weighted HMC"
+	$(BIN)/python -m benchmarks captions --rungs 50
 	$(BIN)/python -m benchmarks tapestries
 	$(BIN)/python -m benchmarks mixing
 	$(BIN)/python -m benchmarks levels --mnist $(MNIST) --cubes $(CUBES)

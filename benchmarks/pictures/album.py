@@ -13,10 +13,10 @@ def album(rows: Mapping[str, Mapping[str, Sequence[np.ndarray] | np.ndarray]], w
     """Draw pictures ``(3, height, width)`` in [-1, 1].
 
     Args:
-        rows: for each row, the pictures of each sampler, equally many.
+        rows: for each row, the pictures of each sampler; a sampler may be missing from a row.
         words: what each row asked for, printed at its left.
     """
-    samplers = list(next(iter(rows.values())))
+    samplers = list(dict.fromkeys(sampler for row in rows.values() for sampler in row))
     each = max(len(pictures) for row in rows.values() for pictures in row.values())
     columns = each * len(samplers)
     figure = Figure(figsize=(2.2 + 0.8 * columns, 0.9 * len(rows) + 0.3), layout="constrained")
@@ -28,6 +28,6 @@ def album(rows: Mapping[str, Mapping[str, Sequence[np.ndarray] | np.ndarray]], w
             axis.set_axis_off()
         line[0].text(0, 0.5, fill(f"{name}: {words[name]}", 40), fontsize=6, va="center", transform=line[0].transAxes)
         for block, sampler in enumerate(samplers):
-            for axis, x in zip(line[1 + each * block :], row[sampler], strict=False):
+            for axis, x in zip(line[1 + each * block :], row.get(sampler, ()), strict=False):
                 axis.imshow((np.clip(np.nan_to_num(x), -1, 1).transpose(1, 2, 0) + 1) / 2)
     return figure

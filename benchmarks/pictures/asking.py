@@ -6,7 +6,7 @@ asked("two joined", case=0).target(load("captions"))
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,10 +22,10 @@ from benchmarks.cube_factory.captions import (
     pool,
 )
 from benchmarks.cube_factory.looks import Cube, says
-from ppl_diffusion import EnergyModel, Potential, conjunction, mixture
+from ppl_diffusion import EnergyModel, Potential, conjunction, guidance, mixture
 
 AGAINST = 0.5
-"""The power ``a`` of what a picture should not show."""
+"""The power of what a picture should not show, times the scale of guidance."""
 NEW_WORDS = {
     "red": "crimson",
     "gray": "ashen",
@@ -62,15 +62,20 @@ class Asked:
     either: tuple[tuple[Meaning, str], ...] = ()
     never: tuple[tuple[Meaning, str], ...] = ()
 
-    def target(self, base: EnergyModel) -> Potential:
-        """Return its density, by the model ``base`` of which it is made."""
-        parts: list[Potential] = [base.given(text) for _, text in self.every]
+    def target(self, base: EnergyModel, *, scale: float = 1.0) -> Potential:
+        """Return its density, by the model ``base`` of which it is made, each caption guided by ``scale``."""
+
+        def guided(text: str) -> Potential:
+            given = base.given(text)
+            return given if scale == 1 else guidance(given, base, scale=scale)
+
+        parts = [guided(text) for _, text in self.every]
         if self.either:
-            options = [base.given(text) for _, text in self.either]
-            parts.append(mixture(options, log_weights=[0.0] * len(options)))
+            parts.append(mixture([guided(text) for _, text in self.either]))
         potential = parts[0] if len(parts) == 1 else conjunction(parts, base)
         for _, text in self.never:
-            potential = potential * base**AGAINST / base.given(text) ** AGAINST
+            power = AGAINST * scale
+            potential = potential * base**power / base.given(text) ** power
         return potential
 
     def shown(self, cubes: Sequence[Cube]) -> bool:
@@ -78,6 +83,13 @@ class Asked:
         right = all(says(cubes, meaning) for meaning, _ in self.every)
         right &= not self.either or any(says(cubes, meaning) for meaning, _ in self.either)
         return right and not any(says(cubes, meaning) for meaning, _ in self.never)
+
+    def but_for_material(self) -> Asked:
+        """Return the same without the materials of what should be shown."""
+        every, either = (
+            tuple((replace(meaning, material=""), text) for meaning, text in part) for part in (self.every, self.either)
+        )
+        return replace(self, every=every, either=either)
 
     def __str__(self) -> str:
         texts = [text for _, text in self.every]

@@ -12,7 +12,8 @@ The model is ``load("captions")``; what it is asked for, by row:
     nested                 base * (A / base) * ((B + C) / base) * (base / D)**a
 
 and one caption in wordings of the training data other than the plainest, in wordings that it does not have, in words
-that it does not have, and of combinations of colour, material and place that it does not name together. A detector and
+that it does not have, and of combinations of colour, material and place that it does not name together. Each caption
+is guided: it stands for ``base**(1 - scale) * A**scale``, and ``a`` is half the scale. A detector and
 a network for looks (``benchmarks.cube_factory.looks``) decide whether a picture is as it was asked for: a cube for each
 caption, and none that D describes. All MCMC walks have about equally many evaluations, four a rung, and take the
 reverse-diffusion proposal first; reverse diffusion has one a rung. Standard errors are over cases, each of which has
@@ -22,19 +23,22 @@ captions of its own. The seeds are the same for all samplers.
 from __future__ import annotations
 
 import base64
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from itertools import product
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
 
-from benchmarks.cube_factory.detector import Detector, load_detector
-from benchmarks.cube_factory.looks import Looks, describe, load_looks
+from benchmarks.cube_factory.detector import load_detector
+from benchmarks.cube_factory.looks import Cube, describe, load_looks
 from benchmarks.harness import Record, check_choice, last, say
 from benchmarks.pictures.album import album
-from benchmarks.pictures.asking import ROWS, asked
+from benchmarks.pictures.asking import ROWS, Asked, asked
 from benchmarks.pictures.tapestries import picture
 from bridges.blackjax import HMC, MALA, UHMC, ULA
 from ppl_diffusion import (
@@ -44,10 +48,12 @@ from ppl_diffusion import (
     Potential,
     Trace,
     anneal,
+    guidance,
     load,
     reverse_diffusion,
     tapestry,
 )
+from ppl_diffusion.models.conditions import ConditionWarning
 
 KERNELS: dict[str, Any] = {"ULA": ULA(), "MALA": MALA(), "UHMC": UHMC(), "HMC": HMC(), "weighted HMC": HMC()}
 SAMPLERS = ("reverse", *KERNELS)
@@ -62,6 +68,8 @@ WINDOWS = (
     "a green metal cube in the middle",
 )
 """The caption of each window of a tapestry, from left to right."""
+SCALE = 2.5
+"""Scale of the guidance of each caption."""
 STRIDE = 24
 """Columns from window to window, of 32 each."""
 QUICK = {"rows": ["two joined"], "samplers": ["reverse"], "cases": 1, "chains": 2, "rungs": 10}
@@ -86,11 +94,14 @@ def sample(potential: Potential, sampler: str, *, rungs: int, chains: int, seed:
     return [first, anneal(potential, kernel, ladder=lower, seed=seed + LATER, init=begun, **settings)]
 
 
-def draw(row: str, case: int, sampler: str, *, model: EnergyModel, rungs: int, chains: int) -> dict[str, Any]:
+def draw(
+    row: str, case: int, sampler: str, *, model: EnergyModel, scale: float, rungs: int, chains: int
+) -> dict[str, Any]:
     """Draw the pictures of a case; return them as bytes of base 64, with statistics of the walk."""
-    traces = sample(
-        asked(row, case).target(model), sampler, rungs=rungs, chains=chains, seed=1000 * ROWS.index(row) + case
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConditionWarning)  # of words never seen, which are a row
+        target = asked(row, case).target(model, scale=scale)
+    traces = sample(target, sampler, rungs=rungs, chains=chains, seed=1000 * ROWS.index(row) + case)
     pictures = traces[-1].positions[:, -1]
     finite = np.isfinite(pictures).all((1, 2, 3))
     stored = np.where(finite[:, None, None, None], pictures, 0)
@@ -105,12 +116,13 @@ def draw(row: str, case: int, sampler: str, *, model: EnergyModel, rungs: int, c
     }
 
 
-def weave(model: EnergyModel, *, rungs: int, chains: int) -> list[list[Any]]:
+def weave(model: EnergyModel, *, scale: float, rungs: int, chains: int) -> list[list[Any]]:
     """Return pictures ``(chains, 3, 32, 104)`` in [-1, 1], as lists, of a floor with a caption for each window."""
     channels, height, width = model.event_shape
     canvas = (channels, height, width + STRIDE * (len(WINDOWS) - 1))
     places = [(0, STRIDE * i) for i in range(len(WINDOWS))]
-    target = tapestry([model.given(text) for text in WINDOWS], canvas, places, name="floor")
+    windows = [guidance(model.given(text), model, scale=scale) for text in WINDOWS]
+    target = tapestry(windows, canvas, places, name="floor")
     ladder = Ladder.spaced(target.schedule, rungs=rungs, steps=2)
     trace = anneal(target, HMC(), ladder=ladder, chains=chains, seed=0, reverse_step=True)
     return np.round(last(trace).clip(-1, 1), 3).tolist()
@@ -123,22 +135,54 @@ def pictures_of(kept: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray:
     return found
 
 
-def judge(
-    parts: Sequence[Mapping[str, Any]], row: str, *, shape: tuple[int, ...], judges: tuple[Detector, Looks]
-) -> dict[str, Any]:
+Parts = Mapping[int, Mapping[str, Any]]
+"""What was drawn, by case."""
+Seen = Mapping[int, list[list[Cube]]]
+"""The cubes of each picture, by case."""
+
+
+def judge(row: str, parts: Parts, seen: Seen) -> dict[str, Any]:
     """Return the share of pictures that are as they were asked for, over the cases of a row, and statistics."""
-    shares = []
-    for case, kept in enumerate(parts):
-        seen = describe(*judges, pictures_of(kept, shape))
-        shares.append(float(np.mean([asked(row, case).shown(cubes) for cubes in seen])))
+    shares = [share(asked(row, case), cubes) for case, cubes in seen.items()]
+    loosely = [share(asked(row, case).but_for_material(), cubes) for case, cubes in seen.items()]
     error = np.std(shares, ddof=1) / np.sqrt(len(shares)) if len(shares) > 1 else np.nan
-    rates = [rate for kept in parts for rate in kept["acceptance"]]
+    rates = [rate for kept in parts.values() for rate in kept["acceptance"]]
     return {
         "right": {"mean": float(np.mean(shares)), "se": float(error)},
-        "pictures": sum(len(kept["finite"]) for kept in parts),
-        "evaluations": parts[0]["evaluations"],
+        "but for material": float(np.mean(loosely)),
+        "by case": shares,
+        "pictures": sum(len(cubes) for cubes in seen.values()),
+        "evaluations": next(iter(parts.values()))["evaluations"],
         "acceptance": float(np.mean(rates)) if rates else None,
     }
+
+
+def share(wanted: Asked, pictures: Sequence[Sequence[Cube]]) -> float:
+    """Return the share of pictures, by their cubes, that are as was asked for."""
+    return float(np.mean([wanted.shown(cubes) for cubes in pictures]))
+
+
+def by_chance(row: str, seen: Mapping[str, Mapping[str, Seen]]) -> float:
+    """Return the share of the pictures of other rows that are, by chance, as the cases of this row ask for."""
+    others = [
+        cubes
+        for name, by in seen.items()
+        if name != row
+        for part in by.values()
+        for some in part.values()
+        for cubes in some
+    ]
+    cases = sorted({case for part in seen[row].values() for case in part})
+    return float(np.mean([share(asked(row, case), others) for case in cases])) if others else float("nan")
+
+
+class NotKept(Exception):
+    """There is no such part, and none is to be drawn."""
+
+
+def not_kept() -> None:
+    """Stand for a part that is not to be drawn."""
+    raise NotKept
 
 
 def main(
@@ -147,34 +191,55 @@ def main(
     samplers: Annotated[list[str], typer.Option(help=f"Of {', '.join(SAMPLERS)}.")] = list(SAMPLERS),  # noqa: B006
     cases: Annotated[int, typer.Option(min=1, help="Cases of each row, with captions of their own.")] = 8,
     chains: Annotated[int, typer.Option(min=1, help="Pictures of each case.")] = 8,
+    scale: Annotated[float, typer.Option(min=1, help="Scale of the guidance of each caption.")] = SCALE,
     rungs: Annotated[int, typer.Option(min=2, max=100, help="Levels on the way.")] = 100,
     model: Annotated[str, typer.Option(help="Or a weight file.")] = "captions",
+    judge_only: Annotated[bool, typer.Option("--judge-only", help="Draw nothing, judge what is kept.")] = False,
 ) -> None:
     """Draw pictures case by case, judge them, and write the results and a picture of the first case of each row."""
     check_choice("--rows", rows, ROWS)
     check_choice("--samplers", samplers, SAMPLERS)
     torch.set_num_threads(1)
     base, judges = load(model), (load_detector(), load_looks())
+    numbers: dict[str, Any] = {"scale": scale, "rungs": rungs, "chains": chains}
+    settings = {**numbers, "model": [base.info.get(key) for key in ("steps", "loss")]}
+    found: dict[str, dict[str, dict[int, Any]]] = {row: {sampler: {} for sampler in samplers} for row in rows}
+    woven: list[Any] = []
+    with suppress(NotKept):
+        make: Any = partial(weave, base, **{**numbers, "chains": 2})
+        woven = record.kept("captions/tapestry", settings, not_kept if judge_only else make)
+    for case, row, sampler in product(range(cases), rows, samplers):
+        make = partial(draw, row, case, sampler, model=base, **numbers)
+        words = {**settings, "asked": str(asked(row, case))}
+        with suppress(NotKept):
+            name = f"captions/{row} {sampler} {case}"
+            found[row][sampler][case] = record.kept(name, words, not_kept if judge_only else make)
+    drawn = {row: {name: parts for name, parts in by.items() if parts} for row, by in found.items()}
+    drawn = {row: by for row, by in drawn.items() if by}
+    if not drawn:
+        raise ValueError(f"nothing is kept in {record.runs / 'captions'}: leave --judge-only out")
     shape = base.event_shape
-    settings = {"chains": chains, "rungs": rungs, "model": [base.info.get(key) for key in ("steps", "loss")]}
-    found: dict[str, dict[str, list[Any]]] = {row: {sampler: [] for sampler in samplers} for row in rows}
-    for case in range(cases):
-        for row in rows:
-            for sampler in samplers:
-                make = partial(draw, row, case, sampler, model=base, rungs=rungs, chains=chains)
-                words = {**settings, "asked": str(asked(row, case))}
-                found[row][sampler].append(record.kept(f"captions/{row} {sampler} {case}", words, make))
-    content: dict[str, Any] = {"rungs": rungs, "rows": {}}
-    for row, by_sampler in found.items():
-        content["rows"][row] = {
-            sampler: judge(parts, row, shape=shape, judges=judges) for sampler, parts in by_sampler.items()
-        } | {"asked": [str(asked(row, case)) for case in range(cases)]}
-        say(f"{row}: " + ", ".join(f"{k} {content['rows'][row][k]['right']['mean']:.2f}" for k in samplers))
-    first = {
-        row: {sampler: pictures_of(parts[0], shape)[:3] for sampler, parts in by_sampler.items()}
-        for row, by_sampler in found.items()
+    seen = {
+        row: {
+            name: {case: describe(*judges, pictures_of(kept, shape)) for case, kept in parts.items()}
+            for name, parts in by.items()
+        }
+        for row, by in drawn.items()
     }
-    woven = record.kept("captions/tapestry", settings, partial(weave, base, rungs=rungs, chains=2))
-    record.draw("captions_tapestry", picture({"HMC": [np.array(x) for x in woven]}))
-    record.draw("captions", album(first, {row: str(asked(row, 0)) for row in rows}))
+    content: dict[str, Any] = {"rungs": rungs, "scale": scale, "steps of training": base.info.get("steps"), "rows": {}}
+    for row, by in drawn.items():
+        told = {name: judge(row, parts, seen[row][name]) for name, parts in by.items()}
+        say(f"{row}: " + ", ".join(f"{name} {figures['right']['mean']:.2f}" for name, figures in told.items()))
+        content["rows"][row] = {
+            "asked": [str(asked(row, case)) for case in range(cases)],
+            "by chance": by_chance(row, seen),
+            "samplers": told,
+        }
+    first = {
+        row: {name: pictures_of(parts[0], shape)[:2] for name, parts in by.items() if 0 in parts}
+        for row, by in drawn.items()
+    }
+    if woven:
+        record.draw("captions_tapestry", picture({"HMC": [np.array(x) for x in woven]}))
+    record.draw("captions", album(first, {row: str(asked(row, 0)) for row in drawn}))
     record.write("captions", content)

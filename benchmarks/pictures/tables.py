@@ -51,16 +51,18 @@ def undertrained(content: Mapping[str, Any]) -> str:
 def captions(content: Mapping[str, Any]) -> str:
     """Return the table of the share of pictures that are as captions asked for, by row and sampler."""
     rows = content["rows"]
-    samplers = [name for name in next(iter(rows.values())) if name != "asked"]
-    lines = ["| asked for | pictures each | " + " | ".join(samplers) + " |", "|---" * (len(samplers) + 2) + "|"]
+    samplers = list(dict.fromkeys(name for row in rows.values() for name in row["samplers"]))
+    lines = ["| asked for | by chance | " + " | ".join(samplers) + " | pictures |", "|---" * (len(samplers) + 3) + "|"]
     for name, row in rows.items():
-        shares = " | ".join(cell(row[sampler]["right"]) for sampler in samplers)
-        lines.append(f"| {name} | {row[samplers[0]]['pictures']} | {shares} |")
-    evaluations = [f"{next(iter(rows.values()))[sampler]['evaluations']}" for sampler in samplers]
-    lines.append(f"| *evaluations* | | {' | '.join(evaluations)} |")
-    rates = [[r[s]["acceptance"] for r in rows.values() if r[s]["acceptance"] is not None] for s in samplers]
+        found = [row["samplers"].get(sampler) for sampler in samplers]
+        cells = [f"{cell(f['right'])} ({f['but for material']:.2f})" if f else "" for f in found]
+        pictures = ", ".join(str(f["pictures"]) for f in found if f)
+        lines.append(f"| {name} | {row['by chance']:.2f} | {' | '.join(cells)} | {pictures} |")
+    figures = {s: [row["samplers"][s] for row in rows.values() if s in row["samplers"]] for s in samplers}
+    lines.append(f"| *evaluations* | | {' | '.join(str(figures[s][0]['evaluations']) for s in samplers)} | |")
+    rates = [[f["acceptance"] for f in figures[s] if f["acceptance"] is not None] for s in samplers]
     accepted = [f"{sum(rate) / len(rate):.2f}" if rate else "" for rate in rates]
-    lines.append(f"| *acceptance* | | {' | '.join(accepted)} |")
+    lines.append(f"| *acceptance* | | {' | '.join(accepted)} | |")
     lines += ["", "| asked for | for example |", "|---|---|"]
     lines += [f"| {name} | {row['asked'][0]} |" for name, row in rows.items()]
     return "\n".join(lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +32,16 @@ from benchmarks.cube_factory.looks import Cube, describe, load_looks, says
 from benchmarks.cube_factory.scenes import COLORS
 from benchmarks.cube_factory.train_detector import to_range
 from benchmarks.cube_factory.train_looks import accuracy
+from benchmarks.harness import Record
+from benchmarks.pictures import captions
 from benchmarks.pictures.album import album
 from benchmarks.pictures.asking import ROWS, Asked, asked, plain
+from ppl_diffusion import EnergyModel, NoiseSchedule, save_weights
+from ppl_diffusion.models.conditions import Captions
 from ppl_diffusion.models.conditions.captions import words
 from ppl_diffusion.models.conditions.encoder import MINILM, SIZE, embeddings
 from ppl_diffusion.models.drawing import MAP_SIDE, TokenMap
+from ppl_diffusion.models.networks import build_network
 
 SCENES = Path(__file__).parent.parent / "data" / "cubes32_test.npz"
 MEANINGS = [
@@ -83,22 +90,21 @@ def is_true(text, scene):
 
 def test_captions_of_a_scene_are_true_of_it_and_those_of_another_mostly_are_not():
     arrays = scenes(200)
-    captions = captions_of(*arrays)
-    assert captions.shape == (200, 20)
-    assert ((captions != "").sum(1) == 4 * (arrays[0] >= 0).sum(1)).all()
+    texts = captions_of(*arrays)
+    assert texts.shape == (200, 20)
+    assert ((texts != "").sum(1) == 4 * (arrays[0] >= 0).sum(1)).all()
     truths = {0: [], 1: []}
     for shift, told in truths.items():
-        for row, scene in zip(np.roll(captions, shift, axis=0), zip(*arrays, strict=True), strict=True):
+        for row, scene in zip(np.roll(texts, shift, axis=0), zip(*arrays, strict=True), strict=True):
             told += [is_true(text, scene) for text in row if text]
     assert all(truths[0])
     assert np.mean(truths[1]) < 0.5
-    np.testing.assert_array_equal(captions, captions_of(*arrays))
-    assert (captions != captions_of(*arrays, seed=1)).mean() > 0.3
+    np.testing.assert_array_equal(texts, captions_of(*arrays))
+    assert (texts != captions_of(*arrays, seed=1)).mean() > 0.3
 
 
 def test_every_wording_is_used_and_what_is_held_out_is_not_said():
-    captions = captions_of(*scenes(1000))
-    told = set(captions.ravel()) - {""}
+    told = set(captions_of(*scenes(1000)).ravel()) - {""}
     assert told <= set(SAID)
     for wording in WORDINGS:
         assert any(text in told for text in phrases(Meaning("red", place="left"), [wording]))
@@ -220,3 +226,77 @@ def test_a_map_is_taught_what_captions_mean_also_in_wordings_that_are_held_out(m
             looks = [(network.what(tokens)[0].detach() - what(other)).norm() for other in asked]
             places = [(network.where(tokens)[0].detach() - where(other).flatten()).norm() for other in asked]
             assert np.argmin([float(v) for v in looks]) == np.argmin([float(v) for v in places]) == asked.index(meaning)
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """The weight file of a small model of pictures by caption that has learned nothing."""
+    options = {"kind": "unet", "shape": [3, 32, 32], "widths": [8, 8], "blocks": 1, "token_size": SIZE, "token_map": 2}
+    model = EnergyModel(
+        build_network(**options),
+        form="squared_norm",
+        schedule=NoiseSchedule.cosine(100),
+        event_shape=(3, 32, 32),
+        conditions=Captions(MINILM, ("a", "cube")),
+        name="untrained",
+        info={"network": json.dumps(options), "steps": "0", "loss": "1"},
+    )
+    return save_weights(model, tmp_path_factory.mktemp("model") / "untrained.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ppl_diffusion.models.conditions.ConditionWarning")
+@pytest.mark.filterwarnings("ignore::ppl_diffusion.SamplingWarning")
+def test_the_benchmark_goes_on_case_by_case_and_judges_what_is_kept(untrained, tmp_path, monkeypatch):
+    record = Record(tmp_path / "results", tmp_path / "runs")
+    options = {"rows": ["two joined", "nested"], "samplers": ["reverse", "weighted HMC"], "cases": 2, "chains": 2}
+    options |= {"rungs": 8, "model": str(untrained)}
+    real, made = captions.draw, []
+
+    def draw(row, case, sampler, **settings):
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        made.append((row, case, sampler))
+        return real(row, case, sampler, **settings)
+
+    monkeypatch.setattr(captions, "draw", draw)
+    with pytest.raises(KeyboardInterrupt):
+        captions.main(record, **options)
+    assert not record.read("captions")
+    captions.main(record, **options, judge_only=True)
+    told = record.read("captions")["rows"]
+    assert told["two joined"]["samplers"]["reverse"]["pictures"] == 4
+    assert told["nested"]["samplers"]["weighted HMC"]["pictures"] == 2
+    made.clear()
+    captions.main(record, **options)
+    assert len(made) == 3, "what was kept is not drawn again"
+    rows = record.read("captions")["rows"]
+    for row in rows.values():
+        assert row["samplers"]["reverse"]["evaluations"] == 8
+        assert 28 <= row["samplers"]["weighted HMC"]["evaluations"] <= 40
+        assert all(figures["right"]["mean"] == 0 for figures in row["samplers"].values()), "it has learned nothing"
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {
+        "captions.json",
+        "captions.png",
+        "captions_tapestry.png",
+    }
+
+
+def test_pictures_are_kept_as_bytes_and_counted_as_they_were_asked_for():
+    pictures = np.random.default_rng(0).uniform(-1, 1, (2, 3, 4, 4))
+    stored = np.round(127.5 * (pictures + 1)).astype(np.uint8)
+    kept = {"pictures": base64.b64encode(stored.tobytes()).decode(), "finite": [True, False]}
+    again = captions.pictures_of(kept, (3, 4, 4))
+    np.testing.assert_allclose(again[0], pictures[0], atol=1 / 255)
+    assert np.isnan(again[1]).all()
+    (meaning, _), *_ = asked("one caption", 0).every
+    cube = Cube(meaning.color, meaning.material, np.mean(REGIONS[meaning.place], axis=1))
+    parts = {0: {"acceptance": [0.5, 0.7], "evaluations": 10}}
+    told = captions.judge("one caption", parts, {0: [[cube], [], [cube], [cube]]})
+    assert (told["right"]["mean"], told["pictures"], told["evaluations"]) == (0.75, 4, 10)
+    assert told["acceptance"] == pytest.approx(0.6)
+    other = cube._replace(material="metal" if meaning.material == "rubber" else "rubber")
+    dull = captions.judge("one caption", parts, {0: [[other], []]})
+    assert (dull["right"]["mean"], dull["but for material"]) == (0, 0.5)
+    seen = {"one caption": {"HMC": {0: [[], []]}}, "either": {"HMC": {0: [[cube], []]}}}
+    assert captions.by_chance("one caption", seen) == 0.5

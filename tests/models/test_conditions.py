@@ -153,6 +153,7 @@ def test_headers_that_describe_no_conditions_are_refused(text):
 def test_shipped_models_say_what_they_are_and_warn_of_nothing():
     kinds = {name: load(name).conditions.kind for name in names()}
     assert {name for name, kind in kinds.items() if kind == "positions"} == {"cubes", "cubes64"}
+    assert kinds["captions"] == "captions"
     assert load("digits").conditions == Classes(10)
     for name in names():
         assert (load(name).doubts() == ()) == (load(name).form != "classifier"), "which is nothing without a label"
