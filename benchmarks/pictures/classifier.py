@@ -13,7 +13,8 @@ energies of this network agree between levels.
 A second classifier, of another make and trained on clean digits (``python -m benchmarks judge``), says whether a
 picture is the digit. In its features are the Frechet distance to held-out real digits of the class, and precision and
 recall; the row of real pictures says what as many real ones get. All figures are means over labels, and standard
-errors are over labels. Results are written after every label; pictures are kept until all labels are done.
+errors are over labels. Results are written after every label, beside those of other labels in the same setting;
+pictures are kept until all labels that were asked for are done.
 
 The same of photographs, with a model and a classifier of them that were trained before, and judged in features of a
 network of ImageNet (``benchmarks.pictures.photo_judge``):
@@ -205,12 +206,14 @@ def main(
     cells = [(f"scale {scale:g}", sampler) for scale in scales for sampler in samplers]
     if not subject.prior.conditions.absent:
         cells += [(GIVEN, sampler) for sampler in BESIDE if sampler in samplers]
-    by_label: dict[str, dict[str, dict[str, Any]]] = {"real pictures": {}}
+    before = record.read(subject.name)
+    same = all(before.get(key) == value for key, value in settings.items())
+    by_label: dict[str, dict[str, dict[str, Any]]] = before["by label"] if same else {}
     shown: dict[str, list[np.ndarray]] = {}
     for label in labels:
         real = subject.pictures[subject.labels == label]
         features = subject.look(real[chains:])[1]
-        by_label["real pictures"][str(label)] = judged(subject, real[:chains], label, features)
+        by_label.setdefault("real pictures", {})[str(label)] = judged(subject, real[:chains], label, features)
         for kind, sampler in cells:
             act = partial(draw, subject, kind, sampler, label, **settings)
             found = record.kept(f"{subject.name}/{label} {kind} {sampler}", settings, act)

@@ -62,20 +62,20 @@ def test_a_small_run_gives_figures_and_is_resumed(tmp_path, monkeypatch):
     act = classifier.draw
     monkeypatch.setattr(classifier, "draw", lambda *given, **options: drawn.append(given[1:]) or act(*given, **options))
     options = {"mnist": fake_mnist(tmp_path / "m.npz"), "labels": [3], "scales": [1.0], "chains": 4, "every": 50}
-    main(record, samplers=["reverse"], **options)
-    main(record, samplers=["reverse", "HMC"], **options)
-    assert [given[:2] for given in drawn] == [
-        ("scale 1", "reverse"),
-        (GIVEN, "reverse"),
-        ("scale 1", "HMC"),
-        (GIVEN, "HMC"),
-    ]
+    main(record, samplers=["HMC"], **options)
+    main(record, samplers=["MALA", "HMC"], **options)
+    assert [given[:2] for given in drawn] == [("scale 1", "HMC"), (GIVEN, "HMC"), ("scale 1", "MALA")]
     rows = record.read("classifier")["rows"]
-    assert rows["scale 1, reverse"]["evaluations"] == 100
     assert rows["scale 1, HMC"]["evaluations"] == 2 + 3 * 3
     assert 0 <= rows["scale 1, HMC"]["acceptance"]["mean"] <= 1
     assert rows["real pictures"]["labels"] == 1
     assert (tmp_path / "results" / "classifier.png").is_file()
+    main(record, samplers=["HMC"], **{**options, "labels": [4]})
+    rows = record.read("classifier")["rows"]
+    assert [rows[name]["labels"] for name in ("scale 1, HMC", "scale 1, MALA")] == [2, 1], "of both runs"
+    record.forget()
+    main(record, samplers=["HMC"], **{**options, "labels": [4], "chains": 5})
+    assert record.read("classifier")["rows"]["scale 1, HMC"]["labels"] == 1, "another setting begins anew"
 
 
 def test_figures_of_blank_pictures_are_bad(tmp_path):
