@@ -24,8 +24,9 @@ SIDE = 128
 """Side to which pictures are enlarged."""
 COMPONENTS = 32
 """Number of principal components of the features of real pictures that are kept."""
-RIDGE = 1e-2
-"""Weight decay of the linear classifier, for features of unit variance."""
+RIDGE = 1.0
+"""Weight decay of the linear classifier, for features of unit variance: of those between .01 and 10 the best for
+photographs that were held back from 3,600 of training."""
 
 Network = Callable[[Tensor], Tensor]
 """Maps pictures ``(n, 3, side, side)`` in [-1, 1] to features ``(n, size)``."""
