@@ -171,6 +171,17 @@ def means(by_label: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return row
 
 
+def above_reverse(by_label: Mapping[str, Mapping[str, Mapping[str, Any]]], name: str) -> dict[str, Any]:
+    """Return how much more accurate a sampler is than reverse diffusion with the same target: the mean difference over
+    the labels of both, and its standard error; nothing for reverse diffusion itself."""
+    kind, _, sampler = name.partition(", ")
+    other = by_label.get(f"{kind}, reverse", {})
+    differences = [
+        {"d": row["accuracy"] - other[key]["accuracy"]} for key, row in by_label[name].items() if key in other
+    ]
+    return {"above reverse": summarise(differences)["d"]} if sampler not in ("", "reverse") and differences else {}
+
+
 def draw_rows(rows: Mapping[str, Sequence[np.ndarray]]) -> Figure:
     """Draw pictures ``(height, width)`` or ``(3, height, width)``, one row for each name."""
     columns = max(len(row) for row in rows.values())
@@ -223,7 +234,7 @@ def main(
             if sampler in SHOWN:
                 shown.setdefault(name, []).append(pictures[0])
             say(f"{label}: {name}, accuracy {row['accuracy']:.2f}, distance {row['Frechet distance']:.1f}")
-        rows = {name: means(each) for name, each in by_label.items()}
+        rows = {name: means(each) | above_reverse(by_label, name) for name, each in by_label.items()}
         record.write(subject.name, settings | {"rows": rows, "by label": by_label})
     if shown:
         record.draw(subject.name, draw_rows(shown), dpi=150)

@@ -128,13 +128,15 @@ def classifier(content: Mapping[str, Any]) -> str:
     """Return the table of pictures that were steered by a classifier, by scale and sampler."""
     merits, chains = ("accuracy", "Frechet distance", "precision", "recall"), content["chains"]
     labels = content["rows"]["real pictures"]["labels"]
-    head = ["sampler", "evaluations", "acceptance", *merits, f"distinct ancestors of {chains}"]
+    head = ["sampler", "evaluations", "acceptance", "accuracy", "above reverse", *merits[1:], f"ancestors of {chains}"]
     lines = [f"| {labels} labels, {chains} pictures each | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
     for name, row in content["rows"].items():
         kind, _, sampler = name.partition(", ")
         rate = f"{row['acceptance']['mean']:.2f}" if "acceptance" in row else ""
         ancestors = f"{row['ancestors']:.1f}" if row.get("ancestors", chains) < chains else ""
-        cells = [sampler, str(row.get("evaluations", "")), rate, *(cell(row[merit]) for merit in merits), ancestors]
+        above = cell(row["above reverse"]) if "above reverse" in row else ""
+        accuracy, *others = (cell(row[merit]) for merit in merits)
+        cells = [sampler, str(row.get("evaluations", "")), rate, accuracy, above, *others, ancestors]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -12,7 +12,17 @@ from torch import nn
 
 from benchmarks.harness import Record
 from benchmarks.pictures import classifier, photo_judge
-from benchmarks.pictures.classifier import GIVEN, MERITS, digits, judged, main, means, photographs, scaled
+from benchmarks.pictures.classifier import (
+    GIVEN,
+    MERITS,
+    above_reverse,
+    digits,
+    judged,
+    main,
+    means,
+    photographs,
+    scaled,
+)
 from benchmarks.pictures.tables import classifier as tabled
 from ppl_diffusion import EnergyModel, NoiseSchedule, save_weights
 from ppl_diffusion.models.classifier import ClassifierPotential
@@ -43,10 +53,22 @@ def test_figures_are_means_over_labels():
     content = {"scale 1, HMC": row, "scale 1, ULA": unadjusted, "real pictures": {**unadjusted, "labels": 7}}
     table = tabled({"chains": 6, "rows": content}).splitlines()
     assert table[0].startswith("| 7 labels, 6 pictures each | sampler |")
-    assert table[2] == "| scale 1 | HMC | 200 | 2.00 | " + "2.0 ± 1.0 | " * 4 + " |"
+    assert table[2] == "| scale 1 | HMC | 200 | 2.00 | 2.0 ± 1.0 |  | " + "2.0 ± 1.0 | " * 3 + " |"
     assert table[3].startswith("| scale 1 | ULA | 200 |  |")
     resampled = tabled({"chains": 50, "rows": content}).splitlines()
     assert resampled[2].endswith("| 6.0 |")
+
+
+def test_samplers_are_compared_with_reverse_diffusion_label_by_label():
+    found = {
+        "scale 1, reverse": {"0": {"accuracy": 0.2}, "1": {"accuracy": 0.8}, "2": {"accuracy": 0.5}},
+        "scale 1, HMC": {"0": {"accuracy": 0.3}, "1": {"accuracy": 1.0}},
+        "scale 4, HMC": {"0": {"accuracy": 0.3}},
+    }
+    row = above_reverse(found, "scale 1, HMC")["above reverse"]
+    assert row == {"mean": pytest.approx(0.15), "se": pytest.approx(0.05)}, "the spread of labels does not count"
+    assert not above_reverse(found, "scale 1, reverse")
+    assert not above_reverse(found, "scale 4, HMC")
 
 
 def fake_mnist(path, each=12):
