@@ -92,7 +92,7 @@ def test_figures_of_a_page_are_those_of_the_results(page):
 
 def test_every_table_of_results_is_on_a_page_and_a_stale_one_is_rendered_anew():
     texts = [page.read_text(encoding="utf-8") for page in PAGES]
-    assert sum(text.count("<!-- end -->") for text in texts) == 19
+    assert sum(text.count("<!-- end -->") for text in texts) == 20
     stale = next(text for text in texts if "<!-- mixing -->" in text).replace("| NUTS | 1.", "| NUTS | 2.")
     assert render(stale) in texts
     assert render(stale) != stale
