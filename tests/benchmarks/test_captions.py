@@ -244,7 +244,7 @@ def untrained(tmp_path_factory):
     return save_weights(model, tmp_path_factory.mktemp("model") / "untrained.safetensors")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::ppl_diffusion.models.conditions.ConditionWarning")
 @pytest.mark.filterwarnings("ignore::ppl_diffusion.SamplingWarning")
 def test_the_benchmark_goes_on_case_by_case_and_judges_what_is_kept(untrained, tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ def fake_mnist(path, each=12):
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_run_gives_figures_and_is_resumed(tmp_path, monkeypatch):
     record, drawn = Record(tmp_path / "results", tmp_path / "runs"), []
     act = classifier.draw

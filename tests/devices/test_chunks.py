@@ -95,7 +95,7 @@ def test_a_network_that_moves_takes_all_its_conditions_along():
     assert given.chunks.size == 3, "what was found there before"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_walk_survives_it():
     ladder = Ladder(levels=(19, 5), steps=2)
     with pytest.warns(MemoryWarning):

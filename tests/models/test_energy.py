@@ -539,7 +539,7 @@ def test_planar_models_have_learned_their_densities(name):
         assert float((energy - exact_energy).std()) < (0.8 if level == 0 else 0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_digits_are_recognised_by_the_score_of_their_class():
     """The noise added to a sampled digit is estimated best under the class that it was sampled from."""
     model = load("digits")

@@ -105,6 +105,7 @@ PARTING = Ladder(levels=tuple(range(90, -1, -1)), steps=3)
 """Levels below those with clipped betas, across which a reverse step of a product would collapse the weights."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reverse_step", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_weights_restore_the_shares_of_separate_modes_and_the_normaliser(reverse_step):
     """Errors are in standard errors of 8 independent populations (t with 7 degrees of freedom: P(|t| > 8) = 1e-4)."""

@@ -105,7 +105,7 @@ def test_annealed_blackjax_hmc_matches_the_exact_posterior(size, seed):
     assert abs(shares.mean() - exact.shares[0]) < 4 * shares.std() / np.sqrt(1500)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kernel", "size"),
     [
@@ -169,7 +169,7 @@ class Silent(JointPotential):
         return super().refresh(positions, level, rng=rng)[0], 0.0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kind",
     [
@@ -504,7 +504,7 @@ def test_processes_change_nothing_but_the_time():
     assert traces[0].attributes["kernel"] == traces[1].attributes["kernel"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_long_rung_learns_the_masses():
     """Masses are the variances over all chains, relative to the smallest; a short rung keeps unit mass."""
     scales = np.array([0.05, 1.0, 3.0])
