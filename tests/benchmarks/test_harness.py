@@ -117,7 +117,7 @@ def test_all_benchmarks_are_listed_and_none_is_forgotten():
         (("oracle", "--chains", 1), "--chains"),
         (("oracle", "--samplers", "HNC"), "--samplers has no 'HNC': use 'reverse diffusion'"),
         (("oracle", "--problems"), "--problems"),
-        (("cubes", "--counts", 1, 6), "--counts.*less than or equal to 5"),
+        (("cubes", "--counts", 1, 6), "--counts.*(less than or equal to 5|1<=x<=5)"),
         (("cubes", "--model", "other.safetensors"), "give them a --name"),
         (("mixing", "--kernels", "ULA", "Gibbs"), "no 'Gibbs'"),
         (("levels", "--mnist", "nowhere.npz", "--models", "digits"), "there is no nowhere.npz.*give --mnist FILE.npz"),
