@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 
@@ -24,19 +23,20 @@ from ppl_diffusion.potentials.algebra import Potential
 from ppl_diffusion.potentials.target import Target
 
 from ..torch_jax.convert import contains_jax
-from .checks import check_priors, check_rerun, check_same_sites, precision_warnings
-from .coordinates import log_prior, unconstrain
+from .checks import check_rerun, check_same_sites, precision_warnings
+from .coordinates import log_prior
 from .curved import CurvedSites, doubts_of_weights, find_curved
-from .flat import FlatModel, energies_of, gradient_of
+from .flat import energies_of, gradient_of
 from .likelihood import Likelihood, Linearisation, ObservedSites, Widening, clean_estimate, linearise
 from .refreshment import metropolis
 from .sites import Site, sample_sites
+from .starts import StartsFromPriors
 
 PROBE_DRAWS = 64
 """Number of draws of the latent sites with which a model is checked and linearised when it is built."""
 
 
-class JointPotential(FlatModel, Target):
+class JointPotential(StartsFromPriors, Target):
     """The joint density of a Pyro model over its flattened latent sites, ``x (*chains, size)``.
 
     ``bridges.pyro.anneal_model`` builds it.
@@ -172,24 +172,7 @@ class JointPotential(FlatModel, Target):
                 values[:, site.start : site.stop] = x.reshape(chains, -1)
                 log_density += log_q.reshape(chains, -1).sum(1)
                 drawn[site.name] = self._clean_value(site, torch.from_numpy(x.reshape(chains, *site.shape)), level)
-        others = [site for site in self.sites if site.prior is None]
-        if others or len(drawn) > 1:
-            with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
-                torch.default_generator.manual_seed(int(rng.integers(2**63)))
-                for chain in range(chains):
-                    handler = self._substitute({name: value[chain] for name, value in drawn.items()})
-                    nodes = self._trace(handler)
-                    check_same_sites(self.sites, sample_sites(nodes, self.name), self.name)
-                    check_priors(self._prior_sites(), nodes, self.name)
-                    for site in others:
-                        u, log_p = unconstrain(nodes[site.name], handler)
-                        if tuple(u.shape) != site.shape:
-                            raise ValueError(
-                                f"the latent site {site.name} of {self.name} has another shape in some runs: let its "
-                                "shape depend on nothing that is drawn"
-                            )
-                        values[chain, site.start : site.stop] = u.numpy().ravel()
-                        log_density[chain] += float(log_p)
+        self._start_others(drawn, values, log_density, rng)
         return values, log_density
 
     @property
