@@ -186,19 +186,38 @@ def places(values: ArrayLike, name: str) -> np.ndarray:
     return rows[~np.isnan(rows).any(1)]
 
 
+def read_weights(
+    path: str | Path, kind: str, benchmark: str, otherwise: str
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return header and parameters, in single precision, of a file that a benchmark wrote.
+
+    Args:
+        path: the file.
+        kind: the ``format`` that its header must have.
+        benchmark: name of the benchmark that makes it.
+        otherwise: what is said of a file of another format.
+
+    Raises:
+        ValueError: the file is missing, or of another format.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"there is no {path}: python -m benchmarks {benchmark} --data data/cubes32.npz makes it")
+    with safe_open(path, framework="pt") as stored:
+        info = stored.metadata() or {}
+        tensors = {key: stored.get_tensor(key).float() for key in stored.keys()}  # noqa: SIM118
+    if info.get("format") != kind:
+        raise ValueError(f"{path} {otherwise}")
+    return info, tensors
+
+
 def load_detector(path: str | Path = WEIGHTS) -> Detector:
     """Load the shipped detector, or one from a file that ``benchmarks.cube_factory.train_detector`` wrote.
 
     Raises:
         ValueError: the file is missing or does not hold a detector.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"there is no {path}: python -m benchmarks detector --data data/cubes32.npz makes it")
-    with safe_open(path, framework="pt") as stored:
-        info = stored.metadata() or {}
-        tensors = {key: stored.get_tensor(key).float() for key in stored.keys()}  # noqa: SIM118
-    if info.get("format") != FORMAT:
-        raise ValueError(f"{path} holds no cube detector: load_detector() takes the shipped one")
+    otherwise = "holds no cube detector: load_detector() takes the shipped one"
+    info, tensors = read_weights(path, FORMAT, "detector", otherwise)
     network = HeatMap()
     network.load_state_dict(tensors)
     return Detector(network.eval(), float(info["threshold"]), info)

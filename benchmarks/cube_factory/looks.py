@@ -16,12 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.cube_factory.captions import MATERIAL_WORDS, Meaning
-from benchmarks.cube_factory.detector import SIDE, Detector
+from benchmarks.cube_factory.detector import SIDE, Detector, read_weights
 from benchmarks.cube_factory.scenes import COLORS
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
@@ -124,13 +123,8 @@ def load_looks(path: str | Path = WEIGHTS) -> Looks:
     Raises:
         ValueError: the file is missing or does not hold one.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"there is no {path}: python -m benchmarks looks --data data/cubes32.npz makes it")
-    with safe_open(path, framework="pt") as stored:
-        info = stored.metadata() or {}
-        tensors = {key: stored.get_tensor(key).float() for key in stored.keys()}  # noqa: SIM118
-    if info.get("format") != FORMAT:
-        raise ValueError(f"{path} does not name looks of cubes: load_looks() takes the shipped network")
+    otherwise = "does not name looks of cubes: load_looks() takes the shipped network"
+    info, tensors = read_weights(path, FORMAT, "looks", otherwise)
     network = LooksNetwork()
     network.load_state_dict(tensors)
     return Looks(network.eval(), info)
