@@ -7,6 +7,7 @@ import os
 import jax
 import pytest
 import torch
+from hypothesis import settings
 
 from ppl_diffusion import NoiseSchedule
 
@@ -15,7 +16,11 @@ def pytest_configure(config):
     """Let XLA:CPU compile with its simpler emitters, in a third of the time, in this process and in those it starts.
 
     XLA reads its flags once, before the first program. The long checks are compiled as for users.
+
+    Hypothesis draws the same examples in every run: what fails is what was changed.
     """
+    settings.register_profile("same examples", derandomize=True, deadline=None)
+    settings.load_profile("same examples")
     if config.option.markexpr != "long":
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()

@@ -30,7 +30,7 @@ import torch
 from ..arrays import Array, cast_like, logsumexp, weighted
 from .common_ground import common_ground, set_common_ground
 from .evaluation import evaluate, evaluate_energy
-from .notation import format_scale, product_name
+from .notation import product_name
 from .target import Target, common_device, common_reference, require_energy
 
 
@@ -197,7 +197,10 @@ class Product(Composite):
         collected = left or dict.fromkeys(collected, 0.0)
         self.factors, self.exponents = tuple(collected), tuple(collected.values())
         self.log_scale = float(log_scale)
-        self.name = product_name([_parenthesised(f) for f in self.factors], self.exponents, self.log_scale)
+        names = [_parenthesised(factor) for factor in self.factors]
+        self.name = product_name(names, self.exponents, self.log_scale)
+        if self.name == names[0]:
+            self.name = str(self.factors[0])
 
     @property
     def exponent(self) -> Any:
@@ -234,10 +237,8 @@ class Mixture(Composite):
             require_energy(component, "mixtures")
         self.components = tuple(components)
         self.log_weights = tuple(float(w) for w in log_weights)
-        self.name = " + ".join(
-            str(c) if w == 0 else f"{format_scale(w)} * {_parenthesised(c)}"
-            for c, w in zip(self.components, self.log_weights, strict=True)
-        )
+        weighed = zip(self.components, self.log_weights, strict=True)
+        self.name = " + ".join(str(Product([component], [1.0], log_scale=weight)) for component, weight in weighed)
 
     @property
     def exponent(self) -> Any:

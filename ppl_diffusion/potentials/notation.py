@@ -9,11 +9,12 @@ import numpy as np
 
 def product_name(factors: Sequence[str], exponents: Sequence[float], log_scale: float) -> str:
     """Return ``2 * p * q**3 / r``; factors that are compositions themselves are in parentheses."""
-    text = "" if log_scale == 0 else format_scale(log_scale)
+    scale = format_scale(log_scale)
+    text = "" if scale == "1" else scale
     for factor, a in zip(factors, exponents, strict=True):
-        power = "" if abs(a) == 1 and (a > 0 or text) else f"**{abs(a) if text else a:.4g}"
+        power = f"{abs(a) if text else a:.4g}"
         sign = "" if not text else " * " if a >= 0 else " / "
-        text += f"{sign}{factor}{power}"
+        text += f"{sign}{factor}" if power == "1" else f"{sign}{factor}**{power}"
     return text
 
 

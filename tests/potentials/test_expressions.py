@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppl_diffusion import GaussianMixture, NoiseSchedule, UniformBox, load
+from ppl_diffusion import GaussianMixture, NoiseSchedule, UniformBox, load, mixture
 from ppl_diffusion.potentials.expression import parse
 
 SCHEDULE = NoiseSchedule.cosine(100)
@@ -20,13 +20,13 @@ NUMBERS = st.sampled_from([0.25, 0.4, 0.5, 1.5, 2.0, 3.0])
 EXPRESSIONS = st.recursive(
     st.sampled_from(["p", "q", "box"]),
     lambda inner: st.one_of(
-        st.tuples(st.sampled_from(["*", "/", "+"]), inner, inner),
+        st.tuples(st.sampled_from(["*", "/", "+", "mix"]), inner, inner),
         st.tuples(st.just("**"), inner, st.one_of(NUMBERS, NUMBERS.map(lambda a: -a))),
         st.tuples(st.sampled_from(["scale", "over"]), inner, NUMBERS),
     ),
     max_leaves=6,
 )
-"""Trees of operations: ``over`` is a number divided by a density."""
+"""Trees of operations: ``over`` is a number divided by a density, ``mix`` a mixture of equal weights."""
 
 
 @functools.cache
@@ -47,8 +47,10 @@ def build(tree, leaves):
         return leaves[tree]
     operation, inner, other = tree
     left = build(inner, leaves)
-    if operation in ("*", "/", "+"):
+    if operation in ("*", "/", "+", "mix"):
         right = build(other, leaves)
+        if operation == "mix":
+            return mixture([left, right])
         return left * right if operation == "*" else left / right if operation == "/" else left + right
     return left**other if operation == "**" else other * left if operation == "scale" else other / left
 
@@ -61,12 +63,13 @@ def formula(tree, leaves):
         return energy, gradient, abs(energy)
     operation, inner, other = tree
     u, du, size = formula(inner, leaves)
-    if operation in ("*", "/", "+"):
+    if operation in ("*", "/", "+", "mix"):
         v, dv, more = formula(other, leaves)
-        if operation == "+":
+        if operation in ("+", "mix"):
             total = np.logaddexp(-u, -v)
             share = np.exp(-u - total)[:, None]
-            return -total, share * du + (1 - share) * dv, size + more
+            halved = 0.0 if operation == "+" else np.log(2)
+            return halved - total, share * du + (1 - share) * dv, size + more + halved
         sign = 1 if operation == "*" else -1
         return u + sign * v, du + sign * dv, size + more
     if operation == "**":
@@ -95,7 +98,7 @@ def differences(tree, backend, level, formula=formula):
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tree=EXPRESSIONS, level=st.sampled_from([0, 3, 50, 99]))
 def test_any_expression_is_what_it_says(backend, tree, level):
     assert max(differences(tree, backend, level)) < 1e-9
@@ -109,7 +112,7 @@ def test_a_wrong_formula_is_told_apart():
     assert max(differences(("+", "p", ("**", "q", 2.0)), "torch", 3, wrong)) > 1e-9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100)
 @given(tree=EXPRESSIONS)
 def test_the_name_of_any_expression_is_read_as_itself(tree):
     leaves = parts("torch")
@@ -119,6 +122,19 @@ def test_the_name_of_any_expression_is_read_as_itself(tree):
     size = formula(tree, of_leaves("torch", 3))[2]
     found, due = (np.asarray(one.energy(POINTS, level=3)) for one in (again, potential))
     assert np.all(abs(found - due) <= 1e-3 * (1 + size))  # numbers are printed to four digits
+
+
+@pytest.mark.parametrize(
+    ("tree", "name"),
+    [
+        (("over", ("over", ("+", "p", "p"), 0.25), 0.25), "p + p"),
+        (("scale", ("scale", ("scale", "p", 0.1), 0.1), 100.0), "p"),
+        (("mix", ("*", "p", "q"), "q"), "0.5 * p * q + 0.5 * q"),
+        (("**", ("**", "p", 3.0), 1 / 3), "p"),
+    ],
+)
+def test_a_factor_that_is_printed_as_one_is_left_out(tree, name):
+    assert str(build(tree, parts("torch"))) == name
 
 
 def test_names_with_conditions_and_large_scales_are_read_as_themselves():
