@@ -18,6 +18,9 @@ from scipy import stats
 
 from ppl_diffusion.potentials.algebra import Potential
 from ppl_diffusion.sampling.kernel import Kernel
+from ppl_diffusion.targets.gaussians import LogQuadratics
+
+__all__ = ["ACCEPTANCE_WINDOW", "ALPHA", "Invariance", "LogQuadratics", "invariance", "moment_errors"]
 
 ALPHA = 1e-6
 ACCEPTANCE_WINDOW = (0.6, 0.9)
@@ -74,83 +77,6 @@ def _second_moments(x: np.ndarray, reference: np.ndarray) -> float:
     covariance = np.atleast_2d(np.cov(expected.T)) * (1 / len(x) + 1 / len(reference))
     difference = squares.mean(0) - expected.mean(0)
     return float(stats.chi2.sf(difference @ np.linalg.solve(covariance, difference), len(difference)))
-
-
-@dataclass(frozen=True)
-class LogQuadratics:
-    """A sum of ``exp(c - x' L x / 2 + h' x)``: closed under products, mixtures and Gaussian quotients."""
-
-    precisions: np.ndarray
-    linears: np.ndarray
-    constants: np.ndarray
-
-    @classmethod
-    def of(cls, mixture: Any, *, level: int) -> LogQuadratics:
-        """The exact density of a :class:`GaussianMixture` at ``level``."""
-        alpha, sigma = mixture.schedule.alpha(level), mixture.schedule.sigma(level)
-        means = alpha * mixture.means
-        covariances = alpha**2 * mixture.covariances + sigma**2 * np.eye(means.shape[1])
-        precisions = np.linalg.inv(covariances)
-        linears = np.einsum("kij,kj->ki", precisions, means)
-        constants = (
-            np.log(mixture.weights)
-            - 0.5 * np.einsum("ki,ki->k", linears, means)
-            - 0.5 * np.linalg.slogdet(2 * np.pi * covariances)[1]
-        )
-        return cls(precisions, linears, constants)
-
-    def __mul__(self, other: LogQuadratics) -> LogQuadratics:
-        def pairs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            return (a[:, None] + b[None]).reshape(-1, *a.shape[1:])
-
-        return LogQuadratics(
-            pairs(self.precisions, other.precisions),
-            pairs(self.linears, other.linears),
-            pairs(self.constants, other.constants),
-        )
-
-    def __pow__(self, exponent: float) -> LogQuadratics:
-        assert len(self.constants) == 1, "only a single Gaussian has powers in closed form"
-        return LogQuadratics(exponent * self.precisions, exponent * self.linears, exponent * self.constants)
-
-    def __add__(self, other: LogQuadratics) -> LogQuadratics:
-        return LogQuadratics(
-            np.concatenate([self.precisions, other.precisions]),
-            np.concatenate([self.linears, other.linears]),
-            np.concatenate([self.constants, other.constants]),
-        )
-
-    def scaled(self, log_scale: float) -> LogQuadratics:
-        return LogQuadratics(self.precisions, self.linears, self.constants + log_scale)
-
-    def responsibilities(self, x: np.ndarray) -> np.ndarray:
-        """Posterior probability of each term at ``x (..., D)``, shape ``(..., terms)``; its mean is the term's mass."""
-        quadratic = -0.5 * np.einsum("...i,kij,...j->...k", x, self.precisions, x) + x @ self.linears.T + self.constants
-        return np.exp(quadratic - np.logaddexp.reduce(quadratic, axis=-1, keepdims=True))
-
-    def moments(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """Mean ``(D,)``, covariance ``(D, D)``, and log-normaliser."""
-        shares, means, covariances, total = self._terms()
-        mean = shares @ means
-        centred = means - mean
-        covariance = np.einsum("k,kij->ij", shares, covariances) + np.einsum("k,ki,kj->ij", shares, centred, centred)
-        return mean, covariance, total
-
-    @property
-    def shares(self) -> np.ndarray:
-        """Mass of every term."""
-        return self._terms()[0]
-
-    def _terms(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-        covariances = np.linalg.inv(self.precisions)
-        means = np.einsum("kij,kj->ki", covariances, self.linears)
-        log_masses = (
-            self.constants
-            + 0.5 * np.einsum("ki,ki->k", self.linears, means)
-            + 0.5 * np.linalg.slogdet(2 * np.pi * covariances)[1]
-        )
-        total = np.logaddexp.reduce(log_masses)
-        return np.exp(log_masses - total), means, covariances, float(total)
 
 
 def moment_errors(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ FLOORS = [
     {"ppl_diffusion.potentials"},
     {"ppl_diffusion.devices"},
     {"ppl_diffusion.models"},
-    {"ppl_diffusion.sampling", "ppl_diffusion.training"},
+    {"ppl_diffusion.sampling", "ppl_diffusion.training", "ppl_diffusion.targets"},
     {"ppl_diffusion"},
     {"bridges.torch_jax", "bridges.arviz", "bridges.diffusers"},
     {"bridges.blackjax"},
