@@ -16,6 +16,7 @@ from .potentials.tapestry import tapestry
 from .potentials.target import Target
 from .sampling.advice import SamplingWarning
 from .sampling.anneal import anneal, reverse_diffusion
+from .sampling.bounds import bound_log_normaliser
 from .sampling.exchange import exchange
 from .sampling.kernel import Kernel
 from .sampling.progress import Progress
@@ -48,6 +49,7 @@ __all__ = [
     "Trace",
     "UniformBox",
     "anneal",
+    "bound_log_normaliser",
     "check_quotient",
     "classifier_potential",
     "conjunction",

@@ -160,16 +160,23 @@ class Target(ABC):
         Raises:
             ValueError: the sum of the exponents is not positive in every coordinate.
         """
+        scale = self._start_scale(level)
+        noise = rng.standard_normal((chains, *self.event_shape))
+        return noise * scale, _log_normal(noise, scale)
+
+    def log_start(self, x: np.ndarray, level: int) -> np.ndarray:
+        """Return the log-density ``(chains,)`` that :meth:`start` draws from, at ``x (chains, *event_shape)``."""
+        scale = self._start_scale(level)
+        return _log_normal(np.asarray(x, dtype=np.float64) / scale, scale)
+
+    def _start_scale(self, level: int) -> np.ndarray:
         total = np.broadcast_to(np.asarray(self.exponent, dtype=np.float64), self.event_shape)
         if np.any(total <= 0):
             raise ValueError(
                 f"the exponents of {self} sum to {total.min():.3g}, so it has no density at the noisiest level to "
                 "start from: make the sum positive, or pass init="
             )
-        scale = max(1.0, self.schedule.sigma(level)) / np.sqrt(total)
-        noise = rng.standard_normal((chains, *self.event_shape))
-        constant = np.sum(np.log(scale)) + 0.5 * scale.size * np.log(2 * np.pi)
-        return noise * scale, -0.5 * np.sum(noise.reshape(chains, -1) ** 2, axis=1) - constant
+        return max(1.0, self.schedule.sigma(level)) / np.sqrt(total)
 
     def parts(self) -> tuple[Any, ...]:
         """Return the distinct densities that it is directly composed of, or that it wraps for another library."""
@@ -286,3 +293,9 @@ def require_energy(target: Target, what: str) -> None:
             f"{what} need differences of energies, and of {target} only the gradient is known: train an energy from "
             "it, train(config, teacher=...), and use that"
         )
+
+
+def _log_normal(noise: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return the log-density ``(chains,)`` of ``noise * scale``, ``noise (chains, *event_shape)`` being normal."""
+    constant = np.sum(np.log(scale)) + 0.5 * scale.size * np.log(2 * np.pi)
+    return -0.5 * np.sum(noise.reshape(len(noise), -1) ** 2, axis=1) - constant

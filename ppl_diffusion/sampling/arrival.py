@@ -33,6 +33,12 @@ def start(
     return positions, np.zeros(chains)
 
 
+def check_gradient(state: State, needed: bool, option: str) -> None:
+    """Raise ``ValueError`` if the gradients that ``option`` needs are not kept by the kernel."""
+    if needed and np.all(np.isnan(state.gradient)) and np.any(np.isfinite(state.energy)):
+        raise ValueError(f"this kernel keeps no gradient, which {option}=True needs: try HMC, or {option}=False")
+
+
 def reverse_step(
     potential: Target, state: State, level: int, *, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -57,8 +63,7 @@ def reverse_step(
         ValueError: the kernel does not provide gradients.
     """
     x, gradient = np.asarray(state.positions, dtype=np.float64), np.asarray(state.gradient, dtype=np.float64)
-    if np.all(np.isnan(gradient)) and np.any(np.isfinite(state.energy)):
-        raise ValueError("this kernel keeps no gradient, which reverse_step=True needs: try HMC, or reverse_step=False")
+    check_gradient(state, True, "reverse_step")
     diffused = np.broadcast_to(potential.diffused, potential.event_shape)
     alpha, sigma = potential.schedule.forward(level, state.level)
     noise = rng.standard_normal(x.shape)

@@ -17,9 +17,11 @@ from ..ladder import Ladder
 from ..potentials.quotients import check_quotient
 from ..potentials.target import Target
 from .advice import Advice, advise_on_failure, advise_on_start, check_last_draws
+from .arrival import check_gradient
 from .bennett import bennett
 from .importance import effective_sample_size
 from .kernel import Kernel, State, Walker
+from .transitions import log_forward, log_reverse
 from .walk import Walk, joined
 
 START_DRAWS = 2_000
@@ -81,7 +83,7 @@ class Replicas:
             walk.move(max(steps, 1))
             assert walk.state is not None
             fresh = walk.walker.arrive(np.asarray(walk.state.positions), level, None, seed=walk.next_seed())
-            _check_gradient(fresh, accelerated)
+            check_gradient(fresh, accelerated, "accelerated")
             if not np.isfinite(fresh.energy).any():
                 walk.notes.append(advise_on_failure(potential, level, first=not states))
             states.append(fresh._replace(step=walk.state.step))
@@ -136,7 +138,7 @@ class Replicas:
         at_t = self.walker.arrive(to_t, t, None, seed=self.walk.next_seed())._replace(step=clean.step)
         if self.accelerated:
             gradient = np.asarray(at_s.gradient, dtype=np.float64)
-            up = up - self._log_reverse(x_t, to_s, gradient, s, t)  # log q(x_s'|x_t) - log r(x_t|x_s')
+            up = up - log_reverse(self.potential, x_t, to_s, gradient, s, t)  # log q(x_s'|x_t) - log r(x_t|x_s')
         with np.errstate(invalid="ignore"):
             work_down = np.asarray(noisy.energy) - np.asarray(at_t.energy) + down  # from x_s to x_t'
             work_up = np.asarray(clean.energy) - np.asarray(at_s.energy) - up  # from x_t to x_s'
@@ -163,24 +165,8 @@ class Replicas:
         gradient = np.asarray(noisy.gradient, dtype=np.float64)
         mean, spread = self.potential.schedule.reverse(x_s, gradient, s, t)
         to_t = np.where(diffused, mean + spread * self.rng.standard_normal(x_s.shape), x_s)
-        down = self._log_forward(x_s, to_t, s, t) - self._log_reverse(to_t, x_s, gradient, s, t)
-        return to_s, to_t, down, self._log_forward(to_s, x_t, s, t)
-
-    def _log_forward(self, x_s: np.ndarray, x_t: np.ndarray, s: int, t: int) -> np.ndarray:
-        """Return ``log q(x_s | x_t)``, shape ``(chains,)``."""
-        alpha, sigma = self.potential.schedule.forward(t, s)
-        return self._log_normal(x_s - alpha * x_t, sigma)
-
-    def _log_reverse(self, x_t: np.ndarray, x_s: np.ndarray, gradient: np.ndarray, s: int, t: int) -> np.ndarray:
-        """Return ``log r(x_t | x_s)``, shape ``(chains,)``; ``gradient`` is that at ``x_s``."""
-        mean, spread = self.potential.schedule.reverse(x_s, gradient, s, t)
-        return self._log_normal(x_t - mean, spread)
-
-    def _log_normal(self, apart: np.ndarray, spread: float) -> np.ndarray:
-        diffused = np.broadcast_to(self.potential.diffused, self.potential.event_shape)
-        with np.errstate(over="ignore", invalid="ignore"):
-            squares = np.sum(np.square(apart / spread), axis=tuple(range(1, apart.ndim)), where=diffused)
-        return -0.5 * squares - float(np.sum(diffused)) * np.log(spread)
+        down = log_forward(self.potential, x_s, to_t, s, t) - log_reverse(self.potential, to_t, x_s, gradient, s, t)
+        return to_s, to_t, down, log_forward(self.potential, to_s, x_t, s, t)
 
     def _follow(self) -> None:
         """Follow who has been to the noisiest level last (heading for the clean end), and who has come back."""
@@ -290,11 +276,6 @@ class Replicas:
                 "rounds: take more draws, or more levels"
             )
         return notes
-
-
-def _check_gradient(state: State, accelerated: bool) -> None:
-    if accelerated and np.all(np.isnan(state.gradient)) and np.any(np.isfinite(state.energy)):
-        raise ValueError("this kernel keeps no gradient, which accelerated=True needs: try HMC, or accelerated=False")
 
 
 def _merged(old: State, new: State, taken: np.ndarray) -> State:
