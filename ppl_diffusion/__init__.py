@@ -6,10 +6,11 @@ from .models.classifier import classifier_potential
 from .models.energy import EnergyModel
 from .models.library import load, save_weights
 from .models.noise import ScorePotential
-from .potentials.algebra import Leaf, Mixture, Potential, Product, mixture, product
+from .potentials.algebra import Mixture, Potential, Product, mixture, product
 from .potentials.analytic import GaussianMixture, UniformBox
 from .potentials.function import EnergyFunction
 from .potentials.guidance import conjunction, guidance
+from .potentials.leaf import Leaf
 from .potentials.observation import observation
 from .potentials.quotients import check_quotient
 from .potentials.tapestry import tapestry

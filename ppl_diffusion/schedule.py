@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from array_api_compat import array_namespace
+from scipy.special import expit
 
 from .arrays import constant
 
@@ -111,6 +112,38 @@ class NoiseSchedule:
         alpha_bar = np.cumprod(1 - np.minimum(betas, LARGEST_BETA))
         return cls(alphas=tuple(np.sqrt(alpha_bar)), sigmas=tuple(np.sqrt(1 - alpha_bar)))
 
+    def finer(self, times: int) -> NoiseSchedule:
+        """Return the schedule with ``times - 1`` further levels between any two neighbours, even in log-SNR.
+
+        Level ``i`` becomes level ``times * i``. ``alpha^2 + sigma^2`` stays 1 where it is; else alpha is interpolated
+        by its logarithm.
+
+        >>> coarse = NoiseSchedule.cosine(100)
+        >>> len(coarse.finer(4)), coarse.finer(4).sigma(80) == coarse.sigma(20)
+        (397, True)
+
+        Raises:
+            ValueError: ``times`` is not a whole number >= 1.
+        """
+        if not isinstance(times, (int, np.integer)) or times < 1:
+            raise ValueError(f"times is a whole number >= 1, got {times!r}: try schedule.finer(4)")
+        coarse = np.arange(len(self)) * times
+        levels = np.arange(coarse[-1] + 1)
+        log_snr = np.interp(levels, coarse, np.array(_log_snr(self.alphas, self.sigmas)))
+        if self.preserves_variance:
+            alphas = np.sqrt(expit(log_snr))
+            sigmas = np.sqrt(expit(-log_snr))
+        else:
+            alphas = np.exp(np.interp(levels, coarse, np.log(self.alphas)))
+            sigmas = alphas * np.exp(-log_snr / 2)
+        alphas[coarse], sigmas[coarse] = self.alphas, self.sigmas
+        return NoiseSchedule(alphas=tuple(alphas), sigmas=tuple(sigmas))
+
+    @property
+    def preserves_variance(self) -> bool:
+        """Whether ``alpha^2 + sigma^2`` is 1 at every level."""
+        return bool(np.allclose(np.square(self.alphas) + np.square(self.sigmas), 1, rtol=0, atol=1e-6))
+
     def __len__(self) -> int:
         return len(self.alphas)
 
@@ -164,6 +197,21 @@ class NoiseSchedule:
             raise TypeError(f"level must be an integer from 0 (cleanest) to {len(self) - 1}, got {level!r}")
         if not 0 <= level < len(self):
             raise ValueError(f"level {level} is outside this schedule: use 0 (cleanest) to {len(self) - 1} (noisiest)")
+
+
+def check_within(schedule: NoiseSchedule, known: NoiseSchedule, name: str) -> None:
+    """Raise ``ValueError`` unless a network that was trained with ``known`` can be asked at levels of ``schedule``."""
+    constant = [np.allclose(one.alphas, 1) for one in (schedule, known)]
+    if (schedule.preserves_variance, constant[0]) != (known.preserves_variance, constant[1]):
+        raise ValueError(
+            f"{name} was trained with {known}, and {schedule} scales points otherwise: try schedule.finer(4)"
+        )
+    (clean, noisy), (cleanest, noisiest) = ((one.log_snr(0), one.log_snr(len(one) - 1)) for one in (schedule, known))
+    if clean > cleanest + 1e-6 or noisy < noisiest - 1e-6:
+        raise ValueError(
+            f"{name} was trained at log-SNRs from {cleanest:.3g} to {noisiest:.3g}, and this schedule has {clean:.3g} "
+            f"to {noisy:.3g}: leave its outer levels out, or try schedule.finer(4)"
+        )
 
 
 @cache

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from ppl_diffusion.arrays import on_cpu
 from ppl_diffusion.models.forms import Reference
-from ppl_diffusion.potentials.algebra import Leaf
+from ppl_diffusion.potentials.leaf import Leaf
 from ppl_diffusion.sampling.advice import warn_caller
 from ppl_diffusion.schedule import NoiseSchedule
 

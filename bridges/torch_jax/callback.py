@@ -20,8 +20,8 @@ import torch
 from jax.experimental.buffer_callback import buffer_callback
 
 from ppl_diffusion.arrays import Array
-from ppl_diffusion.potentials.algebra import Leaf
 from ppl_diffusion.potentials.evaluation import energy_of_each, evaluate_each
+from ppl_diffusion.potentials.leaf import Leaf
 from ppl_diffusion.potentials.target import Target
 
 _thread = threading.local()

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from ppl_diffusion.arrays import Array, double
-from ppl_diffusion.potentials.algebra import Composite, Leaf, Potential
+from ppl_diffusion.potentials.algebra import Composite, Potential
+from ppl_diffusion.potentials.leaf import Leaf
 from ppl_diffusion.potentials.tapestry import Tapestry
 from ppl_diffusion.potentials.target import Target
 

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from ..arrays import Array, on_cpu
 from ..devices.chunks import Chunks
-from ..potentials.algebra import Leaf, Potential
+from ..potentials.algebra import Potential
+from ..potentials.leaf import Leaf
 from ..potentials.target import Target
 from ..schedule import NoiseSchedule
 from .batches import stack_points

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from ..arrays import Array, on_cpu
 from ..devices.chunks import Chunks
 from ..devices.cuda_graphs import RECORDED
-from ..potentials.algebra import Leaf
 from ..potentials.common_ground import ConditionWarning, warn_outside
+from ..potentials.leaf import Leaf
 from ..potentials.target import Target
-from ..schedule import NoiseSchedule
+from ..schedule import NoiseSchedule, check_within
 from .batches import stack_points
 from .conditions import Classes, Conditions, Token, stacked
-from .forms import Form, Reference, check_signature, noise_potential
+from .forms import Form, Reference, check_signature, energy_and_gradient, energy_of
 from .networks import ClassifierCNN, EnergyMLP, EnergyUNet, is_conditional
 
 
@@ -57,6 +57,7 @@ class EnergyModel(Leaf):
 
     backend = "torch"
     level_arrays = True
+    any_schedule = True
 
     def __init__(
         self,
@@ -108,6 +109,16 @@ class EnergyModel(Leaf):
     def device(self) -> torch.device:
         """The device of the network, where torch points must be."""
         return self.chunks.device
+
+    def at(self, schedule: NoiseSchedule) -> EnergyModel:
+        """Return the model at the noise levels of another schedule; it shares the network, which is told log-SNRs.
+
+        Raises:
+            ValueError: levels are noisier or cleaner than those of this model, or the schedule is not of its kind:
+                ``alpha^2 + sigma^2`` must be 1 where that of this model is, and alpha be 1 where it is here.
+        """
+        check_within(schedule, self.schedule, self.name)
+        return super().at(schedule)  # type: ignore[return-value]
 
     def to(self, device: str | torch.device) -> EnergyModel:
         """Move the network to ``device`` in place, for all models that share it, and return this model.
@@ -229,7 +240,7 @@ class EnergyModel(Leaf):
 
         ``condition`` holds stacked tokens, of length ``batch`` or 1.
         """
-        _, gradient = _gradient(self._energy, x, level, condition)
+        _, gradient = energy_and_gradient(self._energy, x, level, condition)
         return gradient.double() * self.schedule.sigma(level).reshape(-1, *[1] * (x.ndim - 1))
 
     def _stack_points(self, members: Sequence[Target], points: Sequence[Array]) -> tuple[Tensor, list[int], Tensor]:
@@ -276,32 +287,11 @@ class EnergyModel(Leaf):
     @property
     def _energy(self) -> Callable[..., Tensor]:
         """The energy as a function of points, level and condition that holds no reference to this model."""
-        return partial(_energy, self.network, self.form, self.schedule, self.reference)
+        return partial(energy_of, self.network, self.form, self.schedule, self.reference)
 
     def _gradient(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return energies and gradients; on CUDA by replaying a recorded call, see
         ``ppl_diffusion.devices.cuda_graphs``."""
-        return self.chunks.launch(partial(_gradient, self._energy), *inputs, kind=(*self.group, self.schedule))
-
-
-def _energy(
-    network: nn.Module,
-    form: Form,
-    schedule: NoiseSchedule,
-    reference: Reference,
-    x: Tensor,
-    level: Tensor,
-    condition: Tensor,
-) -> Tensor:
-    """Return energies ``(batch,)`` of ``x (batch, *event_shape)`` at ``level (1,)``; NaN outside the schedule."""
-    inside = level.clamp(0, len(schedule) - 1)
-    f = noise_potential(network, form, schedule, x, inside, condition, reference)
-    return f / schedule.sigma(inside).where(level == inside, torch.nan)
-
-
-def _gradient(energy: Callable[..., Tensor], x: Tensor, level: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-    """Return energies ``(batch,)`` and their gradients ``(batch, *event_shape)``."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        value = energy(x, level, condition)
-        return value.detach(), torch.autograd.grad(value.sum(), x)[0]
+        return self.chunks.launch(
+            partial(energy_and_gradient, self._energy), *inputs, kind=(*self.group, self.schedule)
+        )

@@ -26,9 +26,10 @@ Energy or the Score? (Salimans and Ho, 2021), https://openreview.net/forum?id=9A
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -134,3 +135,28 @@ def check_signature(
             f"forward() of {type(network).__name__} is called as forward({asked}), and takes {signature}: wrap it in a "
             f"module with this signature, def forward(self, {asked}){otherwise}"
         ) from error
+
+
+def energy_of(
+    network: nn.Module,
+    form: Form,
+    schedule: NoiseSchedule,
+    reference: Reference,
+    x: Tensor,
+    level: Tensor,
+    condition: Tensor,
+) -> Tensor:
+    """Return energies ``(batch,)`` of ``x (batch, *event_shape)`` at ``level (1,)``; NaN outside the schedule."""
+    inside = level.clamp(0, len(schedule) - 1)
+    f = noise_potential(network, form, schedule, x, inside, condition, reference)
+    return f / schedule.sigma(inside).where(level == inside, torch.nan)
+
+
+def energy_and_gradient(
+    energy: Callable[..., Tensor], x: Tensor, level: Tensor, condition: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return energies ``(batch,)`` and their gradients ``(batch, *event_shape)``."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = energy(x, level, condition)
+        return value.detach(), torch.autograd.grad(value.sum(), x)[0]

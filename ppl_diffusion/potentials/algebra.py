@@ -28,16 +28,17 @@ import numpy as np
 import torch
 
 from ..arrays import Array, cast_like, logsumexp, weighted
+from ..schedule import NoiseSchedule
 from .common_ground import common_ground, set_common_ground
 from .evaluation import evaluate, evaluate_energy
-from .notation import product_name
+from .notation import log_positive, product_name
 from .target import Target, common_device, common_reference, require_energy
 
 
 class Potential(Target):
     """A target that can be multiplied, divided, raised to a power, and added to others.
 
-    A subclass is a :class:`Leaf` or a :class:`Composite`. To evaluate a composite, all of its distinct leaves are
+    A subclass is a ``Leaf`` or a :class:`Composite`. To evaluate a composite, all of its distinct leaves are
     evaluated first, with one network call for leaves that share a network. Their energies and gradients are then
     combined by arithmetic.
     """
@@ -52,6 +53,15 @@ class Potential(Target):
     def doubts(self) -> tuple[str, ...]:
         """Return what is known to be wrong with it, in sentences; compositions warn of it."""
         return ()
+
+    @abstractmethod
+    def at(self, schedule: NoiseSchedule) -> Potential:
+        """Return the same density at the noise levels of another schedule, such as ``schedule.finer(4)``.
+
+        Raises:
+            TypeError: a part is known at its own levels only.
+            ValueError: a part was not trained at these levels.
+        """
 
     @abstractmethod
     def leaves(self) -> tuple[Potential, ...]:
@@ -73,7 +83,7 @@ class Potential(Target):
     def __mul__(self, other: Any) -> Potential:
         if isinstance(other, Potential):
             return product([self, other])
-        return Product([self], [1.0], log_scale=_log_positive(other))
+        return Product([self], [1.0], log_scale=log_positive(other))
 
     def __rmul__(self, other: Any) -> Potential:
         return self * other
@@ -81,10 +91,10 @@ class Potential(Target):
     def __truediv__(self, other: Any) -> Potential:
         if isinstance(other, Potential):
             return Product([self, other], [1.0, -1.0])
-        return Product([self], [1.0], log_scale=-_log_positive(other))
+        return Product([self], [1.0], log_scale=-log_positive(other))
 
     def __rtruediv__(self, other: Any) -> Potential:
-        return Product([self], [-1.0], log_scale=_log_positive(other))
+        return Product([self], [-1.0], log_scale=log_positive(other))
 
     def __pow__(self, exponent: Any) -> Potential:
         if not isinstance(exponent, Real) or not np.isfinite(float(exponent)):
@@ -108,20 +118,6 @@ class Potential(Target):
         return self if isinstance(other, int) and other == 0 else self + other  # sum([p, q]) begins with 0
 
 
-class Leaf(Potential):
-    """A potential with an evaluation of its own: a closed form, a function, or a network.
-
-    A subclass implements ``_evaluate(x, level)``, which returns energies ``(*chains,)`` and gradients, and
-    ``_evaluate_energy(x, level)``, which returns energies that the backend can differentiate.
-    """
-
-    def leaves(self) -> tuple[Potential, ...]:
-        return (self,)
-
-    def _combine(self, energies: Mapping[Potential, Array]) -> tuple[Array, dict[Potential, Any]]:
-        return energies[self], {self: 1.0}
-
-
 class Composite(Potential):
     """A potential composed of others, whose energy is computed from the energies of its leaves."""
 
@@ -132,6 +128,9 @@ class Composite(Potential):
     @abstractmethod
     def rebuilt(self, replace: Callable[[Potential], Potential]) -> Potential:
         """Return the same composition with ``replace(part)`` in place of each part."""
+
+    def at(self, schedule: NoiseSchedule) -> Potential:
+        return self.rebuilt(lambda part: part.at(schedule))
 
     def leaves(self) -> tuple[Potential, ...]:
         return tuple(dict.fromkeys(leaf for part in self.parts() for leaf in part.leaves()))
@@ -322,15 +321,6 @@ def mixture(potentials: Sequence[Potential], *, log_weights: Sequence[float] | N
             components.append(inner)
             weights.append(log_weight + scale)
     return Mixture(components, weights)
-
-
-def _log_positive(scale: Any) -> float:
-    if not isinstance(scale, Real):
-        raise TypeError(f"a density can be multiplied by a density or a positive number, not by {scale!r}")
-    factor = float(scale)
-    if not (np.isfinite(factor) and factor > 0):
-        raise ValueError(f"a density can only be scaled by a positive number, got {factor}: use / for a quotient")
-    return float(np.log(factor))
 
 
 def _parenthesised(potential: Potential) -> str:

@@ -22,7 +22,7 @@ import torch
 
 from ..arrays import Array, Backend, check_backend, double, logsumexp, read_only
 from ..schedule import NoiseSchedule
-from .algebra import Leaf
+from .leaf import Leaf
 
 
 class GaussianMixture(Leaf):
@@ -46,6 +46,8 @@ class GaussianMixture(Leaf):
     >>> p.sample(1000, level=0, seed=0).shape, p.energy(np.zeros((5, 2)), level=50).shape
     ((1000, 2), (5,))
     """
+
+    any_schedule = True
 
     def __init__(
         self,
@@ -140,6 +142,8 @@ class UniformBox(Leaf):
     Raises:
         ValueError: the corners differ in shape, are not vectors or not finite, or ``low`` is not below ``high``.
     """
+
+    any_schedule = True
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import torch
 
 from ..arrays import Array, Backend, check_backend, double
 from ..schedule import NoiseSchedule
-from .algebra import Leaf
+from .leaf import Leaf
 
 
 class EnergyFunction(Leaf):

@@ -1,8 +1,10 @@
-"""The names of compositions: expressions that ``ppl_diffusion.potentials.expression.parse`` reads."""
+"""The numbers and names of compositions: expressions that ``ppl_diffusion.potentials.expression.parse`` reads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -21,3 +23,13 @@ def product_name(factors: Sequence[str], exponents: Sequence[float], log_scale: 
 def format_scale(log_scale: float) -> str:
     """Return ``exp(log_scale)`` as text."""
     return f"{np.exp(log_scale):.4g}" if abs(log_scale) < 700 else f"exp({log_scale:.4g})"
+
+
+def log_positive(scale: Any) -> float:
+    """Return the logarithm of a factor of a density, or raise ``TypeError`` or ``ValueError`` if it is none."""
+    if not isinstance(scale, Real):
+        raise TypeError(f"a density can be multiplied by a density or a positive number, not by {scale!r}")
+    factor = float(scale)
+    if not (np.isfinite(factor) and factor > 0):
+        raise ValueError(f"a density can only be scaled by a positive number, got {factor}: use / for a quotient")
+    return float(np.log(factor))

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..arrays import Array, Backend, as_backend, check_backend, double, read_only
 from ..schedule import NoiseSchedule
-from .algebra import Leaf
+from .leaf import Leaf
 
 
 class Observation(Leaf):
@@ -19,6 +19,8 @@ class Observation(Leaf):
         seen: which coordinates were observed, bool, shape ``event_shape``.
         scale: standard deviation of the measurement noise.
     """
+
+    any_schedule = True
 
     def __init__(
         self, values: np.ndarray, seen: np.ndarray, scale: float, schedule: NoiseSchedule, backend: Backend, name: str

@@ -24,7 +24,8 @@ from abc import abstractmethod
 from typing import Any, Literal
 
 from ..arrays import Array, double
-from .algebra import Leaf, Product
+from .algebra import Product
+from .leaf import Leaf
 from .target import Target
 
 Prediction = Literal["noise", "velocity", "sample", "score", "flow"]

@@ -14,8 +14,9 @@ import numpy as np
 import xarray as xr
 
 from ..ladder import Ladder
-from ..potentials.algebra import Leaf, Potential
+from ..potentials.algebra import Potential
 from ..potentials.common_ground import warn_outside
+from ..potentials.leaf import Leaf
 from ..potentials.observation import Observation
 from ..potentials.quotients import check_quotient, not_normalisable, tell_not_normalisable
 from ..potentials.score import ScoreLeaf

@@ -27,8 +27,7 @@ from ppl_diffusion import (
 )
 from ppl_diffusion.devices.chunks import precise
 from ppl_diffusion.models.conditions import Classes, ConditionWarning, Positions, dump, parse
-from ppl_diffusion.models.energy import noise_potential
-from ppl_diffusion.models.forms import DENSITIES
+from ppl_diffusion.models.forms import DENSITIES, noise_potential
 from ppl_diffusion.models.library import cards, names
 from ppl_diffusion.models.networks import EnergyMLP, EnergyUNet, LevelEmbedding, build_network
 from ppl_diffusion.potentials.evaluation import evaluate_each

@@ -29,7 +29,7 @@ from ppl_diffusion import (
     load,
     mixture,
 )
-from ppl_diffusion.potentials.algebra import Leaf
+from ppl_diffusion.potentials.leaf import Leaf
 
 SCHEDULE = NoiseSchedule.cosine(20)
 PRIOR = GaussianMixture([[0.0, 0.0]], [1.0], schedule=SCHEDULE, backend="torch", name="prior")

@@ -17,7 +17,7 @@ from bridges.blackjax import HMC, from_blackjax
 from bridges.torch_jax import to_jax, to_torch
 from bridges.torch_jax.convert import cpu_device_for, reraise_torch_errors
 from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, anneal, tapestry
-from ppl_diffusion.potentials.algebra import Leaf
+from ppl_diffusion.potentials.leaf import Leaf
 
 SCHEDULE = NoiseSchedule.cosine(30)
 
