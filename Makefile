@@ -30,6 +30,7 @@ wheel: $(VENV)/.ready  ## build the wheel, install it into an empty environment,
 	build/wheel/env/bin/python -m pip install --quiet --constraint constraints.txt build/wheel/*.whl
 	cd build/wheel/elsewhere && ../env/bin/ppl-diffusion sample "ring * bar" --chains 64 --steps 2 --out run
 	test -s build/wheel/elsewhere/run/trace.nc
+	cd build/wheel/elsewhere && ../env/bin/python -c "from ppl_diffusion import targets; print(targets.overview())"
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

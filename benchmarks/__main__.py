@@ -33,6 +33,7 @@ BENCHMARKS = {
     "captions": "pictures.captions",
     "mixing": "pictures.mixing",
     "levels": "pictures.levels",
+    "references": "references",
     "forms": "pictures.forms",
     "judge": "pictures.judge",
     "classifier": "pictures.classifier",

@@ -7,7 +7,7 @@ print(target.card(20))
 """
 
 from .benchmark import BenchmarkTarget, Card
-from .catalogue import load, names
+from .catalogue import load, names, overview
 from .reference import Expectation, Modes, Reference
 
-__all__ = ["BenchmarkTarget", "Card", "Expectation", "Modes", "Reference", "load", "names"]
+__all__ = ["BenchmarkTarget", "Card", "Expectation", "Modes", "Reference", "load", "names", "overview"]

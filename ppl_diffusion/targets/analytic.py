@@ -84,6 +84,13 @@ def ring_bar() -> Known:
     return ring * bar, PlanarLaw(ring.sample, bar, np.zeros(2), ring.means[[2, 6]])
 
 
+def ring_wide() -> Known:
+    ring, wide = exact("ring", backend="torch"), exact("wide", backend="torch")
+    assert isinstance(ring, GaussianMixture)
+    assert isinstance(wide, GaussianMixture)
+    return ring / wide**0.5, GaussianLaw(_Quotient(ring, wide, 0.5), (2,))
+
+
 def box_8() -> Known:
     sides, rng = np.geomspace(0.1, 2.0, 8), np.random.default_rng(8)
     middle = rng.uniform(-0.5, 0.5, size=8)
@@ -143,6 +150,18 @@ class _Noised:
 
     def __call__(self, level: int) -> LogQuadratics:
         return LogQuadratics.of(self.mixture, level=level)
+
+
+@dataclass(frozen=True)
+class _Quotient:
+    """A noised mixture divided by a power of a noised Gaussian."""
+
+    above: GaussianMixture
+    below: GaussianMixture
+    exponent: float
+
+    def __call__(self, level: int) -> LogQuadratics:
+        return LogQuadratics.of(self.above, level=level) * LogQuadratics.of(self.below, level=level) ** -self.exponent
 
 
 @dataclass(frozen=True)
@@ -211,6 +230,7 @@ ANALYTIC: dict[str, tuple[Callable[[], Known], str]] = {
     "mixture_256": (mixture_256, "four Gaussians with uneven weights in 256 dimensions"),
     "ill_conditioned_64": (ill_conditioned_64, "a rotated Gaussian of condition number 1e4 in 64 dimensions"),
     "ring_bar": (ring_bar, "the exact ring times the exact bar: two small spots"),
+    "ring_wide": (ring_wide, "the exact ring divided by the root of a wide Gaussian: eight spots of uneven weights"),
     "box_8": (box_8, "a box in 8 dimensions whose sides differ by a factor of 20"),
     "two_boxes": (two_boxes, "two boxes in 4 dimensions with weights .7 and .3"),
     "funnel": (funnel, "a funnel: the scale of nine coordinates changes with the first one"),

@@ -22,6 +22,9 @@ EXTENT = 12.0
 NEGLIGIBLE = 50.0
 """Energy above the lowest, in nats, from which a cell is left out of the grid."""
 
+LOOKED = 200
+"""Cells along each side of the grid by which that part is found."""
+
 CELLS = 700
 """Cells along each side of the grid on the part of the plane where the density is not negligible."""
 
@@ -124,7 +127,7 @@ def _condition(grid: Grid, chosen: np.ndarray) -> float:
 
 def _surroundings(potential: Target, level: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the corners ``(2,)`` of the smallest rectangle outside which the density is negligible."""
-    points, sides = _centres(np.full(2, -EXTENT), np.full(2, EXTENT), 480)
+    points, sides = _centres(np.full(2, -EXTENT), np.full(2, EXTENT), LOOKED)
     energies = _energies(potential, points, level)
     inside = points[energies < energies.min() + NEGLIGIBLE]
     low, high = inside.min(0) - 2 * sides, inside.max(0) + 2 * sides

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from ppl_diffusion import GaussianMixture, NoiseSchedule, targets
 from ppl_diffusion.targets import BenchmarkTarget, Expectation, Modes, Reference, stored
 
+ROOT = Path(__file__).parents[2]
 ONE = GaussianMixture([[0.5]], [1.0], schedule=NoiseSchedule.cosine(10), backend="torch")
 
 
@@ -128,3 +132,17 @@ def test_references_come_back_from_their_file(size, tmp_path):
     assert (found[7].made, found[7].effective_draws, found[0].effective_draws) == ("here", 123.0, np.inf)
     with pytest.raises(ValueError, match="there are no references of other"):
         stored.read("other", tmp_path)
+
+
+def test_files_of_references_are_data_of_the_package():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]["ppl_diffusion"]
+    for name in targets.names():
+        path = Path(str(stored.path_of(name))).relative_to(ROOT / "ppl_diffusion")
+        assert any(path.match(pattern) for pattern in patterns)
+
+
+def test_the_page_has_the_table_of_all_targets():
+    """``print(targets.overview())`` tells what it should be."""
+    text = (ROOT / "docs" / "targets.md").read_text(encoding="utf-8")
+    assert f"<!-- targets -->\n{targets.overview()}\n<!-- end -->\n" in text
