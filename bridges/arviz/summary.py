@@ -104,7 +104,7 @@ def family_statistics(draws: np.ndarray, family: np.ndarray) -> dict[str, float]
             "mcse_sd": float(square_error / (2 * sd)),
             "ess_bulk": bulk,
             "ess_tail": tail,
-            "r_hat": max(_group_r_hat(z, family) for z in (ranks, normal_ranks(np.abs(draws - np.median(draws))))),
+            "r_hat": max(group_r_hat(z, family) for z in (ranks, normal_ranks(np.abs(draws - np.median(draws))))),
         }
 
 
@@ -118,7 +118,7 @@ def _effective_size(draws: np.ndarray, family: np.ndarray) -> float:
     return float(draws.var() / error**2) if error > 0 else float("nan")
 
 
-def _group_r_hat(draws: np.ndarray, family: np.ndarray) -> float:
+def group_r_hat(draws: np.ndarray, family: np.ndarray) -> float:
     """Return R-hat of the halves of groups of families: the mean of the draws' variance within them is compared with
     that plus the variance between their means. NaN if there are fewer families than groups."""
     names = np.unique(family)

@@ -7,7 +7,6 @@ from one evaluation; where either is not finite, the kernel sees a log-density o
 
 from __future__ import annotations
 
-import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -27,9 +26,9 @@ from ppl_diffusion.sampling.step import StepState, as_policy, scaled
 from ..torch_jax import to_jax
 from ..torch_jax.callback import outlived_by
 from ..torch_jax.convert import cpu_device_for, crossings, reraise_torch_errors
-from .line_integral import Forces, LineIntegral, WorkDensity
+from .density import LogDensity, flat_log_density
+from .line_integral import Forces, LineIntegral
 
-LogDensity = Callable[[Array], Array]
 MOVE_STATS = ("acceptance_rate", "diverging", "nonfinite", "jump_distance", "energy_midway", "step_size")
 """Statistics of the steps at a rung, each ``(chains,)``; ``diverging`` and ``nonfinite`` are counts."""
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -195,30 +194,7 @@ class BlackJAXWalker:
         return np.full(len(chains.position), np.nan) if gradient is None else np.asarray(_row_norms(gradient))
 
     def _log_density(self, level: Array, scales: Any = 1.0) -> LogDensity:
-        """Log-density at ``level`` of ``z (size,) = x / scales``; its value and gradient come from one evaluation.
-
-        Without an energy, a :class:`~bridges.blackjax.line_integral.WorkDensity`.
-        """
-        # Weakly: JAX keeps these functions with what it has compiled, which the potential keeps in turn.
-        event_shape, potential = self.potential.event_shape, weakref.proxy(self.potential)
-        if isinstance(self.potential, LineIntegral):
-            return cast(LogDensity, WorkDensity(potential, level, scales))
-
-        def forward(z: Array, level: Array, scales: Array) -> tuple[Array, Array]:
-            energy, gradient = potential.value_and_grad((z * scales).reshape(event_shape), level=level)
-            finite = jnp.isfinite(energy) & jnp.all(jnp.isfinite(gradient))
-            return jnp.where(finite, -energy, -jnp.inf), -gradient.reshape(z.shape) * scales
-
-        @jax.custom_vjp
-        def log_density(z: Array, level: Array, scales: Array) -> Array:
-            energy = potential.energy((z * scales).reshape(event_shape), level=level)
-            return jnp.where(jnp.isfinite(energy), -energy, -jnp.inf)
-
-        def backward(gradient: Array, cotangent: Array) -> tuple[Array, None, None]:
-            return cotangent * gradient, None, None
-
-        log_density.defvjp(forward, backward)
-        return lambda z: log_density(z, level, scales)
+        return flat_log_density(self.potential, level, scales)
 
     def _arrive(self, positions: Array, momentum: Array | None, level: Array, seed: Array, scales: Array) -> Any:
         flat = positions.astype(jnp.float64).reshape(-1, scales.size) / scales[None]
