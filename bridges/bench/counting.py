@@ -29,19 +29,24 @@ class Counted(WrappedTarget):
     Its points are flat. What is compiled for it serves every target that takes the place.
 
     Args:
-        size: number of coordinates of a point.
+        potential: the first target to have the place.
 
     Attributes:
         potential: the target that has the place.
+
+    Raises:
+        TypeError: as :meth:`seat`.
     """
 
     backend = "torch"
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, potential: Target) -> None:
+        size = math.prod(potential.event_shape)
         self.event_shape, self.name = (size,), f"a target of {size} coordinates"
         self._asked: list[np.ndarray] = []
         # The projection of a point onto one direction tells it from any other.
         self._direction = torch.from_numpy(np.random.default_rng(0).standard_normal(size))
+        self.seat(potential)
 
     def seat(self, potential: Target) -> None:
         """Give the place to a target.
