@@ -22,6 +22,7 @@ FLOORS = [
     {"bridges.torch_jax", "bridges.arviz", "bridges.diffusers"},
     {"bridges.blackjax"},
     {"bridges.pyro"},
+    {"bridges.bench"},
     {"bridges.terminal"},
     {"benchmarks"},
 ]

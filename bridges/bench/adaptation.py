@@ -79,7 +79,11 @@ def chees(allowance: float) -> LibraryAdapted:
         count = max(4, int(allowance / TYPICAL))
         (states, found), _ = adaptation.run(key, positions, step, optax.adam(0.05), count)
         length = jnp.minimum(found["integration_steps_params"][0], LONGEST)
-        shared = {"step_size": found["step_size"], "inverse_mass_matrix": found["inverse_mass_matrix"], "length": length}
+        shared = {
+            "step_size": found["step_size"],
+            "inverse_mass_matrix": found["inverse_mass_matrix"],
+            "length": length,
+        }
         return states, _for_each(shared, chains)
 
     def move(log_density: LogDensity, key: Array, state: Any, parameters: Any) -> Any:

@@ -12,7 +12,9 @@ cross from torch; elliptical slice sampling, which needs a Gaussian prior; sampl
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -101,7 +103,9 @@ def contenders() -> dict[str, Contender]:
         Contender(
             "nuts-low-rank", _adapted(adaptation.windows, "nuts", low_rank=True), "NUTS, windows, mass of low rank"
         ),
-        Contender("hmc-window", _adapted(adaptation.windows, "hmc"), "HMC, 10 leapfrogs, Stan's windows, diagonal mass"),
+        Contender(
+            "hmc-window", _adapted(adaptation.windows, "hmc"), "HMC, 10 leapfrogs, Stan's windows, diagonal mass"
+        ),
         Contender("hmc-chees", _adapted(adaptation.chees), "HMC, jittered length by ChEES"),
         Contender("ghmc-meads", _adapted(adaptation.meads), "generalised HMC by MEADS"),
         Contender("mclmc-tuner", _adapted(adaptation.microcanonical), "microcanonical Langevin with its tuner"),
@@ -139,7 +143,9 @@ def find(name: str) -> Contender:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        raise ValueError(f"there is no module {error.name!r}: give mymodule:kernel for mymodule.py in this folder") from error
+        raise ValueError(
+            f"there is no module {error.name!r}: give mymodule:kernel for mymodule.py in this folder"
+        ) from error
     except AttributeError as error:
         raise ValueError(f"{module} has no {attribute}: write def {attribute}(log_density) in it") from error
     return own(name, found)
@@ -159,8 +165,18 @@ def own(name: str, kernel: Any) -> Contender:
     if isinstance(kernel, Kernel):
         return Contender(name, lambda size, gradients: kernel, str(kernel), chains=4, own=True)
     if callable(kernel):
-        return Contender(name, lambda size, gradients: Unadapted(kernel, name), "one's own", own=True)
+        words = f"one's own, {_source_of(kernel)}"  # its results are not those of another version of it
+        return Contender(name, lambda size, gradients: Unadapted(kernel, name), words, own=True)
     raise TypeError(
         f"{name} is a {type(kernel).__name__}: write def kernel(log_density): return "
         "blackjax.mala(log_density, step_size=0.1)"
     )
+
+
+def _source_of(function: Callable[..., Any]) -> str:
+    """Return a short text that changes with the file of a function."""
+    try:
+        source = inspect.getsource(inspect.getmodule(function) or function)
+    except (OSError, TypeError):
+        source = repr(function)
+    return hashlib.sha256(source.encode()).hexdigest()[:8]

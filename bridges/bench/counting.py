@@ -60,7 +60,9 @@ class Counted(WrappedTarget):
                 f"evaluations of {potential} cannot be counted, as it computes with JAX: build it with backend='torch'"
             )
         if (math.prod(potential.event_shape),) != self.event_shape:
-            raise ValueError(f"points of {potential} have shape {potential.event_shape}, not {self.event_shape[0]} numbers")
+            raise ValueError(
+                f"points of {potential} have shape {potential.event_shape}, not {self.event_shape[0]} numbers"
+            )
         self.potential, self.schedule = potential, potential.schedule
         self._asked.clear()
 

@@ -136,4 +136,3 @@ class WalkerRunner:
         names = ("lp", "acceptance_rate", "diverging", "n_steps")
         told = [np.asarray(stats.get(name, missing), dtype=float)[None] for name in names]
         return state, Drawn(positions.reshape(1, *positions.shape[:2], -1).astype(np.float32), *told)
-

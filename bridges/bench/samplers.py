@@ -33,7 +33,7 @@ class Drawn(NamedTuple):
         log_density: shape ``(chains,)``.
         acceptance_rate: shape ``(chains,)``.
         diverging: shape ``(chains,)``.
-        leapfrogs: evaluations that the kernel says it has made, shape ``(chains,)``; shown beside the count, never used.
+        leapfrogs: evaluations that the kernel says it has made, shape ``(chains,)``; shown, never used.
     """
 
     position: Array

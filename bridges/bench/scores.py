@@ -2,10 +2,10 @@
 
 Every score comes with bootstrap replicates over chains, from which standard errors over chains and seeds are computed.
 
-* Bias squared of the mean of ``x`` and of ``x^2`` is ``(estimate - truth)^2 / variance``, the estimate being that of one
-  chain from all of its draws so far; averaged over coordinates, or the worst of them; the median over chains. An estimate
-  from ``n`` independent draws has ``1 / n`` on average. ``gradients_to_*`` is the count from which it stays under .01 until the end of the
-  budget, infinite if it never does: the score of the papers on microcanonical Langevin.
+* Bias squared of the mean of ``x`` and of ``x^2`` is ``(estimate - truth)^2 / variance``, the estimate being that of
+  one chain from all of its draws so far; averaged over coordinates, or the worst of them; the median over chains. An
+  estimate from ``n`` independent draws has ``1 / n`` on average. ``gradients_to_*`` is the count from which it stays
+  under .01 until the end of the budget, infinite if it never does: the score of the papers on microcanonical Langevin.
 * Effective sample sizes are ArviZ's, of normalised ranks, bulk and tail, the least over ``x``, ``x^2`` and the
   log-density: over all coordinates if they are few, else over those that a plain estimate finds worst.
 * The share of chains in each mode is compared with the modes' weights by the total variation distance.
@@ -78,7 +78,11 @@ def score(walk: Walk, target: BenchmarkTarget, level: int, *, grid: np.ndarray, 
     resampled = rng.integers(len(walk.positions), size=(REPLICATES, len(walk.positions)))
     values, replicates = plain_scores(walk)
     errors = chain_errors(walk, reference, grid)
-    for found in (bias_scores(errors, grid, resampled), ess_scores(walk, rng), mode_scores(walk, target, level, resampled)):
+    for found in (
+        bias_scores(errors, grid, resampled),
+        ess_scores(walk, rng),
+        mode_scores(walk, target, level, resampled),
+    ):
         values |= found[0]
         replicates |= found[1]
     values["mmd"] = mmd(_thinned(walk.positions, COMPARED), _flat(target.draws(COMPARED, level=level, seed=seed)))
@@ -91,7 +95,7 @@ def score(walk: Walk, target: BenchmarkTarget, level: int, *, grid: np.ndarray, 
 
 
 def plain_scores(walk: Walk) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Return what needs no reference; ``stuck`` is the share of chains that moved in fewer than one draw of a hundred."""
+    """Return what needs no reference; ``stuck`` is the share of chains that moved in fewer than 1 % of the draws."""
     moved = np.any(np.diff(walk.positions, axis=1) != 0, axis=-1).mean(1)
     spent = walk.gradients[-1] - walk.adaptation
     with warnings.catch_warnings():
@@ -178,8 +182,8 @@ def ess_scores(walk: Walk, rng: np.random.Generator) -> tuple[dict[str, float], 
 
 
 def _group_sizes(x: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """Return bootstrap replicates of the effective sample size of ``x (chains, draws)``, as shares of it: four groups of
-    chains are drawn anew, since ArviZ would take long for every replicate."""
+    """Return bootstrap replicates of the effective sample size of ``x (chains, draws)``, as shares of it: four
+    groups of chains are drawn anew, since ArviZ would take long for every replicate."""
     groups = [part for part in np.array_split(np.arange(len(x)), 4) if len(part) > 1]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
@@ -216,7 +220,7 @@ def mode_scores(
     modes = target.reference(level).modes
     if modes is None:
         return {"mode_error": np.nan}, {}
-    chains, draws, size = walk.positions.shape
+    chains, draws, _ = walk.positions.shape
     kept = walk.positions[:, :: max(1, chains * draws // (8 * COMPARED))]
     where = target.mode_of(kept.reshape(-1, *target.potential.event_shape).astype(np.float64), level)
     assert where is not None

@@ -155,9 +155,7 @@ def _is_made(file: Path, target: BenchmarkTarget, contender: Contender, plan: Pl
     return True
 
 
-def _run(
-    runner: Runner, place: Counted, contender: Contender, target: BenchmarkTarget, plan: Plan
-) -> xr.Dataset:
+def _run(runner: Runner, place: Counted, contender: Contender, target: BenchmarkTarget, plan: Plan) -> xr.Dataset:
     """Return all cells of a part."""
     begun, budget, levels = time.perf_counter(), plan.budget(target), plan.levels_of(target)
     place.seat(target.potential)
@@ -253,7 +251,9 @@ def opened(file: Path) -> xr.Dataset:
     try:
         found = xr.load_dataset(file, engine="h5netcdf")
     except Exception as error:
-        raise ValueError(f"{file} is half-written or no result: rm {file}, and the same command makes it again") from error
+        raise ValueError(
+            f"{file} is half-written or no result: rm {file}, and the same command makes it again"
+        ) from error
     if "settings" not in found.attrs:
         raise ValueError(f"{file} is no result of a benchmark: rm {file}, and the same command makes it again")
     return found
@@ -277,7 +277,7 @@ def read(files: Sequence[Path]) -> xr.Dataset:
     )
     assert isinstance(joined, xr.Dataset)
     of_targets = ("grid", "level", "budget")
-    joined = joined.assign({name: joined[name].max("contender") for name in of_targets})
+    joined = joined.assign({k: joined[k].max("contender") for k in of_targets if "contender" in joined[k].dims})
     settings = json.loads(parts[0].attrs["settings"])
     joined.attrs["settings"] = json.dumps({k: v for k, v in settings.items() if k not in ("target", "contender")})
     joined.attrs["seconds"] = float(sum(float(each.seconds_spent) for each in parts))

@@ -1,4 +1,4 @@
-"""The command ``ppl-diffusion``: sample an expression, diagnose a run, list models, train one.
+"""The command ``ppl-diffusion``: sample an expression, diagnose a run, list models, train one, compare kernels.
 
 Invalid input prints one line and exits with status 2; an interruption exits with status 130. Output
 appears under its final name only when it is complete.
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import output
+from .bench import bench
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -163,6 +164,9 @@ def diagnose(
 
         trace = Trace.load(run / "trace.nc" if run.is_dir() else run)
         output.report(diagnosis(trace), quiet, as_json, extra={"potential": trace.attributes["potential"]})
+
+
+app.command()(bench)
 
 
 @app.command()

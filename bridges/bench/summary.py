@@ -1,0 +1,205 @@
+"""Figures of a sweep with their errors, tables of them, and whether a ranking can be trusted.
+
+The error of every figure is that of a bootstrap in two stages: seeds are drawn anew, and of each seed one of the
+replicates that were made by drawing its chains anew.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from rich.table import Table
+
+BOOTSTRAP = 50
+"""Number of bootstrap samples of a figure."""
+
+COLUMNS = {
+    "ESS": ("ess_bulk_per_gradient", "warm"),
+    "tail ESS": ("ess_tail_per_gradient", "warm"),
+    "to low bias": ("gradients_to_x2", "warm"),
+    "to low bias, cold": ("gradients_to_x2", "cold"),
+    "bias, cold": ("bias_x2", "cold"),
+    "modes, cold": ("mode_error", "cold"),
+    "R-hat": ("r_hat", "cold"),
+    "acceptance": ("acceptance", "warm"),
+    "stuck": ("stuck", "warm"),
+    "adaptation": ("adaptation_share", "warm"),
+}
+"""Columns of the table of a kernel beside others: title, score and start."""
+
+
+class Figure(NamedTuple):
+    """A figure and its standard error; NaN for an error that cannot be told."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "-"
+        if not np.isfinite(self.value):
+            return "never"
+        if not (np.isfinite(self.error) and self.error > 0):
+            return f"{self.value:.3g}"
+        digits = max(0, 1 - int(np.floor(np.log10(self.error))))
+        if digits > 6:
+            return f"{self.value:.2g}"
+        return f"{self.value:.{digits}f} ± {self.error:.{digits}f}"
+
+
+def resampled(data: xr.Dataset, seed: int = 0) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return ``value`` averaged over seeds, and bootstrap samples of this, with the dimension ``sample``.
+
+    A seed that never reached a low bias makes the average infinite.
+    """
+    rng, seeds = np.random.default_rng(seed), data.sizes["seed"]
+    replicates = data.replicates.where(~data.replicates.isnull(), data.value)  # what is not resampled varies by seed
+    samples = []
+    for _ in range(BOOTSTRAP):
+        chosen = rng.integers(seeds, size=seeds)
+        which = rng.integers(data.sizes["replicate"], size=seeds)
+        picked = [replicates.isel(seed=s, replicate=r) for s, r in zip(chosen, which, strict=True)]
+        samples.append(sum(picked[1:], picked[0]) / seeds)
+    return data.value.mean("seed", skipna=False), xr.concat(samples, "sample")
+
+
+def figure(data: xr.Dataset, statistic: Callable[[xr.DataArray], Any]) -> Figure:
+    """Return a statistic of the values and its error; ``statistic`` reduces all dimensions but ``sample``."""
+    value, samples = resampled(data)
+    return _figure(statistic(value), statistic(samples))
+
+
+def _figure(value: Any, samples: Any) -> Figure:
+    samples = np.asarray(samples, dtype=float)
+    return Figure(float(value), float(samples.std(ddof=1)) if np.all(np.isfinite(samples)) else float("nan"))
+
+
+def leaderboard(data: xr.Dataset) -> pd.DataFrame:
+    """Return the table of contenders, best first.
+
+    Columns, each a :class:`Figure`: ``ESS``, the geometric mean over targets and levels of the least bulk ESS for 1,000
+    gradients per chain, warm start; ``low bias``, the share of cells in which the bias squared of ``x^2`` stays under
+    .01, warm, and ``low bias, cold``; ``bias, cold``, the geometric mean of the final bias squared of ``x^2``;
+    ``modes, cold``, the mean error of the weights of modes; ``acceptance``, ``stuck`` and ``adaptation``; ``own
+    count``, the gradients that the kernel reports as a share of those counted. Cells in which the budget did not last
+    are left out; ``cells`` is the share that is there.
+    """
+    value, samples = resampled(data)
+    rows = {}
+    for name in data.contender.values:
+        both = value.sel(contender=name), samples.sel(contender=name)
+        rows[str(name)] = {title: _figure(*(reduce(each) for each in both)) for title, reduce in STATISTICS.items()}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.loc[sorted(rows, key=lambda name: -np.nan_to_num(rows[name]["ESS"].value))]
+
+
+def _pick(score: str, start: str) -> Callable[[xr.DataArray], xr.DataArray]:
+    return lambda values: values.sel(score=score, start=start)
+
+
+def _over_cells(
+    reduce: Callable[[xr.DataArray], xr.DataArray], score: str, start: str
+) -> Callable[[xr.DataArray], Any]:
+    def act(values: xr.DataArray) -> Any:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            return reduce(_pick(score, start)(values))
+
+    return act
+
+
+CELLS = ("target", "difficulty")
+
+
+def geometric_mean(values: xr.DataArray) -> xr.DataArray:
+    """Return the geometric mean over targets and levels."""
+    return np.exp(np.log(values.clip(min=1e-12)).mean(CELLS))
+
+
+def _share_of_finite(values: xr.DataArray) -> xr.DataArray:
+    return xr.where(values.isnull(), np.nan, np.isfinite(values).astype(float)).mean(CELLS)
+
+
+def _mean(values: xr.DataArray) -> xr.DataArray:
+    return values.mean(CELLS)
+
+
+STATISTICS: dict[str, Callable[[xr.DataArray], Any]] = {
+    "ESS": _over_cells(geometric_mean, "ess_bulk_per_gradient", "warm"),
+    "tail ESS": _over_cells(geometric_mean, "ess_tail_per_gradient", "warm"),
+    "low bias": _over_cells(_share_of_finite, "gradients_to_x2", "warm"),
+    "low bias, cold": _over_cells(_share_of_finite, "gradients_to_x2", "cold"),
+    "bias, cold": _over_cells(geometric_mean, "bias_x2", "cold"),
+    "modes, cold": _over_cells(_mean, "mode_error", "cold"),
+    "acceptance": _over_cells(_mean, "acceptance", "warm"),
+    "stuck": _over_cells(_mean, "stuck", "cold"),
+    "adaptation": _over_cells(_mean, "adaptation_share", "warm"),
+    "own count": _over_cells(_mean, "reported_share", "warm"),
+    "cells": _over_cells(lambda values: (~values.isnull()).mean(CELLS), "gradients", "warm"),
+}
+
+
+class Stability(NamedTuple):
+    """Whether the ranking by ESS changes with the seed.
+
+    Attributes:
+        pairs: number of pairs of contenders.
+        swapped: pairs whose order is not the same with every seed.
+        beyond: pairs that one seed separates by more than two standard errors in one direction, and another in the
+            other.
+        furthest: the largest distance, in standard errors, by which any seed puts a pair in the order opposite to that
+            of all seeds together.
+    """
+
+    pairs: int
+    swapped: int
+    beyond: int
+    furthest: float
+
+
+def stability(data: xr.Dataset) -> Stability:
+    """Return whether the ranking of contenders by ESS for 1,000 gradients changes with the seed beyond its errors."""
+    value = _pick("ess_bulk_per_gradient", "warm")(data.value)
+    replicates = _pick("ess_bulk_per_gradient", "warm")(data.replicates)
+    complete = ~value.isnull().any("seed")
+    by_seed = np.log(geometric_mean(value.where(complete))).transpose("contender", "seed").to_numpy()
+    again = np.log(geometric_mean(replicates.where(complete))).transpose("contender", "seed", "replicate")
+    errors = again.std("replicate").to_numpy()
+    pairs = [(i, j) for i in range(len(by_seed)) for j in range(i) if np.isfinite([by_seed[i], by_seed[j]]).all()]
+    swapped = beyond = 0
+    furthest = 0.0
+    for i, j in pairs:
+        apart = (by_seed[i] - by_seed[j]) / np.sqrt(errors[i] ** 2 + errors[j] ** 2)
+        swapped += apart.min() < 0 < apart.max()
+        beyond += apart.min() < -2 and apart.max() > 2
+        furthest = max(furthest, float(np.max(-apart * np.sign(apart.mean()))))
+    return Stability(len(pairs), int(swapped), int(beyond), furthest)
+
+
+def comparison(data: xr.Dataset) -> Table:
+    """Return one table for a terminal: a row for each target and contender, averaged over levels and seeds.
+
+    ESS is the least effective number of independent draws for 1,000 gradients per chain.
+    """
+    table = Table("target", "kernel", *COLUMNS, title=f"{int(data.budget.max())} gradients per chain")
+    value, samples = resampled(data)
+    for target in data.target.values:
+        for name in data.contender.values:
+            cells = []
+            for score, start in COLUMNS.values():
+                reduce = _over_cells(_over_levels, score, start)
+                chosen = [each.sel(target=target, contender=name) for each in (value, samples)]
+                cells.append(str(_figure(*(reduce(each) for each in chosen))))
+            table.add_row(str(target), str(name), *cells)
+        table.add_section()
+    return table
+
+
+def _over_levels(values: xr.DataArray) -> xr.DataArray:
+    """The mean over levels, those that are infinite included."""
+    return values.mean("difficulty")
