@@ -32,6 +32,7 @@ BENCHMARKS = {
     "tapestries": "pictures.tapestries",
     "captions": "pictures.captions",
     "mixing": "pictures.mixing",
+    "leaderboard": "leaderboard.leaderboard",
     "levels": "pictures.levels",
     "references": "references",
     "forms": "pictures.forms",

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from benchmarks.harness import RESULTS
+from benchmarks.leaderboard import tables as kernels
 from benchmarks.pictures import tables as pictures
 from benchmarks.planar import tables as planar
 from benchmarks.posteriors import tables as posteriors
@@ -18,7 +19,7 @@ from benchmarks.speed import tables as speed
 PAGES = tuple(sorted((Path(__file__).parent.parent / "docs" / "gallery").glob("*.md")))
 
 
-ROOMS = (planar, speed, posteriors, pictures)
+ROOMS = (planar, speed, posteriors, pictures, kernels)
 
 
 def render(text: str) -> str:

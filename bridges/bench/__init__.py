@@ -9,7 +9,7 @@ The command ``ppl-diffusion bench mymodule:kernel`` does this and prints a table
 
 from .contenders import Contender, contenders, find, own
 from .summary import comparison, leaderboard, stability
-from .sweep import Plan, load_targets, sweep
+from .parts import Plan, load_targets, sweep
 
 __all__ = [
     "Contender",

@@ -118,7 +118,9 @@ CELLS = ("target", "difficulty")
 
 def geometric_mean(values: xr.DataArray) -> xr.DataArray:
     """Return the geometric mean over targets and levels."""
-    return np.exp(np.log(values.clip(min=1e-12)).mean(CELLS))
+    logs: xr.DataArray = np.log(values.clip(min=1e-12))  # type: ignore[assignment]
+    found: xr.DataArray = np.exp(logs.mean(CELLS))  # type: ignore[assignment]
+    return found
 
 
 def _share_of_finite(values: xr.DataArray) -> xr.DataArray:
@@ -167,9 +169,9 @@ def stability(data: xr.Dataset) -> Stability:
     value = _pick("ess_bulk_per_gradient", "warm")(data.value)
     replicates = _pick("ess_bulk_per_gradient", "warm")(data.replicates)
     complete = ~value.isnull().any("seed")
-    by_seed = np.log(geometric_mean(value.where(complete))).transpose("contender", "seed").to_numpy()
-    again = np.log(geometric_mean(replicates.where(complete))).transpose("contender", "seed", "replicate")
-    errors = again.std("replicate").to_numpy()
+    by_seed = np.log(geometric_mean(value.where(complete)).transpose("contender", "seed").to_numpy())
+    again = geometric_mean(replicates.where(complete)).transpose("contender", "seed", "replicate")
+    errors = np.log(again.to_numpy()).std(-1)
     pairs = [(i, j) for i in range(len(by_seed)) for j in range(i) if np.isfinite([by_seed[i], by_seed[j]]).all()]
     swapped = beyond = 0
     furthest = 0.0

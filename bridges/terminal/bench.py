@@ -32,7 +32,7 @@ def bench(
     kept = f"the same command goes on from {out}"
     with output.one_line_errors(interrupted=kept):
         from .. import bench as benchmark
-        from ..bench import pictures, sweep
+        from ..bench import parts, pictures
 
         usual = (500, 1, 1, QUICK_TARGETS, QUICK_BESIDE) if quick else (2000, 3, 3, TARGETS, BESIDE)
         plan = benchmark.Plan(
@@ -47,7 +47,7 @@ def bench(
         console = Console(stderr=True)
         tell = (lambda line: None) if quiet else lambda line: console.print(line, markup=False, highlight=False)
         data = benchmark.sweep(contenders, chosen, plan, out / "parts", tell=tell)
-        sweep.write(data, out / "bench.nc")
+        parts.write(data, out / "bench.nc")
         files = pictures.save_all(
             data, out, contenders=[each.name for each in contenders], targets=[each.name for each in chosen]
         )
