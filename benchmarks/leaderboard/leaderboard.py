@@ -1,4 +1,4 @@
-"""Claim: which kernel is best depends on the target and its noise level, and one protocol tells which, whatever the seed.
+"""Claim: which kernel is best depends on the target and its noise level, and one protocol tells which for any seed.
 
     python -m benchmarks leaderboard [--kernels hmc nuts ...] [--targets mixture_16 ...] [--gradients 2000] [--seeds 3]
 
@@ -21,9 +21,9 @@ import xarray as xr
 
 from benchmarks.harness import Record, check_choice, say
 from bridges.bench import Plan, contenders, leaderboard, load_targets, stability, sweep
+from bridges.bench.parts import part, read, write
 from bridges.bench.pictures import plot_bias, plot_levels, plot_map
 from bridges.bench.summary import Figure
-from bridges.bench.parts import part, read, write
 from ppl_diffusion import targets as catalogue
 
 QUICK = {

@@ -17,9 +17,9 @@ def leaderboard(content: Mapping[str, Any]) -> str:
     """Return the leaderboard, the best kernels of every target, and whether the ranking depends on the seed."""
     there, minutes = content["cells"], content["minutes"]
     lines = [
-        f"{content['gradients']} gradients per chain, {content['seeds']} seeds, {content['levels']} noise levels, warm and "
-        f"cold start; {there['there']} of {there['all']} cells, made in {minutes:.0f} minutes. ± is one standard error "
-        "over chains and seeds.",
+        f"{content['gradients']} gradients per chain, {content['seeds']} seeds, {content['levels']} noise levels, warm "
+        f"and cold start; {there['there']} of {there['all']} cells, made in {minutes:.0f} minutes. ± is one "
+        "standard error over chains and seeds.",
         "",
         "| kernel | " + " | ".join(COLUMNS) + " | own count | what it is |",
         "|---" * (len(COLUMNS) + 3) + "|",
@@ -42,8 +42,8 @@ def leaderboard(content: Mapping[str, Any]) -> str:
             *lines,
             "",
             f"Of {found['pairs']} pairs of kernels, the order by ESS is not the same with every seed for "
-            f"{found['swapped']}; for {found['beyond']} of them two seeds disagree by more than two standard errors each. "
-            f"The furthest that a seed puts a pair in the order opposite to that of all seeds is "
+            f"{found['swapped']}; for {found['beyond']} of them two seeds disagree by more than two standard errors "
+            f"each. The furthest that a seed puts a pair in the order opposite to that of all seeds is "
             f"{found['furthest']:.1f} standard errors.",
         ]
     )

@@ -8,8 +8,8 @@ The command ``ppl-diffusion bench mymodule:kernel`` does this and prints a table
 """
 
 from .contenders import Contender, contenders, find, own
-from .summary import comparison, leaderboard, stability
 from .parts import Plan, load_targets, sweep
+from .summary import comparison, leaderboard, stability
 
 __all__ = [
     "Contender",

@@ -73,7 +73,7 @@ def test_hmc_takes_one_gradient_at_the_start_and_its_leapfrogs_for_every_draw():
         assert one.evaluated == one.reported == one.gradients[-1] - one.adaptation
     again = walk(runner, place, starts, level=20, gradients=100, seed=0)
     assert np.array_equal(again[1].positions, walks[1].positions)
-    with pytest.raises(BudgetError, match="a budget of 20 gradients lasts for 2 draws of hmc.*give --gradients"):
+    with pytest.raises(BudgetError, match=r"a budget of 20 gradients lasts for 2 draws of hmc.*give --gradients"):
         walk(runner, place, starts, level=20, gradients=20, seed=0, name="hmc")
 
 
