@@ -273,7 +273,12 @@ def read(files: Sequence[Path]) -> xr.Dataset:
     """
     parts = [opened(file) for file in files]
     joined = xr.combine_by_coords(
-        [each.drop_vars("seconds_spent").drop_attrs() for each in parts], combine_attrs="drop", join="outer"
+        [each.drop_vars("seconds_spent").drop_attrs() for each in parts],
+        combine_attrs="drop",
+        join="outer",
+        data_vars="all",
+        coords="different",
+        compat="no_conflicts",
     )
     assert isinstance(joined, xr.Dataset)
     of_targets = ("grid", "level", "budget")

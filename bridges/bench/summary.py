@@ -63,7 +63,7 @@ def resampled(data: xr.Dataset, seed: int = 0) -> tuple[xr.DataArray, xr.DataArr
     for _ in range(BOOTSTRAP):
         chosen = rng.integers(seeds, size=seeds)
         which = rng.integers(data.sizes["replicate"], size=seeds)
-        picked = [replicates.isel(seed=s, replicate=r) for s, r in zip(chosen, which, strict=True)]
+        picked = [replicates.isel(seed=s, replicate=r, drop=True) for s, r in zip(chosen, which, strict=True)]
         samples.append(sum(picked[1:], picked[0]) / seeds)
     return data.value.mean("seed", skipna=False), xr.concat(samples, "sample")
 
