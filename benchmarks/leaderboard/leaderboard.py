@@ -5,9 +5,9 @@
 Every kernel of ``bridges.bench`` has the same budget of gradients per chain, counted at the density, on every target of
 ``ppl_diffusion.targets``, at its noise levels, from draws of the level and from draws of the next noisier one. Reported
 are effective sample sizes for 1,000 gradients, the share of cells in which the bias squared stays under .01, errors of
-the weights of modes, and whether the ranking changes with the seed. Parts are kept: several processes may each make
-some kernels or targets in the same ``--runs``, and the full command collects them. ``--collect`` takes those that are
-there. Targets of 500 coordinates or more have an eighth of the budget.
+the weights of modes, and whether the ranking changes with the seed. Targets of 500 coordinates or more have an eighth
+of the budget. Parts are kept: several processes may each make some kernels or targets in the same ``--runs``, and the
+full command collects them. ``--collect`` makes nothing and takes the kernels whose parts are there for every target.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(
     seeds: int = 3,
     levels: Annotated[int, typer.Option(help="Number of noise levels of each target.")] = 3,
     chains: int = 32,
-    collect: Annotated[bool, typer.Option("--collect", help="Make nothing: take the parts that are there.")] = False,
+    collect: Annotated[bool, typer.Option("--collect", help="Take what is there.")] = False,
 ) -> None:
     """Run the sweep and write the leaderboard."""
     known = contenders()
@@ -58,10 +58,10 @@ def main(
     plan = Plan(gradients=gradients, seeds=seeds, levels=levels, chains=chains)
     folder = record.runs / "leaderboard"
     if collect:
-        files = [file for place in places for name in names if (file := part(folder, place, name)).is_file()]
-        if not files:
-            raise ValueError(f"there are no parts in {folder}: leave --collect out")
-        data = read(files)
+        made = [name for name in names if all(part(folder, place, name).is_file() for place in places)]
+        if not made:
+            raise ValueError(f"{folder} has no kernel with parts of all targets: name fewer --targets")
+        data = read([part(folder, place, name) for place in places for name in made])
     else:
         data = sweep([known[name] for name in names], load_targets(places), plan, folder, tell=say)
     write(data, record.results / "leaderboard.nc")

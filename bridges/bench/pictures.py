@@ -34,28 +34,37 @@ def _colours(count: int) -> list[Any]:
 def plot_bias(
     data: xr.Dataset, *, contenders: Sequence[str], targets: Sequence[str], bias: str = "x2", start: str = "cold"
 ) -> Figure:
-    """Plot the median bias squared against gradients, at the cleanest level, with the band of one standard error over
-    chains and seeds."""
-    figure = Figure(figsize=(2.6 * len(targets) + 1.8, 3.2), layout="constrained")
-    panels: Any = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
-    for axes, target in zip(panels, targets, strict=True):
-        here = data.sel(target=target, start=start, bias=bias).isel(difficulty=-1)
+    """Plot the median bias squared against gradients, at the noisiest level and below it at the cleanest, with the band
+    of one standard error over chains and seeds."""
+    rows = [0, -1] if data.sizes["difficulty"] > 1 else [-1]
+    figure = Figure(figsize=(2.6 * len(targets) + 1.8, 2.6 * len(rows) + 0.4), layout="constrained")
+    panels: Any = figure.subplots(len(rows), len(targets), sharey=True, squeeze=False)
+    for axes, (row, target) in zip(panels.flat, [(r, t) for r in rows for t in targets], strict=True):
+        here = data.sel(target=target, start=start, bias=bias).isel(difficulty=row)
         for name, colour in zip(contenders, _colours(len(contenders)), strict=True):
-            curves, errors = (here[each].sel(contender=name).to_numpy() for each in ("curve", "curve_error"))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # before the first draw
-                middle, error = np.nanmean(curves, 0), np.sqrt(np.nanmean(errors**2, 0) / len(curves))
-            x = here.grid.to_numpy()
-            axes.plot(x, middle, color=colour, lw=1.4, label=name)
-            axes.fill_between(x, (middle - error).clip(1e-6), middle + error, color=colour, alpha=0.2, lw=0)
+            _draw_bias(axes, here.sel(contender=name), name, colour)
         axes.axhline(LOW, color="black", lw=0.8, ls=":")
-        axes.set(title=target, xlabel="gradients per chain", xscale="log", yscale="log")
+        axes.set(title=f"{target}, level {float(here.level):.0f}", xscale="log", yscale="log")
+        axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel(
-        f"bias squared of {'x' if bias.startswith('x_') or bias == 'x' else 'x squared'}, {start} start"
+    figure.supxlabel("gradients per chain", fontsize=10)
+    figure.supylabel(
+        f"bias squared of {bias.replace('x2', 'x squared').replace('_', ', ')}, {start} start", fontsize=10
     )
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
+    lines = panels[0, 0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside right center", fontsize=8, frameon=False)
     return figure
+
+
+def _draw_bias(axes: Any, cell: xr.Dataset, name: str, colour: Any) -> None:
+    """Draw the curve of a contender, averaged over seeds, with its band."""
+    curves, errors = cell.curve.to_numpy(), cell.curve_error.to_numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # before the first draw
+        middle, error = np.nanmean(curves, 0), np.sqrt(np.nanmean(errors**2, 0) / len(curves))
+    x = cell.grid.to_numpy()
+    axes.plot(x, middle, color=colour, lw=1.4, label=name)
+    axes.fill_between(x, (middle - error).clip(1e-6), middle + error, color=colour, alpha=0.2, lw=0)
 
 
 def plot_levels(data: xr.Dataset, *, contenders: Sequence[str], targets: Sequence[str], start: str = "warm") -> Figure:
@@ -68,7 +77,7 @@ def plot_levels(data: xr.Dataset, *, contenders: Sequence[str], targets: Sequenc
         for k, (name, colour) in enumerate(zip(contenders, _colours(len(contenders)), strict=True)):
             middle = value.sel(target=target, contender=name).to_numpy()
             error = samples.sel(target=target, contender=name).std("sample").to_numpy()
-            apart = (k - len(contenders) / 2) * 0.03
+            apart = (k - len(contenders) / 2) * 0.01
             axes.errorbar(np.arange(len(levels)) + apart, middle, error, color=colour, lw=1.4, marker=".", label=name)
         axes.set(title=target, xlabel="noise level", yscale="log")
         axes.set_xticks(np.arange(len(levels)), [f"{level:.0f}" for level in levels])

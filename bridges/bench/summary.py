@@ -82,18 +82,23 @@ def _figure(value: Any, samples: Any) -> Figure:
 def leaderboard(data: xr.Dataset) -> pd.DataFrame:
     """Return the table of contenders, best first.
 
-    Columns, each a :class:`Figure`: ``ESS``, the geometric mean over targets and levels of the least bulk ESS for 1,000
-    gradients per chain, warm start; ``low bias``, the share of cells in which the bias squared of ``x^2`` stays under
-    .01, warm, and ``low bias, cold``; ``bias, cold``, the geometric mean of the final bias squared of ``x^2``;
-    ``modes, cold``, the mean error of the weights of modes; ``acceptance``, ``stuck`` and ``adaptation``; ``own
-    count``, the gradients that the kernel reports as a share of those counted. Cells in which the budget did not last
-    are left out; ``cells`` is the share that is there.
+    Columns, each a :class:`Figure`, over the cells that all contenders have: ``ESS``, the geometric mean over targets
+    and levels of the least bulk ESS for 1,000 gradients per chain, warm start; ``low bias``, the share of cells in
+    which the bias squared of ``x^2`` stays under .01, warm, and ``low bias, cold``; ``bias, cold``, the geometric mean
+    of the final bias squared of ``x^2``; ``modes, cold``, the mean error of the weights of modes; ``acceptance``,
+    ``stuck`` and ``adaptation``; ``own count``, the gradients that the kernel reports as a share of those counted;
+    ``cells``, the share of the cells in which its budget lasted.
     """
     value, samples = resampled(data)
+    there = value.sel(score="gradients").notnull()
+    common = there.all("contender")
+    if bool(common.any()):
+        value, samples = (each.where(common) for each in (value, samples))
     rows = {}
     for name in data.contender.values:
         both = value.sel(contender=name), samples.sel(contender=name)
         rows[str(name)] = {title: _figure(*(reduce(each) for each in both)) for title, reduce in STATISTICS.items()}
+        rows[str(name)]["cells"] = Figure(float(there.sel(contender=name).mean()), 0.0)
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table.loc[sorted(rows, key=lambda name: -np.nan_to_num(rows[name]["ESS"].value))]
 
@@ -142,7 +147,6 @@ STATISTICS: dict[str, Callable[[xr.DataArray], Any]] = {
     "stuck": _over_cells(_mean, "stuck", "cold"),
     "adaptation": _over_cells(_mean, "adaptation_share", "warm"),
     "own count": _over_cells(_mean, "reported_share", "warm"),
-    "cells": _over_cells(lambda values: (~values.isnull()).mean(CELLS), "gradients", "warm"),
 }
 
 
