@@ -74,11 +74,12 @@ def main(
 
 def pictures(data: xr.Dataset) -> dict[str, Any]:
     """Return the pictures by name."""
-    lines = {
-        "contenders": _among(SHOWN, data.contender.values),
-        "targets": _among(PANELS, data.target.values),
+    lines, panels = _among(SHOWN, data.contender.values), _among(PANELS, data.target.values)
+    return {
+        "bias": plot_bias(data, contenders=lines, targets=panels),
+        "levels": plot_levels(data, contenders=lines, targets=panels),
+        "map": plot_map(data),
     }
-    return {"bias": plot_bias(data, **lines), "levels": plot_levels(data, **lines), "map": plot_map(data)}
 
 
 def _among(wished: Sequence[str], there: Any) -> list[str]:

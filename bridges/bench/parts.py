@@ -237,7 +237,7 @@ def write(data: xr.Dataset, file: Path) -> None:
     """Write a dataset as NetCDF, which appears when it is complete."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as partial:
-        data.to_netcdf(partial, engine="h5netcdf")
+        data.to_netcdf(partial, engine="h5netcdf", encoding={name: {"zlib": True} for name in data.data_vars})
 
 
 def opened(file: Path) -> xr.Dataset:
