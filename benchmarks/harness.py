@@ -225,7 +225,7 @@ def cell(value: Mapping[str, float]) -> str:
     """Format a mean and its standard error, of two significant digits, for a table; empty for NaN."""
     if np.isnan(value["mean"]):
         return ""
-    if not value.get("se", 0) > 0:
+    if not value.get("se", 0) > 1e-9 * abs(value["mean"]):  # less is rounding
         return f"{value['mean']:.3g}"
     digits = max(0, 1 - int(np.floor(np.log10(value["se"]))))
     return f"{value['mean']:.{digits}f} ± {value['se']:.{digits}f}"

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from benchmarks import same_walks
 from benchmarks.__main__ import BENCHMARKS, application, claim, main
 from benchmarks.cube_factory import prepare
-from benchmarks.harness import RESULTS, Record, double_precision, repeated, summarise, table, thinned
+from benchmarks.harness import RESULTS, Record, cell, double_precision, repeated, summarise, table, thinned
 from benchmarks.harness import command as shared
 from bridges.blackjax import HMC
 from bridges.terminal import output
@@ -281,3 +281,17 @@ def test_walks_are_found_the_same_twice_and_the_file_runs_alone(tmp_path, capsys
     run = [sys.executable, same_walks.__file__, "--walks", "resumed", "--seeds", "1"]
     told = subprocess.run(run, capture_output=True, text=True, check=True, cwd=ROOT)
     assert told.stdout == here
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"mean": 0.25, "se": 0.0123}, "0.250 ± 0.012"),
+        ({"mean": 12.0, "se": 3.4}, "12.0 ± 3.4"),
+        ({"mean": 0.24725, "se": 2.8e-17}, "0.247"),  # the same every time, but for rounding
+        ({"mean": 0.5}, "0.5"),
+        ({"mean": float("nan"), "se": 0.1}, ""),
+    ],
+)
+def test_a_figure_has_two_digits_of_its_error(value, text):
+    assert cell(value) == text
