@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .importance import nonfinite_to_minus_inf, normalise
+from .importance import evened, nonfinite_to_minus_inf, normalise
 
 
 def families(ancestors: np.ndarray) -> np.ndarray:
@@ -31,7 +31,9 @@ def families(ancestors: np.ndarray) -> np.ndarray:
     return found
 
 
-def log_normaliser_error(increments: np.ndarray, ancestors: np.ndarray, resampled: np.ndarray) -> float:
+def log_normaliser_error(
+    increments: np.ndarray, ancestors: np.ndarray, resampled: np.ndarray, *, islands: int = 1
+) -> float:
     """Return the standard error of the sum of the log-normaliser increments of a walk, in nats.
 
     Let ``S_e`` be the share of the weights that family ``e`` holds, ``1 / n`` at the start for each of ``n`` chains.
@@ -45,10 +47,15 @@ def log_normaliser_error(increments: np.ndarray, ancestors: np.ndarray, resample
     ``1 / n^2``: their factor ``(n / (n - 1))^r``, r the number of resamplings, takes away the variance that these
     add to the shares. Systematic resampling adds less, and what it added is known, so it is left out itself.
 
+    Of islands, which are resampled apart, the shares are those of the weights of all chains together. They change with
+    the total weight of an island too, so that islands with few families left are compared with one another.
+
     Args:
         increments: log-weight increments, shape ``(rungs, chains)``, in nats, before resampling.
         ancestors: the chain that each chain continues, shape ``(rungs, chains)``.
-        resampled: whether chains were resampled after the increment of a rung, bool, shape ``(rungs,)``.
+        resampled: whether chains were resampled after the increment of a rung, bool, shape ``(rungs,)``; of islands
+            for each chain, shape ``(rungs, chains)``.
+        islands: number of islands, blocks of neighbouring chains of equal size.
 
     Returns:
         The error: NaN for a single chain, or if no chain has a weight left; infinite if a single family has all of it.
@@ -56,7 +63,8 @@ def log_normaliser_error(increments: np.ndarray, ancestors: np.ndarray, resample
     chains = increments.shape[1]
     family, log_weights, gained = np.arange(chains), np.zeros(chains), np.zeros(chains)
     held = np.full(chains, 1 / chains)
-    for increment, row, again in zip(increments, ancestors, resampled, strict=True):
+    of_islands = resampled.reshape(len(resampled), islands, -1)[..., 0]
+    for increment, row, again in zip(increments, ancestors, of_islands, strict=True):
         with np.errstate(invalid="ignore"):
             log_weights = nonfinite_to_minus_inf(log_weights + increment)
         if chains < 2 or not np.any(np.isfinite(log_weights)):
@@ -64,9 +72,10 @@ def log_normaliser_error(increments: np.ndarray, ancestors: np.ndarray, resample
         share = np.bincount(family, weights=normalise(log_weights), minlength=chains)
         gained += share - held
         held = share
-        if again:
-            family, log_weights = family[row], np.zeros(chains)
-            held = np.bincount(family, minlength=chains) / chains
+        if again.any():
+            family, log_weights = family[row], evened(log_weights, again)
+            weights = np.exp(log_weights - log_weights.max())
+            held = np.bincount(family, weights=weights, minlength=chains) / weights.sum()
     if np.count_nonzero(share) < 2:
         return float("inf")
     return float(np.sqrt(chains / (chains - 1) * np.sum(gained**2)))

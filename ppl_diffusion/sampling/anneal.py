@@ -16,8 +16,7 @@ weights: Annealed Importance Sampling (Neal, 2001), https://arxiv.org/abs/physic
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,16 @@ from typing import Any
 import numpy as np
 
 from ..arrays import outside_inference_mode
-from ..files import versions
 from ..ladder import Ladder
-from ..potentials.circulation import circulation
 from ..potentials.target import Target, require_energy
-from .advice import Advice, warn_caller
-from .checkpoint import Checkpoint
+from .advice import warn_caller
+from .arrival import given
+from .descent import Descent
+from .islands import Island, Spread, merge, split
 from .kernel import Kernel
-from .progress import Progress, Reporter
+from .progress import Progress
 from .still import Still
 from .trace import Trace
-from .walk import Walk
 
 
 @outside_inference_mode()
@@ -50,6 +48,8 @@ def anneal(
     init: Any = None,
     resample: float | None = None,
     reverse_step: bool = False,
+    islands: int | None = None,
+    spread: Spread | None = None,
     checkpoint: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Trace:
@@ -71,11 +71,18 @@ def anneal(
         reverse_step: arrive at each rung by the reverse-diffusion proposal, for which the weights are corrected.
             Near the clean end, where sigma falls by a large factor per rung, their variance may be infinite: rely on
             them only at noisier levels.
+        islands: number of blocks of chains that walk apart, each with a seed, a step adaptation and a resampling of its
+            own, and are merged at the end; by default all chains are one. Chains have to be a multiple of it. The trace
+            depends on the number of islands, and not on where they walk.
+        spread: what moves the islands: called as the builtin ``map`` with a function, that can be pickled, and the
+            islands. The ``map`` of ``bridges.ray.Workers`` and of a ``ProcessPoolExecutor`` will do. By default they
+            walk here, one after the other.
         checkpoint: a file that keeps the walk, written about every minute, on an interruption or error, and at the end.
             If it exists, the walk goes on from there and gives the trace of an uninterrupted one, that of a finished
             walk at once. It costs an evaluation at the start, and a second one when the walk goes on, by which other
             potentials and data are told apart; they are not counted. Remove the file when it has served. Functions
-            that a kernel is made of are known by their names only.
+            that a kernel is made of are known by their names only. Of several islands it is a folder, with a file of
+            each; where they are spread over machines, these have to share it.
         progress: called with a :class:`Progress` after every rung and every block of recorded draws.
 
     Returns:
@@ -86,62 +93,36 @@ def anneal(
             message says what to write instead.
         FileNotFoundError, PermissionError: the folder of ``checkpoint`` does not exist, or cannot be written.
     """
-    begun = time.perf_counter()
     ladder = _check_arguments(potential, kernel, ladder, chains, draws, seed, resample, progress)
-    settings = {
-        "potential": str(potential),
-        "kernel": str(kernel),
-        "adjusted": kernel.adjusted,
-        "seed": int(seed),
-        "levels": list(ladder.levels),
-        "steps": list(ladder.steps_per_rung),
-        "resample": None if resample is None else float(resample),
-        "reverse_step": bool(reverse_step),
-    }
-    still, last = isinstance(kernel, Still), len(ladder) - 1
-    walk = Walk(potential, kernel, ladder.levels[0], chains=chains, init=init, seed=int(seed))
-    run = settings | {"chains": int(chains), "draws": int(draws), "schedule": potential.schedule}
-    advice = Advice(
-        ladder, started_at_init=init is not None, weighted=resample is not None, reverse_step=reverse_step, still=still
-    )
-    with Checkpoint(checkpoint, run, walk.start) as kept:
-        walk.listeners = (advice, kept, Reporter(progress, rungs=len(ladder), draws=draws))
-        kept.restore(walk, walk.walker, ladder.levels[-1])
-        if walk.state is None:
-            walk.begin()
-        for rung in range(len(walk.rungs), len(ladder)):
-            walk.arrive(ladder.levels[rung], reverse=reverse_step, resample=resample, last=rung == last)
-            walk.move(ladder.steps_per_rung[rung])
-        walk.draw(draws)
-    positions, sample_stats = walk.drawn()
-    notes = list(dict.fromkeys([*walk.notes, *kept.complaints(), *advice.on_draws(walk, positions, sample_stats)]))
-    for note in notes:
+    count = _check_islands(islands, chains, spread)
+    if init is not None and count > 1:
+        init = given(init, (chains, *potential.event_shape))
+    descent = Descent(potential, kernel, ladder, draws, resample, reverse_step, islands=count)
+    blocks = split(count, chains=chains, seed=seed, init=init, checkpoint=checkpoint)
+    if spread is None:
+        traces = [descent(block, progress) for block in blocks]
+    else:
+        traces = _spread_out(spread, descent, blocks, progress)
+    trace = traces[0] if count == 1 else merge(traces, seed=seed)
+    for note in trace.attributes["warnings"]:
         warn_caller(note)
-    attributes = (
-        settings
-        | walk.facts
-        | {
-            "still": still,
-            "init": init is not None,
-            "has_energy": potential.has_energy,
-            "circulation": _measured_circulation(walk, positions),
-            "versions": versions(),
-            "warnings": notes,
-            "seconds": round(walk.seconds + time.perf_counter() - begun, 3),
-        }
-    )
-    rungs = walk.visited().assign_coords(level=("rung", np.array(ladder.levels)))
-    return Trace(positions, rungs, sample_stats, attributes)
+    return trace
 
 
-def _measured_circulation(walk: Walk, draws: np.ndarray) -> dict[str, float] | None:
-    """Return the circulation at the last of ``draws (chains, draws, *event_shape)`` as a dictionary; None for a density
-    with an energy, and for a kernel without a step."""
-    state = walk.state
-    if walk.target.has_energy or state is None or not np.isfinite(state.step.log_step):
-        return None
-    step = float(np.exp(state.step.log_step))
-    return circulation(walk.target, draws[:, -1], level=state.level, step=step)._asdict()
+def _spread_out(
+    spread: Spread, descent: Descent, blocks: Sequence[Island], progress: Callable[[Progress], None] | None
+) -> list[Trace]:
+    """Return the traces of islands that ``spread`` calls ``descent`` on, and tell the end of each."""
+    traces = []
+    for island, trace in zip(blocks, spread(descent, blocks), strict=True):
+        if not isinstance(trace, Trace) or trace.attributes["seed"] != island.seed:
+            raise ValueError(f"{spread!r} does not keep islands in order, as map does: give pool.map or the like")
+        traces.append(trace)
+        if progress is not None:
+            rungs, rates = len(descent.ladder), trace.stats["acceptance_rate"].to_numpy()[-1]
+            level, place = descent.ladder.levels[-1], (island.number, descent.islands)
+            progress(Progress(rungs, rungs, level, descent.draws, descent.draws, float(np.mean(rates)), np.nan, *place))
+    return traces
 
 
 def reverse_diffusion(
@@ -202,3 +183,24 @@ def _check_arguments(
             f"{len(potential.schedule) - 1}: build it from potential.schedule"
         )
     return ladder
+
+
+def _check_islands(islands: int | None, chains: int, spread: Any) -> int:
+    """Return the number of islands, 1 by default.
+
+    Raises:
+        ValueError: it does not divide ``chains``, or islands are to be spread and there are none.
+        TypeError: ``spread`` cannot be called.
+    """
+    if islands is None and spread is not None:
+        raise ValueError("spread= is for islands, and all chains are one: add islands=8")
+    if islands is None:
+        return 1
+    if not isinstance(islands, (int, np.integer)) or isinstance(islands, bool) or islands < 1:
+        raise ValueError(f"islands must be a whole number >= 1, got {islands!r}: try islands=8")
+    if chains % islands:
+        more = -(-chains // islands) * islands
+        raise ValueError(f"{chains} chains cannot be shared by {islands} islands of one size: try chains={more}")
+    if spread is not None and not callable(spread):
+        raise TypeError(f"spread is called as map is, got {spread!r}: give it the map of a pool, spread=pool.map")
+    return int(islands)

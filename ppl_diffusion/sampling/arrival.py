@@ -24,13 +24,21 @@ def start(
     """
     if init is None:
         return potential.start(level, chains=chains, rng=rng)
-    shape = (chains, *potential.event_shape)
+    return given(init, (chains, *potential.event_shape)), np.zeros(chains)
+
+
+def given(init: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the starting positions that the caller gave, of ``shape (chains, *event_shape)``, as float64.
+
+    Raises:
+        ValueError: they have another shape, or are not finite.
+    """
     positions = np.array(as_numpy(init), dtype=np.float64)
     if positions.shape != shape:
         raise ValueError(f"init has shape {positions.shape}: pass an array (chains, *event_shape), here {shape}")
     if not np.all(np.isfinite(positions)):
         raise ValueError("init holds values that are not finite: remove them before sampling")
-    return positions, np.zeros(chains)
+    return positions
 
 
 def check_gradient(state: State, needed: bool, option: str) -> None:

@@ -53,16 +53,20 @@ class Checkpoint(Listener):
         run: what the walk depends on beside the values of its potential, by name; stored as JSON, of the ``schedule``
             a digest.
         start: starting positions, shape ``(chains, *event_shape)``.
+        asked: the path that the caller gave, if ``path`` is a file in it.
 
     Raises:
         TypeError: ``path`` is no path.
         FileNotFoundError, PermissionError: the folder of ``path`` does not exist, or cannot be written.
     """
 
-    def __init__(self, path: str | Path | None, run: Mapping[str, Any], start: np.ndarray) -> None:
+    def __init__(
+        self, path: str | Path | None, run: Mapping[str, Any], start: np.ndarray, *, asked: Path | None = None
+    ) -> None:
         if not isinstance(path, (str, os.PathLike, NoneType)):
             raise TypeError(f"checkpoint is a file, got {path!r}: try checkpoint='walk.safetensors'")
         self.path = None if path is None else Path(path).resolve()
+        self.asked = asked or self.path
         self.saved, self.begun = -float("inf"), time.monotonic()
         self.marked: tuple[dict[str, Any], dict[str, Any]] | None = None
         self.lost: str | None = None
@@ -89,7 +93,7 @@ class Checkpoint(Listener):
     ) -> None:
         self._save()
         if error is not None and self.of_this_walk:
-            told = f"The same call with checkpoint='{self.path}' goes on from where the walk was."
+            told = f"The same call with checkpoint='{self.asked}' goes on from where the walk was."
             error.add_note(self.lost or told)
 
     def complaints(self) -> list[str]:

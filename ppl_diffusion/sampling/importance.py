@@ -77,6 +77,23 @@ def nonfinite_to_minus_inf(log_weights: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(log_weights), log_weights, -np.inf)
 
 
+def evened(log_weights: np.ndarray, resampled: np.ndarray) -> np.ndarray:
+    """Return the log-weights of a population after some of its islands were resampled, up to a common constant.
+
+    Resampling leaves an island the total weight that it had, in equal parts.
+
+    Args:
+        log_weights: log-weights before, shape ``(chains,)``, in nats; an island is a block of neighbouring chains.
+        resampled: whether each island was resampled, bool, shape ``(islands,)``.
+    """
+    blocks = log_weights.reshape(len(resampled), -1)
+    with np.errstate(under="ignore"):
+        means = np.logaddexp.reduce(blocks, axis=1, keepdims=True) - np.log(blocks.shape[1])
+    if means.max() == -np.inf:
+        return log_weights
+    return (np.where(resampled[:, None], means, blocks) - means.max()).ravel()
+
+
 def effective_sample_size(log_weights: np.ndarray) -> float:
     """Return ``1 / sum_i w_i^2`` of the normalised weights, in chains; 0 if all weights are zero.
 

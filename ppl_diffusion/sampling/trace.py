@@ -34,16 +34,16 @@ class Trace:
             ``log_weight`` (increment on arrival, nats), ``ancestor`` (index
             of the chain that it continues, in the order before resampling); per rung: ``ess`` (of the
             accumulated weights before resampling, in chains), ``log_normaliser`` (increment, nats),
-            ``resampled``, ``gradient_calls`` (see the property). Coordinate ``level``. Statistics that a kernel
-            does not report are NaN. A chain's ``log_weight``, and the failure in ``nonfinite`` of an energy on
-            arrival, come before resampling; everything else is of the chain that took its place.
+            ``resampled`` (of islands also per chain), ``gradient_calls`` (see the property). Coordinate ``level``.
+            Statistics that a kernel does not report are NaN. A chain's ``log_weight``, and the failure in ``nonfinite``
+            of an energy on arrival, come before resampling; everything else is of the chain that took its place.
         sample_stats: per chain and draw (dimensions ``chain``, ``draw``): ``lp`` (log-density up to a
             constant), ``acceptance_rate``, ``diverging``, ``energy`` (the Hamiltonian) and others, under ArviZ's names.
         attributes: settings and provenance of the run: ``potential``, ``kernel``, ``adjusted``, ``seed``, ``levels``,
             ``steps``, ``resample``, ``reverse_step``, ``still`` (whether the kernel leaves chains
             where they are), ``init`` (whether positions to start from were given), ``has_energy``, ``circulation`` (of
             a score, see :class:`~ppl_diffusion.potentials.circulation.Circulation`; else None), ``versions``,
-            ``warnings``, ``seconds``.
+            ``warnings``, ``seconds``; ``islands``, their number, if there are several.
         sites: for Pyro models, constrained values of each latent site, shape ``(chains, draws, ...)``.
         groups: for Pyro models, ``log_likelihood`` (by observed site, ``(chains, draws, ...)``) and
             ``observed_data`` (by observed site, ``(...)``).
@@ -80,7 +80,8 @@ class Trace:
         if "log_normaliser_error" in self.attributes:  # of an exchange, which has no weights
             return float(self.attributes["log_normaliser_error"])
         names = ("log_weight", "ancestor", "resampled")
-        return log_normaliser_error(*(self.stats[name].to_numpy() for name in names))
+        islands = self.attributes.get("islands", 1)
+        return log_normaliser_error(*(self.stats[name].to_numpy() for name in names), islands=islands)
 
     @property
     def families(self) -> np.ndarray:
@@ -94,9 +95,10 @@ class Trace:
     def gradient_calls(self) -> float:
         """Number of evaluations of the potential by the walk, including recorded draws; NaN if it is not known.
 
-        With BlackJAX kernels each is of all chains. With Pyro's kernels the evaluation on arrival at a level is of all
-        chains, and every other one of a single chain. On a potential without torch parts, NUTS may make more than are
-        reported (by a tenth in one case), since chains wait for each other, and so may kernels of ``from_blackjax``.
+        With BlackJAX kernels each is of all chains, or of all of an island. With Pyro's kernels the evaluation on
+        arrival at a level is of all chains, and every other one of a single chain. On a potential without torch parts,
+        NUTS may make more than are reported (by a tenth in one case), since chains wait for each other, and so may
+        kernels of ``from_blackjax``.
         Not counted are the few evaluations that check quotients for tails that cannot be normalised.
         """
         calls = self.stats["gradient_calls"].sum(skipna=False).item() + self.sample_stats.attrs.get("gradient_calls", 0)
