@@ -19,7 +19,7 @@ FLOORS = [
     {"ppl_diffusion.models"},
     {"ppl_diffusion.sampling", "ppl_diffusion.training", "ppl_diffusion.targets"},
     {"ppl_diffusion"},
-    {"bridges.torch_jax", "bridges.arviz", "bridges.diffusers"},
+    {"bridges.torch_jax", "bridges.arviz", "bridges.diffusers", "bridges.ray"},
     {"bridges.blackjax"},
     {"bridges.pyro"},
     {"bridges.bench"},
@@ -107,7 +107,7 @@ def test_nothing_happens_at_import():
 import random, numpy, torch, jax
 before = (random.getstate()[1][:5], numpy.random.get_state()[1][:5].tolist(), torch.get_rng_state().sum().item(),
           torch.get_default_dtype(), torch.get_num_threads(), jax.config.jax_enable_x64)
-import ppl_diffusion, bridges.blackjax, bridges.arviz, bridges.arviz.plots, bridges.torch_jax, bridges.pyro
+import ppl_diffusion, bridges.blackjax, bridges.arviz, bridges.arviz.plots, bridges.torch_jax, bridges.pyro, bridges.ray
 after = (random.getstate()[1][:5], numpy.random.get_state()[1][:5].tolist(), torch.get_rng_state().sum().item(),
          torch.get_default_dtype(), torch.get_num_threads(), jax.config.jax_enable_x64)
 assert before == after, (before, after)

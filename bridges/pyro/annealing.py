@@ -12,6 +12,7 @@ from ppl_diffusion.arrays import on_cpu, outside_inference_mode
 from ppl_diffusion.ladder import Ladder
 from ppl_diffusion.sampling.advice import warn_caller
 from ppl_diffusion.sampling.anneal import anneal
+from ppl_diffusion.sampling.islands import Spread
 from ppl_diffusion.sampling.kernel import Kernel, check_count
 from ppl_diffusion.sampling.progress import Progress
 from ppl_diffusion.sampling.trace import Trace
@@ -41,6 +42,8 @@ def anneal_model(
     reverse_step: bool = False,
     likelihood: Likelihood = "widened",
     workers: int = 1,
+    islands: int | None = None,
+    spread: Spread | None = None,
     checkpoint: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Trace:
@@ -53,7 +56,8 @@ def anneal_model(
         args, kwargs: arguments of the model.
         kernel: a kernel of ``bridges.pyro``, which moves one chain after the other, or of ``bridges.blackjax``, which
             moves all chains together.
-        ladder, chains, draws, seed, resample, reverse_step, checkpoint, progress: as in :func:`ppl_diffusion.anneal`.
+        ladder, chains, draws, seed, resample, reverse_step, islands, spread, checkpoint, progress: as in
+            :func:`ppl_diffusion.anneal`.
         init: starting points: constrained values of every latent site by name, each ``(chains, *shape)``, or flat,
             unconstrained positions ``(chains, size)`` as in ``trace.positions``. Give ``x`` with the noise of the first
             level, ``alpha * x + sigma * z``.
@@ -65,7 +69,8 @@ def anneal_model(
             ``x``, which costs second derivatives. Where priors of latent sites depend on ``x``, only "widened" is of
             use; the others warn.
         workers: number of processes that share the chains of a kernel of ``bridges.pyro``. More than one requires a
-            model that can be imported; the trace does not depend on it.
+            model that can be imported; the trace does not depend on it. They stay here, so leave them out with
+            ``spread``.
 
     Returns:
         A :class:`~ppl_diffusion.Trace`: ``sites`` holds constrained values ``(chains, draws, *shape)`` by name,
@@ -78,6 +83,10 @@ def anneal_model(
     check_count("workers", workers, example=2)
     if workers > 1 and not isinstance(kernel, PyroKernel):
         raise ValueError(f"{kernel} moves all chains by one call: leave workers= out, or use bridges.pyro.HMC()")
+    if workers > 1 and spread is not None:
+        raise ValueError(
+            "workers= move the chains of islands here, and spread= takes islands elsewhere: give one of them"
+        )
     if isinstance(model, JointPotential):
         if model.likelihood != likelihood:
             raise ValueError(f"{model} was made with likelihood={model.likelihood!r}: give the same here")
@@ -104,6 +113,8 @@ def anneal_model(
             init=init,
             resample=resample,
             reverse_step=reverse_step,
+            islands=islands,
+            spread=spread,
             checkpoint=checkpoint,
             progress=progress,
         )

@@ -82,6 +82,7 @@ def sample(
     leapfrogs: Annotated[int | None, typer.Option(help="For hmc and uhmc; 3 by default.")] = None,
     step: Annotated[float | None, typer.Option(help="Leapfrog step; adapted by default.")] = None,
     resample: Annotated[float | None, typer.Option(help="Share of the chains, e.g. 0.5.")] = None,
+    islands: Annotated[int | None, typer.Option(help="Blocks of chains that walk apart and are merged.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="NAME=FILE.safetensors, or the folder of a pipeline.")] = None,
     reverse_step: Annotated[bool, typer.Option("--reverse-step", help="Arrive by reverse diffusion.")] = False,
     device: Annotated[str, typer.Option(help="Where the networks are: cpu or cuda.")] = "cpu",
@@ -105,6 +106,7 @@ def sample(
 
         if kernel is KernelName.reverse:
             numbers = {"--steps": steps, "--leapfrogs": leapfrogs, "--step": step, "--resample": resample}
+            numbers["--islands"] = islands
             unread = [name for name, value in numbers.items() if value is not None]
             unread += ["--draws"] * (draws != 1) + ["--reverse-step"] * reverse_step
             unread += ["--engine"] * (engine is not Engine.blackjax) + ["--checkpoint"] * (checkpoint is not None)
@@ -143,6 +145,7 @@ def sample(
                     draws=draws,
                     resample=resample,
                     reverse_step=reverse_step,
+                    islands=islands,
                     checkpoint=checkpoint,
                     progress=progress,
                 )

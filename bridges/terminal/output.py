@@ -69,7 +69,7 @@ def bar(title: str, silent: bool, *, kept: Path | None = None) -> Iterator[Calla
     The first call, or the end, says that the command goes on from a checkpoint, if the file ``kept`` was there.
     """
     console = Console(stderr=True)
-    opening = [f"going on from {kept}"] if kept is not None and kept.is_file() else []
+    opening = [f"going on from {kept}"] if kept is not None and kept.exists() else []
     if silent:
         yield None
         return
@@ -108,7 +108,7 @@ def _progress(state: Any) -> tuple[float, str]:
     """Return the completed share and a description of a progress state of training or of sampling."""
     if hasattr(state, "loss"):
         return state.step / state.steps, f"step {state.step}, loss {state.loss:.4f}"
-    share = (state.rung + state.draw) / (state.rungs + state.draws)
+    share = (state.island + (state.rung + state.draw) / (state.rungs + state.draws)) / state.islands
     if state.draw:
         return share, f"draw {state.draw} of {state.draws}"
     known = state.acceptance_rate == state.acceptance_rate  # NaN for unadjusted kernels

@@ -106,12 +106,10 @@ def merge(traces: Sequence[Trace], *, seed: int) -> Trace:
         seed: seed of the run.
     """
     first = traces[0].attributes
-    stats = _side_by_side([trace.stats for trace in traces], "chain")
     log_weights, pooled = _pooled(traces)
-    stats = stats.assign(**pooled) if first["has_energy"] else stats
-    stats["gradient_calls"] = sum(trace.stats["gradient_calls"] for trace in traces)
-    stats["throw"] = xr.concat([trace.stats["throw"] for trace in traces], "island").max("island")
-    sample_stats = _side_by_side([trace.sample_stats for trace in traces], "chain")
+    stats = _side_by_side([trace.stats for trace in traces])
+    stats = stats.assign(pooled if first["has_energy"] else {})
+    sample_stats = _side_by_side([trace.sample_stats for trace in traces])
     sample_stats.attrs["gradient_calls"] = sum(trace.sample_stats.attrs["gradient_calls"] for trace in traces)
     positions = np.concatenate([trace.positions for trace in traces])
     if first["resample"] is not None and np.any(np.isfinite(log_weights)):
@@ -136,14 +134,21 @@ def _pooled(traces: Sequence[Trace]) -> tuple[np.ndarray, dict[str, Any]]:
     return weights.log, pooled | {"resampled": (("rung", "chain"), np.repeat(resampled, size, axis=1))}
 
 
-def _side_by_side(parts: Sequence[xr.Dataset], along: str) -> xr.Dataset:
-    """Return datasets joined along a dimension, with chains of ``ancestor`` counted through, and what lacks that
-    dimension from the first."""
-    joined, size = parts[0].copy(), parts[0].sizes[along]
-    names = [name for name, values in parts[0].items() if along in values.dims]
-    shifted = [p.assign(ancestor=p["ancestor"] + i * size) if "ancestor" in p else p for i, p in enumerate(parts)]
-    together = xr.concat([part[names] for part in shifted], along)
-    return joined.drop_vars(names).merge(together)[list(parts[0])]
+def _side_by_side(parts: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Return the statistics of islands with their chains side by side, counted through.
+
+    Of statistics without chains, gradient calls are added up, and of others the largest is taken.
+    """
+    found: dict[str, Any] = {}
+    for name, like in parts[0].items():
+        values = [part[name].to_numpy() for part in parts]
+        if name == "ancestor":
+            values = [rows + i * rows.shape[1] for i, rows in enumerate(values)]
+        if "chain" in like.dims:
+            found[str(name)] = like.dims, np.concatenate(values, axis=like.dims.index("chain"))
+        else:
+            found[str(name)] = like.dims, np.sum(values, 0) if name == "gradient_calls" else np.max(values, 0)
+    return xr.Dataset(found, coords=parts[0].coords)
 
 
 def _replace_last(stats: xr.Dataset, chosen: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 
 import jax
@@ -504,6 +505,30 @@ def test_processes_change_nothing_but_the_time():
     assert traces[0].attributes["kernel"] == traces[1].attributes["kernel"]
 
 
+@pytest.mark.slow
+def test_islands_of_a_model_are_the_same_elsewhere():
+    settings = {
+        "kernel": HMC(),
+        "ladder": Ladder.spaced(SCHEDULE, rungs=3, steps=1),
+        "chains": 4,
+        "draws": 2,
+        "seed": 0,
+    }
+
+    def elsewhere(function, items):
+        copy = pickle.loads(pickle.dumps(function))
+        return [copy(item) for item in items]
+
+    here, there = (
+        anneal_model(unknown_noise, (SEEN,), islands=2, resample=0.5, spread=spread, **settings)
+        for spread in (None, elsewhere)
+    )
+    assert here.attributes["islands"] == 2
+    assert here.sites["noise"].shape == (4, 2)
+    assert np.array_equal(here.positions, there.positions)
+    assert np.array_equal(here.sites["noise"], there.sites["noise"])
+
+
 @pytest.mark.long
 def test_a_long_rung_learns_the_masses():
     """Masses are the variances over all chains, relative to the smallest; a short rung keeps unit mass."""
@@ -742,6 +767,10 @@ REFUSED = {
         "leave workers= out",
     ),
     "workers and a closure": (lambda: anneal_model(lambda y: linear(y), (SEEN,), workers=2, **QUICK), "top level"),
+    "workers and spread": (
+        lambda: anneal_model(linear, (SEEN,), islands=2, spread=map, workers=2, **QUICK),
+        "give one of them",
+    ),
     "no workers": (lambda: anneal_model(linear, (SEEN,), workers=0, **QUICK), "workers=2"),
     "no prior": (lambda: anneal_model(no_prior, (ONE,), **QUICK), "DiffusionPrior"),
     "discrete": (lambda: anneal_model(discrete, (ONE,), **QUICK), "sum it out"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,6 +53,21 @@ def test_sample_writes_trace_summary_and_pictures(run, tmp_path):
     status, printed, _ = run("diagnose", out, "--json")
     assert status == 0
     assert len(json.loads(printed)["rungs"]["acceptance"]) == 4
+
+
+@pytest.mark.slow
+def test_islands_walk_one_after_the_other(run, tmp_path):
+    out, kept = tmp_path / "run", tmp_path / "walk"
+    command = ("sample", "ring", *QUICK, "--islands", 2, "--checkpoint", kept, "--out")
+    status, _, progress = run(*command, out)
+    assert status == 0
+    assert Trace.load(out / "trace.nc").attributes["islands"] == 2
+    shares = [int(share) for share in re.findall(r"ring: (\d+)%", progress)]
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+    assert sorted(file.name for file in kept.iterdir()) == ["0.safetensors", "1.safetensors"]
+    status, _, error = run(*command[:-5], "--islands", 3, "--out", tmp_path / "three")
+    assert (status, "8 chains cannot be shared by 3 islands" in error) == (2, True)
 
 
 @pytest.mark.slow
