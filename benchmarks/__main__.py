@@ -25,6 +25,7 @@ BENCHMARKS = {
     "work": "planar.work",
     "overhead": "speed.overhead",
     "gpu": "speed.gpu",
+    "islands": "speed.islands",
     "calibration": "posteriors.calibration",
     "models": "posteriors.models",
     "inverse": "posteriors.inverse",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import jax
 import numpy as np
@@ -48,11 +49,12 @@ class Surroundings(NamedTuple):
     @classmethod
     def here(cls) -> Surroundings:
         """Return the settings of this process."""
+        settings: Any = jax.config
         return cls(
             torch.get_num_threads(),
             torch.get_default_dtype(),
             torch.get_float32_matmul_precision(),
-            jax.config.jax_default_matmul_precision,
+            settings.jax_default_matmul_precision,
         )
 
     def apply(self) -> None:
@@ -82,12 +84,14 @@ class Descent:
     """What all islands of a run share; called with an island, it takes its chains down the ladder.
 
     It can be pickled, with its potential, and gives the same trace in another process on such a device, since it
-    takes the settings of the libraries along on which rounding depends.
+    takes the settings of the libraries along on which rounding depends. However often it arrives in a process, it is
+    one object there, so that what it compiles for an island serves the next ones.
 
     Attributes:
         potential, kernel, ladder, draws, resample, reverse_step: as in :func:`ppl_diffusion.anneal`, checked.
         islands: number of islands.
         surroundings: settings under which to walk, by default those of this process.
+        key: name of this object in all processes.
     """
 
     potential: Target
@@ -98,6 +102,10 @@ class Descent:
     reverse_step: bool
     islands: int = 1
     surroundings: Surroundings = field(default_factory=Surroundings.here)
+    key: str = field(default_factory=lambda: uuid4().hex, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, (self.key, dict(self.__dict__))
 
     def __call__(self, island: Island, progress: Callable[[Progress], None] | None = None) -> Trace:
         """Return the trace of an island. Warnings are among its attributes and are not issued."""
@@ -157,6 +165,18 @@ class Descent:
         }
         rungs = walk.visited().assign_coords(level=("rung", np.array(self.ladder.levels)))
         return Trace(positions, rungs, sample_stats, self._settings(walk.seed) | walk.facts | found)
+
+
+_latest: Descent | None = None
+"""The last one that has arrived in this process."""
+
+
+def _arrived(key: str, state: dict[str, Any]) -> Descent:
+    global _latest
+    if _latest is None or _latest.key != key:
+        _latest = object.__new__(Descent)
+        _latest.__dict__.update(state)
+    return _latest
 
 
 def _measured_circulation(walk: Walk, draws: np.ndarray) -> dict[str, float] | None:

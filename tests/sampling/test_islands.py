@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 
 import jax
@@ -78,6 +79,8 @@ def test_a_walk_takes_the_settings_along_on_which_rounding_depends():
     here = Surroundings.here()
     there = here._replace(threads=here.threads + 1, torch_precision="high", jax_precision="highest")
     descent = pickle.loads(pickle.dumps(Descent(TARGET, HMC(), SETTINGS["ladder"], 1, None, False, surroundings=there)))
+    assert pickle.loads(pickle.dumps(descent)) is descent, "one object in a process, so that it compiles once"
+    assert pickle.loads(pickle.dumps(replace(descent, key="other"))) is not descent
     with within(descent.surroundings):
         assert Surroundings.here() == there
     assert Surroundings.here() == here
