@@ -41,6 +41,7 @@ class Workers:
 
     Raises:
         ImportError: Ray is not installed.
+        ConnectionError: on entering, if Ray does not start, or there is no cluster at ``address``.
         ValueError: ``count`` is not a whole number >= 1, ``retries`` is negative, or ``gpus`` is.
     """
 
@@ -58,7 +59,14 @@ class Workers:
             here: dict[str, Any] = {"num_cpus": self.count, "include_dashboard": False} if self.address is None else {}
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=r"os.fork\(\) was called")  # the copy runs another program
-                self.ray.init(address=self.address, log_to_driver=False, logging_level="error", **here)
+                try:
+                    self.ray.init(address=self.address, log_to_driver=False, logging_level="error", **here)
+                except Exception as error:  # Ray raises nothing more special when a machine is too busy
+                    self.ray.shutdown()
+                    raise ConnectionError(
+                        f"Ray has not begun ({str(error).splitlines()[0]}): type ray start --head, and give "
+                        'address="auto"'
+                    ) from error
             self.started = True
         return self
 
