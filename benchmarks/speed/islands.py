@@ -53,8 +53,10 @@ def main(
     def walked(count: int, spread: Callable[..., Any] | None) -> Trace:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SamplingWarning)
-            kernel, chosen = HMC(leapfrogs=LEAPFROGS), {"chains": count * chains, "islands": count}
-            return anneal(target, kernel, ladder=ladder, **chosen, draws=1, seed=0, spread=spread)
+            kernel = HMC(leapfrogs=LEAPFROGS)
+            return anneal(
+                target, kernel, ladder=ladder, chains=count * chains, islands=count, spread=spread, draws=1, seed=0
+            )
 
     torch.set_num_threads(1)
     try:
