@@ -48,7 +48,7 @@ class Plan:
         gradients: budget per chain, adaptation included; an eighth of it for targets of ``LARGE`` coordinates.
         seeds: number of seeds.
         chains: number of chains of a run.
-        levels: number of noise levels of each target: the noisiest, the cleanest, and those between.
+        levels: number of noise levels of each target: the noisiest, the cleanest, and those between; 1 for the middle.
 
     Raises:
         ValueError: a number is too small.
@@ -69,10 +69,10 @@ class Plan:
         return self.gradients // (8 if size_of(target) >= LARGE else 1)
 
     def levels_of(self, target: BenchmarkTarget) -> tuple[int, ...]:
-        """Levels of a target, noisiest first; the cleanest if there is one."""
+        """Levels of a target, noisiest first; the middle one if there is one."""
         known = target.levels
         if self.levels == 1:
-            return known[-1:]
+            return known[len(known) // 2 :][:1]
         return tuple(known[i] for i in np.unique(np.linspace(0, len(known) - 1, self.levels).round().astype(int)))
 
     def grid(self, budget: int) -> np.ndarray:
