@@ -32,7 +32,10 @@ from ppl_diffusion.targets.learned import LEARNED
 from ppl_diffusion.targets.planar import by_quadrature
 from ppl_diffusion.targets.reference import functions
 
-KERNELS: dict[str, Kernel] = {"HMC": HMC(leapfrogs=6), "NUTS": NUTS(max_doublings=3)}
+LEAPFROGS = {"digit_3": 4, "digit_completion": 4, "cubes_2": 7, "cubes_3": 7}
+"""Leapfrog steps of HMC on each picture: trajectories of about a quarter of a turn in the noise. After half a turn,
+energies would be what they were."""
+
 NAMES = (*ANALYTIC, *LEARNED)
 FOLDER = stored.path_of("").parent
 QUICK = {"targets": ["mixture_2", "digit_3"], "chains": 4, "draws": 4, "warm_up": 1, "folder": "runs/quick"}
@@ -44,6 +47,11 @@ KEPT = 32
 
 PLANAR_DRAWS = 2_000
 """Draws of learned targets in the plane that are stored at each level."""
+
+
+def kernels(name: str) -> dict[str, Kernel]:
+    """Return the two kernels that run on a target of pictures."""
+    return {"HMC": HMC(leapfrogs=LEAPFROGS[name]), "NUTS": NUTS(max_doublings=3)}
 
 
 class Measured(NamedTuple):
@@ -140,7 +148,7 @@ def of_pictures(name: str, runs: Path, **settings: Any) -> tuple[dict[int, Refer
     potential = learned.build()
     for level in learned.levels:
         traces = {}
-        for number, (kernel, built) in enumerate(KERNELS.items()):
+        for number, (kernel, built) in enumerate(kernels(name).items()):
             file, seed = runs / "references" / f"{name}-{level}-{kernel}.walk", 1000 * number + level
             traces[kernel] = walked(potential, built, level, seed=seed, file=file, **settings)
         references[level], agreements[str(level)] = combined(traces)

@@ -109,6 +109,27 @@ def two_boxes() -> Known:
     return mixture(boxes, log_weights=np.log(weights).tolist()), BoxLaw(boxes, weights)
 
 
+def left_right() -> Known:
+    left, right = exact("left", backend="torch"), exact("right", backend="torch")
+    assert isinstance(left, UniformBox)
+    assert isinstance(right, UniformBox)
+    weights = (0.25, 0.75)
+    return mixture([left, right], log_weights=np.log(weights).tolist()), BoxLaw((left, right), weights)
+
+
+def product_16() -> Known:
+    """The product is a mixture of nine that overlap; two of them have most of the mass."""
+    rng = np.random.default_rng(4)
+    factors = [
+        GaussianMixture(
+            0.25 * rng.standard_normal((3, 16)), 0.3 * 2.0 ** rng.uniform(-0.5, 0.5, size=(3, 16)),
+            weights=(0.5, 0.3, 0.2), schedule=SCHEDULE, backend="torch", name=name,
+        )
+        for name in ("first", "second")
+    ]  # fmt: skip
+    return factors[0] * factors[1], GaussianLaw(_Product(factors[0], factors[1]), (16,))
+
+
 def funnel() -> Known:
     law = Funnel(dimensions=10, spread=1.5, schedule=SCHEDULE)
     potential = EnergyFunction(law, schedule=SCHEDULE, event_shape=(10,), backend="torch", name="funnel")
@@ -150,6 +171,17 @@ class _Noised:
 
     def __call__(self, level: int) -> LogQuadratics:
         return LogQuadratics.of(self.mixture, level=level)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """The product of two noised mixtures."""
+
+    first: GaussianMixture
+    second: GaussianMixture
+
+    def __call__(self, level: int) -> LogQuadratics:
+        return LogQuadratics.of(self.first, level=level) * LogQuadratics.of(self.second, level=level)
 
 
 @dataclass(frozen=True)
@@ -231,6 +263,8 @@ ANALYTIC: dict[str, tuple[Callable[[], Known], str]] = {
     "ill_conditioned_64": (ill_conditioned_64, "a rotated Gaussian of condition number 1e4 in 64 dimensions"),
     "ring_bar": (ring_bar, "the exact ring times the exact bar: two small spots"),
     "ring_wide": (ring_wide, "the exact ring divided by the root of a wide Gaussian: eight spots of uneven weights"),
+    "left_right": (left_right, "the exact left and right boxes, with weights .25 and .75"),
+    "product_16": (product_16, "two mixtures of three Gaussians multiplied, in 16 dimensions"),
     "box_8": (box_8, "a box in 8 dimensions whose sides differ by a factor of 20"),
     "two_boxes": (two_boxes, "two boxes in 4 dimensions with weights .7 and .3"),
     "funnel": (funnel, "a funnel: the scale of nine coordinates changes with the first one"),

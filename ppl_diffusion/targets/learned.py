@@ -92,8 +92,8 @@ LEARNED = {
     "learned_ring_wide": Learned(
         _ring_over_wide, "the learned ring divided by the root of the learned wide Gaussian", (60, 20, 0), RING
     ),
-    "digit_3": Learned(_digit, "pictures of the digit three, 28x28", (80, 60, 40), data=MNIST),
-    "digit_completion": Learned(_completion, "digits of which the left half is seen, 28x28", (80, 60, 40), data=MNIST),
-    "cubes_2": Learned(_two_cubes, "pictures of cubes at two places, 3x32x32", (80, 65, 50)),
-    "cubes_3": Learned(_three_cubes, "pictures of cubes at three places, 3x32x32", (80, 65, 50)),
+    "digit_3": Learned(_digit, "pictures of the digit three, 28x28", (90, 80, 70), data=MNIST),
+    "digit_completion": Learned(_completion, "digits of which the left half is seen, 28x28", (90, 80, 70), data=MNIST),
+    "cubes_2": Learned(_two_cubes, "pictures of cubes at two places, 3x32x32", (90, 80, 70)),
+    "cubes_3": Learned(_three_cubes, "pictures of cubes at three places, 3x32x32", (90, 80, 70)),
 }

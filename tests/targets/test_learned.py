@@ -71,7 +71,7 @@ def test_two_kernels_agree_on_pictures(name):
         assert all(apart[key] < BOUND for key in SUMMARIES), apart
         assert apart["x"] < 1.2
         assert apart["x^2"] < 1.2
-        assert all(apart[f"R-hat of {key}"] < 1.05 for key in SUMMARIES)
+        assert all(apart[f"R-hat of {key}"] < 1.1 for key in SUMMARIES)
         assert reference.draws.shape[1:] == shape
         assert reference.x.value.shape == shape
 
