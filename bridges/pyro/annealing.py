@@ -40,6 +40,7 @@ def anneal_model(
     init: Any = None,
     resample: float | None = None,
     reverse_step: bool = False,
+    snapshots: int = 0,
     likelihood: Likelihood = "widened",
     workers: int = 1,
     islands: int | None = None,
@@ -56,7 +57,7 @@ def anneal_model(
         args, kwargs: arguments of the model.
         kernel: a kernel of ``bridges.pyro``, which moves one chain after the other, or of ``bridges.blackjax``, which
             moves all chains together.
-        ladder, chains, draws, seed, resample, reverse_step, islands, spread, checkpoint, progress: as in
+        ladder, chains, draws, seed, resample, reverse_step, snapshots, islands, spread, checkpoint, progress: as in
             :func:`ppl_diffusion.anneal`.
         init: starting points: constrained values of every latent site by name, each ``(chains, *shape)``, or flat,
             unconstrained positions ``(chains, size)`` as in ``trace.positions``. Give ``x`` with the noise of the first
@@ -113,6 +114,7 @@ def anneal_model(
             init=init,
             resample=resample,
             reverse_step=reverse_step,
+            snapshots=snapshots,
             islands=islands,
             spread=spread,
             checkpoint=checkpoint,
@@ -120,6 +122,9 @@ def anneal_model(
         )
     attributes = {**trace.attributes, "likelihood": likelihood, "dims": joint.dims}
     sites, groups = joint.report(trace.positions)
+    seen = {}
+    if trace.snapshots:  # (snapshots, chains, size): as draws, whose chains come first
+        seen = joint.report(trace.snapshots["x"])[0]
     last, notes = attributes["levels"][-1], [*joint.notes]
     if last > 0:
         notes.append(
@@ -130,4 +135,4 @@ def anneal_model(
     for note in notes:
         warn_caller(note)
     attributes["warnings"] = [*attributes["warnings"], *notes]
-    return dataclasses.replace(trace, sites=sites, groups=groups, attributes=attributes)
+    return dataclasses.replace(trace, sites=sites, groups=groups, attributes=attributes, snapshots=seen)

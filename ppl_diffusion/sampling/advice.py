@@ -53,6 +53,7 @@ class Advice(Listener):
 
     def started(self, walk: Walk) -> None:
         target, levels = walk.target, self.ladder.levels
+        walk.facts["start_noise"] = share_of_noise(target, levels[0])
         if not self.still:
             improper = not_normalisable(target, levels=_levels_to_check(self.ladder))
             walk.facts["not_normalisable"] = sorted({level for failed in improper.values() for level in failed})
@@ -86,6 +87,12 @@ class Advice(Listener):
             return notes + check_quotient(
                 walk.target, levels=(), positions=draws[:256, -1], level=self.ladder.levels[-1]
             )
+
+
+def share_of_noise(target: Target, level: int) -> float:
+    """Return the share of noise in the variance of noised data of a target at ``level``, of its widest coordinate."""
+    alpha, sigma = target.schedule.alpha(level), target.schedule.sigma(level)
+    return float(sigma**2 / (sigma**2 + alpha**2 * np.max(target.reference[1])))
 
 
 def _levels_to_check(ladder: Ladder) -> tuple[int, ...]:

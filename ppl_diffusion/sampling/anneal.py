@@ -48,6 +48,7 @@ def anneal(
     init: Any = None,
     resample: float | None = None,
     reverse_step: bool = False,
+    snapshots: int = 0,
     islands: int | None = None,
     spread: Spread | None = None,
     checkpoint: str | Path | None = None,
@@ -71,6 +72,8 @@ def anneal(
         reverse_step: arrive at each rung by the reverse-diffusion proposal, for which the weights are corrected.
             Near the clean end, where sigma falls by a large factor per rung, their variance may be infinite: rely on
             them only at noisier levels.
+        snapshots: number of rungs, spread evenly over the ladder, at which the positions of a few chains are kept in
+            the trace: the first 8 or, of small events, up to 256.
         islands: number of blocks of chains that walk apart, each with a seed, a step adaptation and a resampling of its
             own, and are merged at the end; by default all chains are one. Chains have to be a multiple of it. The trace
             depends on the number of islands, and not on where they walk.
@@ -93,11 +96,11 @@ def anneal(
             message says what to write instead.
         FileNotFoundError, PermissionError: the folder of ``checkpoint`` does not exist, or cannot be written.
     """
-    ladder = _check_arguments(potential, kernel, ladder, chains, draws, seed, resample, progress)
+    ladder = _check_arguments(potential, kernel, ladder, chains, draws, seed, resample, snapshots, progress)
     count = _check_islands(islands, chains, spread)
     if init is not None and count > 1:
         init = given(init, (chains, *potential.event_shape))
-    descent = Descent(potential, kernel, ladder, draws, resample, reverse_step, islands=count)
+    descent = Descent(potential, kernel, ladder, draws, resample, reverse_step, islands=count, snapshots=snapshots)
     blocks = split(count, chains=chains, seed=seed, init=init, checkpoint=checkpoint)
     if spread is None:
         traces = [descent(block, progress) for block in blocks]
@@ -132,6 +135,7 @@ def reverse_diffusion(
     chains: int,
     seed: int,
     init: Any = None,
+    snapshots: int = 0,
     progress: Callable[[Progress], None] | None = None,
 ) -> Trace:
     """Sample by ancestral reverse diffusion with the composed score, a baseline that is right for mixtures only.
@@ -142,7 +146,15 @@ def reverse_diffusion(
     Source: Denoising Diffusion Probabilistic Models (Ho, Jain and Abbeel, 2020), https://arxiv.org/abs/2006.11239
     """
     return anneal(
-        potential, Still(), ladder=ladder, chains=chains, seed=seed, init=init, reverse_step=True, progress=progress
+        potential,
+        Still(),
+        ladder=ladder,
+        chains=chains,
+        seed=seed,
+        init=init,
+        reverse_step=True,
+        snapshots=snapshots,
+        progress=progress,
     )
 
 
@@ -154,13 +166,15 @@ def _check_arguments(
     draws: int,
     seed: int,
     resample: float | None,
+    snapshots: int,
     progress: Any,
 ) -> Ladder:
     if not isinstance(potential, Target):
         raise TypeError(f"anneal samples a potential, got {potential!r}: wrap a function in EnergyFunction")
     if not isinstance(kernel, Kernel) or isinstance(kernel, type):
         raise TypeError(f"kernel must be an MCMC kernel, got {kernel!r}: try bridges.blackjax.HMC(leapfrogs=3)")
-    for name, value, least in (("chains", chains, 1), ("draws", draws, 1), ("seed", seed, 0)):
+    counts = (("chains", chains, 1), ("draws", draws, 1), ("seed", seed, 0), ("snapshots", snapshots, 0))
+    for name, value, least in counts:
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}: try {name}={max(least, 100)}")
     if resample is not None and (not isinstance(resample, Real) or isinstance(resample, bool) or not 0 < resample <= 1):

@@ -129,6 +129,7 @@ class Checkpoint(Listener):
         }
         blocks = list(zip(walk.positions, walk.statistics, strict=True))
         found = {"state": walk.state, "weights": walk.weights.log, "rungs": list(walk.rungs), "blocks": blocks}
+        found["snapshots"] = list(walk.snapshots)
         self.marked = progress, found
         if time.monotonic() - self.saved >= EVERY:
             self._save()
@@ -170,6 +171,7 @@ class Checkpoint(Listener):
         if "draws.positions" in arrays:
             walk.positions = [arrays["draws.positions"]]
             walk.statistics = [{name: arrays[f"draws.{name}"] for name in progress["draws"]}]
+        walk.snapshots = list(arrays.get("snapshots", ()))
         walk.rng.bit_generator.state = progress["rng"]
         walk.streams = np.random.SeedSequence(walk.seed, n_children_spawned=progress["spawned"])
         walk.notes, walk.facts, walk.seconds = progress["notes"], progress["facts"], progress["seconds"]
@@ -239,6 +241,8 @@ class Checkpoint(Listener):
             drawn = joined(statistics)
             arrays["draws.positions"] = np.concatenate(blocks, axis=1)
             arrays |= {f"draws.{name}": values for name, values in drawn.items()}
+        if found["snapshots"]:
+            arrays["snapshots"] = np.stack(found["snapshots"])
         arrays = {key: np.require(values, requirements="C") for key, values in arrays.items()}
         progress = {**progress, "rungs": list(rungs), "draws": list(drawn)}
         header = {"format": FORMAT, "run": json.dumps(self.run), "progress": json.dumps(progress)}

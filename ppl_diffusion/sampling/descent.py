@@ -26,6 +26,7 @@ from .checkpoint import Checkpoint
 from .islands import Island
 from .kernel import Kernel
 from .progress import Progress, Reporter
+from .snapshots import Snapshots, spread_over
 from .still import Still
 from .trace import Trace
 from .walk import Walk
@@ -90,6 +91,7 @@ class Descent:
     Attributes:
         potential, kernel, ladder, draws, resample, reverse_step: as in :func:`ppl_diffusion.anneal`, checked.
         islands: number of islands.
+        snapshots: number of rungs at which positions of a few chains are kept.
         surroundings: settings under which to walk, by default those of this process.
         key: name of this object in all processes.
     """
@@ -101,6 +103,7 @@ class Descent:
     resample: float | None
     reverse_step: bool
     islands: int = 1
+    snapshots: int = 0
     surroundings: Surroundings = field(default_factory=Surroundings.here)
     key: str = field(default_factory=lambda: uuid4().hex, repr=False, compare=False)
 
@@ -119,7 +122,7 @@ class Descent:
             self.potential, self.kernel, ladder.levels[0], chains=island.chains, init=init, seed=int(island.seed)
         )
         sizes = {"chains": int(island.chains), "draws": int(self.draws), "schedule": self.potential.schedule}
-        run = self._settings(island.seed) | sizes
+        run = self._settings(island.seed) | sizes | self._shown
         advice = Advice(
             ladder,
             started_at_init=init is not None,
@@ -129,7 +132,7 @@ class Descent:
         )
         reporter = Reporter(progress, rungs=len(ladder), draws=self.draws, island=island.number, islands=self.islands)
         with Checkpoint(island.checkpoint, run, walk.start, asked=island.asked) as kept:
-            walk.listeners = (advice, kept, reporter)
+            walk.listeners = (advice, Snapshots(self._shown.get("snapshot_rungs", [])), kept, reporter)
             kept.restore(walk, walk.walker, ladder.levels[-1])
             if walk.state is None:
                 walk.begin()
@@ -138,6 +141,12 @@ class Descent:
                 walk.move(ladder.steps_per_rung[rung])
             walk.draw(self.draws)
         return walk, kept, advice
+
+    @property
+    def _shown(self) -> dict[str, list[int]]:
+        """The rungs of snapshots, as the trace's attributes record them; nothing without any, as in checkpoints of
+        before there were some."""
+        return {"snapshot_rungs": spread_over(len(self.ladder), int(self.snapshots))} if self.snapshots else {}
 
     def _settings(self, seed: int) -> dict[str, Any]:
         return {
@@ -164,7 +173,9 @@ class Descent:
             "seconds": round(walk.seconds + time.perf_counter() - begun, 3),
         }
         rungs = walk.visited().assign_coords(level=("rung", np.array(self.ladder.levels)))
-        return Trace(positions, rungs, sample_stats, self._settings(walk.seed) | walk.facts | found)
+        seen = {"x": np.stack(walk.snapshots)} if walk.snapshots else {}
+        attributes = self._settings(walk.seed) | self._shown | walk.facts | found
+        return Trace(positions, rungs, sample_stats, attributes, snapshots=seen)
 
 
 _latest: Descent | None = None

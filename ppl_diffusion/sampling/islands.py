@@ -28,6 +28,7 @@ import numpy as np
 import xarray as xr
 
 from .importance import Weights, evened, systematic_resample
+from .snapshots import a_few
 from .trace import Trace
 
 BEFORE_RESAMPLING = ("log_weight", "nonfinite", "resampled")
@@ -99,7 +100,8 @@ def merge(traces: Sequence[Trace], *, seed: int) -> Trace:
 
     Of a run with ``resample``, chains are resampled by the weights of their islands, with the first child of ``seed``:
     ``ancestor`` at the last rung tells which ones they are. ``ess`` and ``log_normaliser`` are those of the weights of
-    all chains together; ``step_size`` is by chain; ``gradient_calls`` and ``seconds`` are sums.
+    all chains together; ``step_size`` is by chain; ``gradient_calls`` and ``seconds`` are sums. Snapshots are of chains
+    of all islands, without their weights.
 
     Args:
         traces: traces of islands of equal size.
@@ -117,7 +119,9 @@ def merge(traces: Sequence[Trace], *, seed: int) -> Trace:
         chosen = systematic_resample(log_weights, rng)
         positions, sample_stats = positions[chosen], sample_stats.isel(chain=chosen)
         _replace_last(stats, chosen)
-    return Trace(positions, stats, sample_stats, _attributes(traces, seed))
+    seen = [trace.snapshots["x"] for trace in traces if trace.snapshots]
+    snapshots = {"x": a_few(np.concatenate(seen, axis=1))} if seen else {}
+    return Trace(positions, stats, sample_stats, _attributes(traces, seed), snapshots=snapshots)
 
 
 def _pooled(traces: Sequence[Trace]) -> tuple[np.ndarray, dict[str, Any]]:

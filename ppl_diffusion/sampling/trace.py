@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -47,6 +48,9 @@ class Trace:
         sites: for Pyro models, constrained values of each latent site, shape ``(chains, draws, ...)``.
         groups: for Pyro models, ``log_likelihood`` (by observed site, ``(chains, draws, ...)``) and
             ``observed_data`` (by observed site, ``(...)``).
+        snapshots: positions of a few chains at some rungs, as ``anneal(..., snapshots=8)`` keeps them: ``x``, or the
+            constrained values of each latent site of a Pyro model, shape ``(snapshots, chains, *event_shape)``, of the
+            levels :attr:`snapshot_levels`. Empty without any.
     """
 
     positions: np.ndarray
@@ -55,6 +59,12 @@ class Trace:
     attributes: Mapping[str, Any]
     sites: Mapping[str, np.ndarray] = field(default_factory=dict)
     groups: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    snapshots: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def snapshot_levels(self) -> list[int]:
+        """Noise levels of the snapshots, noisiest first."""
+        return [self.attributes["levels"][rung] for rung in self.attributes.get("snapshot_rungs", [])]
 
     @property
     def log_normaliser(self) -> float:
@@ -113,6 +123,22 @@ class Trace:
             f"{len(made.get('warnings', ()))} warnings)"
         )
 
+    def _repr_html_(self) -> str:
+        """For notebooks: how the run was made, in a table."""
+        (chains, draws), made = self.positions.shape[:2], self.attributes
+        levels = made.get("levels", [])
+        rows = {
+            "potential": made.get("potential"),
+            "kernel": made.get("kernel"),
+            "draws": f"{chains} chains x {draws}, of shape {self.positions.shape[2:]}",
+            "ladder": f"{len(levels)} rungs, level {levels[0]} to {levels[-1]}" if levels else "",
+            "gradient calls": self.gradient_calls,
+            "log-normaliser": f"{self.log_normaliser:.6g} +- {self.log_normaliser_error:.2g}",
+            "warnings": "; ".join(map(str, made.get("warnings", ()))) or "none; diagnose(trace) tells more",
+        }
+        cells = (f'<tr><th scope="row">{k}</th><td>{escape(str(value))}</td></tr>' for k, value in rows.items())
+        return f"<table><caption>Trace</caption>{''.join(cells)}</table>"
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the trace to a NetCDF file, atomically: ``path`` appears only when the file is complete.
 
@@ -154,11 +180,9 @@ class Trace:
                 stats=tree["stats"].to_dataset(),
                 sample_stats=tree["sample_stats"].to_dataset(),
                 attributes=json.loads(tree.attrs["attributes"]),
-                sites={unquote(str(k)): v.to_numpy() for k, v in tree["sites"].to_dataset().items()},
-                groups={
-                    name: {unquote(str(k)): v.to_numpy() for k, v in group.to_dataset().items()}
-                    for name, group in tree["groups"].children.items()
-                },
+                sites=_as_arrays(tree["sites"].to_dataset()),
+                groups={name: _as_arrays(group.to_dataset()) for name, group in tree["groups"].children.items()},
+                snapshots=_as_arrays(tree["snapshots"].to_dataset()) if "snapshots" in tree.children else {},
             )
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -172,6 +196,8 @@ class Trace:
             "sample_stats": self.sample_stats,
             "sites": _as_dataset(self.sites),
         }
+        if self.snapshots:
+            groups["snapshots"] = _as_dataset(self.snapshots)
         groups["groups"] = xr.Dataset()
         for group, values in self.groups.items():
             groups[f"groups/{group}"] = _as_dataset(values)
@@ -187,3 +213,8 @@ def _as_dataset(arrays: Mapping[str, np.ndarray]) -> xr.Dataset:
     """
     named = {quote(name, safe=" ") if set(name) & set("/%") else name: value for name, value in arrays.items()}
     return xr.Dataset({k: ([f"%{i}%{k}" for i in range(value.ndim)], value) for k, value in named.items()})
+
+
+def _as_arrays(dataset: xr.Dataset) -> dict[str, np.ndarray]:
+    """Return the arrays of :func:`_as_dataset` by name."""
+    return {unquote(str(name)): values.to_numpy() for name, values in dataset.items()}

@@ -55,6 +55,7 @@ class Walk:
         rungs: statistics of each rung so far.
         positions: recorded draws so far, blocks of shape ``(chains, draws, *event_shape)``.
         statistics: statistics of each block.
+        snapshots: positions of a few chains at some rungs, each ``(chains, *event_shape)``.
         notes: warnings to be given at the end.
         facts: what listeners found out, as the trace's attributes record it.
         seconds: time that the walk had taken when it was last interrupted.
@@ -78,6 +79,7 @@ class Walk:
         self.rungs: list[dict[str, Any]] = []
         self.positions: list[np.ndarray] = []
         self.statistics: list[Mapping[str, np.ndarray]] = []
+        self.snapshots: list[np.ndarray] = []
         self.notes: list[str] = []
         self.facts: dict[str, Any] = {}
         self.seconds = 0.0
