@@ -57,6 +57,7 @@ results: $(VENV)/.ready  ## every benchmark that needs no GPU, into benchmarks/r
 	$(BIN)/python -m benchmarks cubes --settings long --counts 5 --samplers MALA HMC "weighted HMC"
 	$(BIN)/python -m benchmarks captions --rungs 50
 	$(BIN)/python -m benchmarks tapestries
+	$(BIN)/python -m benchmarks verdicts
 	$(BIN)/python -m benchmarks mixing
 	$(BIN)/python -m benchmarks levels --mnist $(MNIST) --cubes $(CUBES)
 	$(BIN)/python -m benchmarks forms --cubes $(CUBES)

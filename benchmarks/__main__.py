@@ -46,6 +46,7 @@ BENCHMARKS = {
     "render": "cube_factory.render",
     "prepare": "cube_factory.prepare",
     "photographs": "pictures.photographs",
+    "verdicts": "verdicts.verdicts",
     "same-walks": "same_walks",
 }
 """Module of each benchmark, by name: that of its file of results, where it writes one."""

@@ -15,11 +15,12 @@ from benchmarks.pictures import tables as pictures
 from benchmarks.planar import tables as planar
 from benchmarks.posteriors import tables as posteriors
 from benchmarks.speed import tables as speed
+from benchmarks.verdicts import tables as verdicts
 
 PAGES = tuple(sorted((Path(__file__).parent.parent / "docs" / "gallery").glob("*.md")))
 
 
-ROOMS = (planar, speed, posteriors, pictures, kernels)
+ROOMS = (planar, speed, posteriors, pictures, kernels, verdicts)
 
 
 def render(text: str) -> str:

@@ -40,7 +40,7 @@ def test_the_readme_is_short():
 def test_commands_in_the_readme_exist():
     command = get_command(cli.app)
     lines = re.findall(r"^ppl-diffusion (.+)$", README, flags=re.MULTILINE)
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line in lines:
         name, *arguments = shlex.split(line)
         command.commands[name].make_context(name, arguments)

@@ -21,7 +21,7 @@ FLOORS = [
     {"ppl_diffusion"},
     {"bridges.torch_jax", "bridges.arviz", "bridges.diffusers", "bridges.ray"},
     {"bridges.blackjax"},
-    {"bridges.pyro"},
+    {"bridges.pyro", "bridges.html"},
     {"bridges.bench"},
     {"bridges.terminal"},
     {"benchmarks"},

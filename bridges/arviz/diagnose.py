@@ -15,20 +15,20 @@ import warnings
 
 import numpy as np
 import xarray as xr
-from scipy.stats import f as f_distribution
 
 from ppl_diffusion.sampling.ancestry import families
 from ppl_diffusion.sampling.trace import Trace
 
+from .chance import chains_apart, r_hat_limit, trend
 from .convert import SCALARS, arviz, check_trace, event_size, summaries, was_resampled
+from .evidence import FEWEST_DRAWS
+from .handover import arviz_findings
 from .summary import family_statistics
-from .words import FEWEST_DRAWS, GROUP_LIMIT, Diagnosis, warning_sentences
+from .verdict import judge
+from .words import GROUP_LIMIT, Diagnosis, warning_sentences
 
 WORST_COORDINATE = "worst coordinate"
 """The coordinate of a large event whose split R-hat is largest."""
-
-MAX_R_HAT_LIMIT = 1.3
-"""R-hat above which chains disagree, however few independent draws each of them has."""
 
 
 def diagnose(trace: Trace) -> Diagnosis:
@@ -64,7 +64,8 @@ def diagnose(trace: Trace) -> Diagnosis:
     rungs = xr.Dataset({name: ("rung", np.asarray(value, dtype=float)) for name, value in columns.items()})
     draws = _draw_diagnostics(trace)
     normaliser = (trace.log_normaliser, trace.log_normaliser_error)
-    return Diagnosis(rungs, draws, tuple(warning_sentences(trace, rungs, draws)), *normaliser)
+    verdict = judge(trace, rungs, draws, arviz_findings(trace))
+    return Diagnosis(rungs, draws, tuple(warning_sentences(trace, rungs, draws)), *normaliser, verdict)
 
 
 def _draw_diagnostics(trace: Trace) -> xr.Dataset:
@@ -73,27 +74,18 @@ def _draw_diagnostics(trace: Trace) -> xr.Dataset:
     if count < FEWEST_DRAWS or chains < 2:
         return xr.Dataset()
     library = arviz()
-    if trace.sites:
-        variables = {k: v for k, v in trace.sites.items() if v[0, 0].size <= SCALARS}
-    else:
-        variables = {} if event_size(trace) > SCALARS else {"x": trace.positions}
-    large = event_size(trace) > SCALARS
-    if large:
-        variables = summaries(trace) | variables
-    scalars = {}
-    for name, value in variables.items():
-        flat = value.reshape(chains, count, -1)
-        for i in range(flat.shape[-1]):
-            scalars[name if value.ndim == 2 else f"{name}[{i}]"] = flat[..., i]
-    tried = dict.fromkeys(scalars, len(scalars))
-    if large:
-        scalars[WORST_COORDINATE], tried[WORST_COORDINATE] = _worst_coordinate(trace.positions), event_size(trace)
+    scalars, tried = scalars_of(trace)
     rows, related = [], was_resampled(trace)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         for name, value in scalars.items():
             array = np.ascontiguousarray(value)
-            alone = {"r_hat_chains": float(library.rhat(array)), "limit_chains": _r_hat_limit(array, tried[name])}
+            alone = {
+                "r_hat_chains": float(library.rhat(array)),
+                "limit_chains": r_hat_limit(array, tried[name]),
+                "apart": chains_apart(array),
+                "trend": min(1.0, trend(array, trace.families) * len(scalars)),
+            }
             if related:
                 found = family_statistics(array, trace.families) | {"r_hat_limit": GROUP_LIMIT}
             else:
@@ -108,6 +100,27 @@ def _draw_diagnostics(trace: Trace) -> xr.Dataset:
     return xr.Dataset(columns, coords={"variable": list(scalars)})
 
 
+def scalars_of(trace: Trace) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Return the scalars that tell whether chains mix, each ``(chains, draws)``, and of how many each is the worst."""
+    chains, count = trace.positions.shape[:2]
+    if trace.sites:
+        variables = {k: v for k, v in trace.sites.items() if v[0, 0].size <= SCALARS}
+    else:
+        variables = {} if event_size(trace) > SCALARS else {"x": trace.positions}
+    large = event_size(trace) > SCALARS
+    if large:
+        variables = summaries(trace) | variables
+    scalars = {}
+    for name, value in variables.items():
+        flat = value.reshape(chains, count, -1)
+        for i in range(flat.shape[-1]):
+            scalars[name if value.ndim == 2 else f"{name}[{i}]"] = flat[..., i]
+    tried = dict.fromkeys(scalars, len(scalars))
+    if large and count >= 4:
+        scalars[WORST_COORDINATE], tried[WORST_COORDINATE] = _worst_coordinate(trace.positions), event_size(trace)
+    return scalars, tried
+
+
 def _worst_coordinate(positions: np.ndarray) -> np.ndarray:
     """Return the draws ``(chains, draws)`` of the coordinate of ``positions (chains, draws, *event)`` whose split R-hat
     is largest."""
@@ -119,31 +132,3 @@ def _worst_coordinate(positions: np.ndarray) -> np.ndarray:
         within = part.var(1, ddof=1).mean(0)
         ratios[begin : begin + 1024] = part.mean(1).var(0, ddof=1) / np.where(within > 0, within, np.inf)
     return flat[..., int(np.argmax(ratios))]
-
-
-def _r_hat_limit(draws: np.ndarray, tried: int) -> float:
-    """Return the R-hat that chance and autocorrelation explain in ``draws (chains, draws)``: above it chains disagree.
-
-    The squared split R-hat of half-chains of n draws is ``(n - 1) / n`` plus the ratio of the variance of their means
-    to the mean of their variances. For a stationary autoregressive process of order one, with variance 1 and
-    correlation ``r`` of successive draws, these have the expectations ``v`` and ``(1 - v) n / (n - 1)``,
-
-        v = [(1 + r) / (1 - r) - 2 r (1 - r^n) / (n (1 - r)^2)] / n
-
-    and the ratio follows an F distribution about theirs. The limit is exceeded once in a hundred times by the largest
-    of ``tried`` scalars. The correlation is estimated within half-chains, so that disagreement does not hide itself.
-
-    Source of the correction of the correlation: Note on Bias in the Estimation of Autocorrelation (Kendall, 1954),
-    https://doi.org/10.1093/biomet/41.3-4.403
-    """
-    n, chains = draws.shape[1] // 2, len(draws)
-    halves = draws[:, : 2 * n].reshape(2 * chains, n)
-    explained = 1.05
-    for values in (halves, np.abs(halves - np.median(halves))):  # R-hat is the larger one of the two
-        about = values - values.mean(1, keepdims=True)
-        correlation = np.sum(about[:, 1:] * about[:, :-1]) / np.sum(about**2)
-        r = float(np.clip((correlation + 1 / n) / (1 - 3 / n), -0.9, 0.99)) if np.isfinite(correlation) else 0.0
-        v = ((1 + r) / (1 - r) - 2 * r * (1 - r**n) / (n * (1 - r) ** 2)) / n
-        quantile = f_distribution.ppf(1 - 0.01 / tried, 2 * chains - 1, 2 * chains * (1 / v - 1))
-        explained = max(explained, float(np.sqrt((n - 1) / n * (1 + v / (1 - v) * quantile))))
-    return min(explained, MAX_R_HAT_LIMIT)

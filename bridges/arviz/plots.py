@@ -16,6 +16,7 @@ from PIL import Image
 from ppl_diffusion.sampling.trace import Trace
 
 from .diagnose import diagnose
+from .words import Diagnosis
 
 INK, ACCENT = "#1f3b57", "#c8553d"
 
@@ -29,24 +30,34 @@ MOST_OBLONG = 16
 """Ratio of the sides of a picture above which it is shown as coordinates."""
 
 
-def plot_ladder(trace: Trace) -> Figure:
-    """Plot acceptance rate, step size, jump distance, and the effective sample size of the weights by level."""
-    rungs = diagnose(trace).rungs
-    chains = trace.positions.shape[0]
+def plot_ladder(trace: Trace, found: Diagnosis | None = None, *, columns: int = 4) -> Figure:
+    """Plot acceptance rate, step size, jump distance, and the effective sample size of the weights by level, with the
+    share of ancestors, dashed.
+
+    Args:
+        trace: the trace of a run.
+        found: its diagnosis, if it is known already.
+        columns: panels in a row.
+    """
+    rungs = (diagnose(trace) if found is None else found).rungs
+    chains, rows = trace.positions.shape[0], -(-4 // columns)
     panels = {
         "acceptance rate": (rungs.acceptance, "linear"),
         "leapfrog step": (rungs.step, "log"),
         "jump distance": (rungs.jump, "log"),
         "ESS of weights / chains": (rungs.ess / chains, "linear"),
     }
-    figure = Figure(figsize=(10, 2.6), layout="constrained")
-    for axes, (title, (values, scale)) in zip(figure.subplots(1, 4), panels.items(), strict=True):
+    figure = Figure(figsize=((2.5 if columns > 2 else 3.2) * columns, 2.6 * rows), layout="constrained")
+    grid: Any = figure.subplots(rows, columns, squeeze=False)
+    for axes, (title, (values, scale)) in zip(grid.flat, panels.items(), strict=True):
         axes.plot(rungs.level, values, color=INK, lw=1.5, marker="." if len(values) < 30 else None)
         axes.set(title=title, xlabel="noise level", yscale=scale if np.any(np.asarray(values) > 0) else "linear")
         axes.invert_xaxis()
         axes.spines[["top", "right"]].set_visible(False)
         if scale == "linear":
             axes.set_ylim(0, 1.05)
+    axes.plot(rungs.level, rungs.ancestors / chains, color=ACCENT, lw=1.2, ls="--", label="ancestors / chains")
+    axes.legend(frameon=False, fontsize="small", loc="best")
     return figure
 
 
@@ -69,7 +80,7 @@ def plot_samples(samples: Trace | np.ndarray, *, site: str | None = None, title:
         raise ValueError(f"there are no samples to plot in an array of shape {x.shape}")
     if x.ndim == 2 and x.shape[1] == 2:
         return plot_planar({title: x}, extent=None)
-    if not _are_images(x):
+    if not are_images(x):
         return _plot_coordinates(x.reshape(len(x), -1), title)
     sheet = image_grid(x[:MOST_IMAGES] / 127.5 - 1 if x.dtype == np.uint8 else x[:MOST_IMAGES])
     figure = Figure(figsize=(5, 0.4 + 5 * sheet.shape[0] / sheet.shape[1]), layout="constrained")
@@ -86,7 +97,12 @@ def _last_draws(trace: Trace, site: str | None) -> np.ndarray:
         return trace.positions[:, -1]
     if site is not None and site not in trace.sites:
         raise ValueError(f"the trace has no site {site!r}: it has {', '.join(trace.sites) or 'none, leave site= out'}")
-    return trace.sites[site or max(trace.sites, key=lambda name: trace.sites[name].size)][:, -1]
+    return trace.sites[site or str(largest_site(trace))][:, -1]
+
+
+def largest_site(trace: Trace) -> str | None:
+    """Name of the site of most coordinates; None of a trace without sites."""
+    return max(trace.sites, key=lambda name: trace.sites[name].size, default=None)
 
 
 def plot_planar(
@@ -136,7 +152,7 @@ def _plot_coordinates(x: np.ndarray, title: str) -> Figure:
     return figure
 
 
-def _are_images(x: np.ndarray) -> bool:
+def are_images(x: np.ndarray) -> bool:
     """Whether ``x`` holds pictures, of a shape that can be seen as one."""
     sides = sorted(x.shape[-2:])
     return (x.ndim == 3 or (x.ndim == 4 and x.shape[1] in (1, 3))) and sides[1] <= MOST_OBLONG * sides[0]
@@ -153,7 +169,7 @@ def save_pictures(samples: Trace | np.ndarray, folder: str | Path) -> list[Path]
         The files; none, and no folder, if the samples are no pictures.
     """
     x = _last_draws(samples, None) if isinstance(samples, Trace) else np.asarray(samples)
-    if not len(x) or not _are_images(x):
+    if not len(x) or not are_images(x):
         return []
     Path(folder).mkdir(parents=True, exist_ok=True)
     files = [Path(folder) / f"{i:04}.png" for i in range(len(x))]
@@ -176,7 +192,7 @@ def image_grid(images: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: an array of another shape.
     """
-    if not _are_images(images):
+    if not are_images(images):
         raise ValueError(
             "images are (n, height, width) or (n, channels, height, width) with 1 or 3 channels, of sides that differ "
             f"by a factor of at most {MOST_OBLONG}, got {images.shape}"

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 
 import numpy as np
 import xarray as xr
 
 from ppl_diffusion.potentials.circulation import NOTABLE_WORK
-from ppl_diffusion.sampling.importance import effective_sample_size
 from ppl_diffusion.sampling.trace import Trace
 
 from .convert import was_resampled
-
-LOW_ESS = 0.1
-"""ESS of one rung's log-weight increments, as a share of the chains, below which resampling is not recommended."""
+from .evidence import (
+    FEWEST_DRAWS,
+    LARGE_ERROR,
+    count_stuck,
+    find_weights,
+    is_coarse,
+    is_still,
+    started_at_init,
+    widest_directions,
+)
+from .tables import as_html, as_text, draw_table, list_in_html, rung_table
+from .verdict import Verdict
 
 NOTABLE_R_HAT = 1.1
 """R-hat above which it is spoken of in any case."""
 
 GROUP_LIMIT = 1.1
 """R-hat of groups of families above which they disagree. An ESS of 100 gives more than 1.07 once in 100 runs."""
-
-LARGE_ERROR = 0.5
-"""Error of the log-normaliser, in nats, above which the shares that weights give are not called right."""
-
-FEWEST_DRAWS = 20
-"""Fewest recorded draws for which R-hat and ESS are reported: short stationary chains give false alarms."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +45,11 @@ class Diagnosis:
         draws: per scalar (dimension ``variable``): ``r_hat``, ``r_hat_limit`` (the largest that chance and
             autocorrelation explain), ``ess_bulk``, ``ess_tail``; empty with too few draws. If chains were resampled,
             these are of families of relatives, see ``bridges.arviz.summary``. ``r_hat_chains`` and ``limit_chains``
-            are of single chains in any case.
+            are of single chains in any case; ``apart`` is the number of chains that stay away from the others,
+            ``trend`` the probability that chance makes draws change as much from their first to their last third.
         warnings: one sentence per problem; empty when nothing suspicious was found.
         log_normaliser, log_normaliser_error: those of the trace, in nats.
+        verdict: whether the run is to be believed.
     """
 
     rungs: xr.Dataset
@@ -52,47 +57,45 @@ class Diagnosis:
     warnings: tuple[str, ...]
     log_normaliser: float
     log_normaliser_error: float
+    verdict: Verdict
 
     def __str__(self) -> str:
-        columns = {
-            "level": "{:.0f}",
-            "acceptance": "{:.2f}",
-            "step": "{:.3g}",
-            "diverging": "{:.0f}",
-            "nonfinite": "{:.0f}",
-            "jump": "{:.3g}",
-            "ess": "{:.0f}",
-            "spread": "{:.3g}",
-            "ancestors": "{:.0f}",
-            "drift": "{:.1f}",
-            "stuck": "{:.0f}",
-        }
-        count = self.rungs.sizes["rung"]
-        shown = range(count) if count <= 24 else sorted({*np.linspace(0, count - 1, 24).astype(int)})
-        rows = [list(columns)]
-        for i in shown:
-            values = {name: float(self.rungs[name][i]) for name in columns}
-            rows.append(["-" if np.isnan(v) else columns[name].format(v) for name, v in values.items()])
-        text = _table(rows)
-        if len(shown) < count:
-            text += f"\n({len(shown)} of {count} rungs; all are in .rungs)"
-        if self.draws.sizes.get("variable", 0):
-            rows = [["recorded draws", "r_hat", "ess_bulk", "ess_tail"]]
-            for name in self.draws["variable"].to_numpy():
-                row = self.draws.sel(variable=name)
-                sizes = [f"{float(row[kind]):.0f}" for kind in ("ess_bulk", "ess_tail")]
-                r_hat = float(row.r_hat)
-                rows.append([str(name), f"{r_hat:.3f}" if r_hat < 1e4 else f"{r_hat:.0e}", *sizes])
-            text += "\n\n" + _table(rows)
+        rows = rung_table(self.rungs)
+        text, count = as_text(rows), self.rungs.sizes["rung"]
+        if len(rows) - 1 < count:
+            text += f"\n({len(rows) - 1} of {count} rungs; all are in .rungs)"
+        if drawn := draw_table(self.draws):
+            text += "\n\n" + as_text(drawn)
+        if normaliser := self._normaliser():
+            text += f"\n\n{normaliser}"
+        return text + "".join(f"\n* {sentence}" for sentence in self._sentences()) + f"\n\n{self.verdict}"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the verdict first, and the tables."""
+        reasons = list_in_html(self.verdict.reasons) + f"<p>{escape(self.verdict.advice)}</p>" * bool(
+            self.verdict.advice
+        )
+        text = f"<div><p><strong>Verdict: {self.verdict.answer}</strong></p>{reasons}"
+        text += f"<p>{escape(self._normaliser())}</p>{list_in_html(self._sentences())}"
+        if drawn := draw_table(self.draws):
+            text += as_html(drawn, "Recorded draws")
+        return f"{text}{as_html(rung_table(self.rungs), 'Rungs')}</div>"
+
+    def _normaliser(self) -> str:
+        """The log-normaliser and its error in words; nothing if it is not known."""
         error = self.log_normaliser_error
         if np.isfinite(self.log_normaliser) and not np.isnan(error):
             known = f"+- {error:.2g}" if np.isfinite(error) else "with an unknown error: one family has all the weight"
             rough = " (rough)" if LARGE_ERROR < error < np.inf else ""
-            text += f"\n\nlog-normaliser {self.log_normaliser:.6g} {known}{rough}"
+            return f"log-normaliser {self.log_normaliser:.6g} {known}{rough}"
+        return ""
+
+    def _sentences(self) -> tuple[str, ...]:
+        """The warnings, or that there is none."""
         quiet = "nothing suspicious was found"
         if not self.draws.sizes.get("variable", 0):
             quiet += f" on the way (R-hat and ESS need two chains, {FEWEST_DRAWS} draws)"
-        return text + "".join(f"\n* {sentence}" for sentence in self.warnings or (quiet,))
+        return self.warnings or (quiet,)
 
 
 def warning_sentences(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> list[str]:
@@ -100,13 +103,13 @@ def warning_sentences(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> lis
     chains, count = trace.positions.shape[:2]
     steps = trace.attributes["steps"]
     found = [str(sentence) for sentence in trace.attributes.get("warnings", [])]
-    still = _is_still(trace)
+    still = is_still(trace)
     if still:
         found.append("no MCMC step was taken: reverse diffusion is right for mixtures, not for products or quotients")
     elif not trace.attributes["adjusted"]:
         found.append("the kernel is unadjusted: its draws, and any weights, are biased by the step size")
     found += _circulation_warnings(trace) + _failure_warnings(trace, rungs)
-    stuck = _count_stuck(trace)
+    stuck = count_stuck(trace)
     if stuck and steps[-1] + count > 3:
         found.append(f"{stuck:.0f} of {chains} chains did not move at the end: ESS and R-hat do not show that")
     away = _runaway(trace)
@@ -122,12 +125,6 @@ def warning_sentences(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> lis
     return found
 
 
-def _is_still(trace: Trace) -> bool:
-    """Whether the kernel leaves chains where they are; traces of before this was recorded have rungs without steps."""
-    steps, moves = trace.attributes["steps"], trace.stats.jump_distance
-    return bool(trace.attributes.get("still", not any(steps) and not moves.notnull().any()))
-
-
 def _circulation_warnings(trace: Trace) -> list[str]:
     """A sentence on a score that is not a gradient, which a kernel that accepts by work cannot leave invariant."""
     measured = trace.attributes.get("circulation") or {}
@@ -141,27 +138,17 @@ def _circulation_warnings(trace: Trace) -> list[str]:
     ]
 
 
-RUNAWAY = 5.0
-"""Standard deviation of chains in one direction, relative to the median of the others, of chains that run away."""
-
-
 def _runaway(trace: Trace) -> str | None:
     """A sentence if the last density has no tails in some direction, and chains are on their way there."""
-    levels = trace.attributes.get("not_normalisable", [])
-    if trace.attributes["levels"][-1] not in levels:
-        return None
-    x = trace.positions[:, -1].reshape(len(trace.positions), -1)
-    x = x[np.isfinite(x).all(1)]
-    if min(x.shape) < 2:
-        return None
-    spreads = np.linalg.svd(x - x.mean(0), compute_uv=False) / np.sqrt(len(x) - 1)
-    typical = float(np.median(spreads[1:]))  # of the others: in two dimensions the median would be half of the largest
-    if not spreads[0] > RUNAWAY * typical:
-        return None
+    found = widest_directions(trace)
     return (
-        f"chains run away along one direction (standard deviation {spreads[0]:.3g} there, {typical:.3g} in the median "
-        "of the others), in which the density is not normalisable: draws and weights mean nothing, lower the exponent "
-        "of the denominator (or the guidance scale)"
+        None
+        if found is None
+        else (
+            f"chains run away along one direction (standard deviation {found[0]:.3g} there, {found[1]:.3g} in the "
+            "median of the others), in which the density is not normalisable: draws and weights mean nothing, lower "
+            "the exponent of the denominator (or the guidance scale)"
+        )
     )
 
 
@@ -198,7 +185,7 @@ def _mixing_warnings(trace: Trace, draws: xr.Dataset, *, weights_fail: bool) -> 
     Chains that stay in their modes are as they should be if the weights have set the shares of the modes: that is, they
     were used, from a start of known density, through an adjusted kernel, and nothing is said against them.
     """
-    found, resampled, init = [], was_resampled(trace), _started_at_init(trace)
+    found, resampled, init = [], was_resampled(trace), started_at_init(trace)
     sound = not weights_fail and trace.attributes["adjusted"] and trace.log_normaliser_error <= LARGE_ERROR
     weighted = resampled and not init and sound
     families_apart = draws.r_hat.where(draws.r_hat > draws.r_hat_limit)
@@ -228,29 +215,21 @@ def _mixing_warnings(trace: Trace, draws: xr.Dataset, *, weights_fail: bool) -> 
     return found
 
 
-def _started_at_init(trace: Trace) -> bool:
-    """Whether positions to start from were given; in traces of before this was recorded, by log-weights of zero."""
-    start = trace.stats.log_weight[0].to_numpy()
-    return bool(trace.attributes.get("init", not np.any(start[np.isfinite(start)])))
-
-
 def _weight_warnings(trace: Trace, rungs: xr.Dataset) -> list[str]:
     """At most one sentence on the importance weights: meaningless, useful, or a collapsed population."""
     chains = trace.positions.shape[0]
-    spreads, ancestors = rungs.spread.to_numpy()[1:], float(rungs.ancestors[-1])
+    ancestors = float(rungs.ancestors[-1])
     few = f"only {ancestors:.0f} of {chains} ancestors are left: the population has collapsed, draws are copies"
     collapsed = [few] if chains > 1 and ancestors < max(2.0, 0.1 * chains) else []
-    if chains < 2 or not len(spreads) or not np.any(np.isfinite(spreads)):
+    found = find_weights(trace, rungs)
+    if found is None:
         return collapsed
-    typical, worst = float(np.nanmedian(spreads)), float(np.nanmax(spreads))
-    spread = f"log-weights spread {typical:.2g} nats a rung (up to {worst:.2g} at level "
-    spread += f"{int(rungs.level[1 + int(np.nanargmax(spreads))])})"
-    start, *others = (effective_sample_size(row) for row in trace.stats.log_weight.to_numpy())
-    few_left = max(LOW_ESS * chains, 2)
-    uneven = min(others) < few_left
+    spread = (
+        f"log-weights spread {found.typical:.2g} nats a rung (up to {found.worst:.2g} at level {found.worst_level})"
+    )
     biased = "" if trace.attributes["adjusted"] else ", approximately"
     resample = trace.attributes.get("resample")
-    if worst > 3 and uneven:
+    if found.meaningless:
         unused = resample is None
         advice = "weights are meaningless" if unused else "the weights that were used are meaningless: resample=None"
         astray = ", or reverse steps lead astray" if trace.attributes.get("reverse_step") else ""
@@ -259,12 +238,10 @@ def _weight_warnings(trace: Trace, rungs: xr.Dataset) -> list[str]:
         left = float(rungs.ess[-1]) / chains
         if left > 0.9:
             return []
-        if uneven:
-            levels = rungs.level.to_numpy()
-            coarse = len(levels) < levels[0] - levels[-1] + 1
-            advice = ", take a ladder with more rungs before resample=0.5" if coarse else ""
+        if found.uneven:
+            advice = ", take a ladder with more rungs before resample=0.5" if is_coarse(rungs) else ""
             return [f"{spread}: resampling would leave few ancestors{advice}"]
-        if start < few_left:
+        if found.start < found.few:
             return [
                 f"{spread}, but the start density fits level {int(rungs.level[0])} badly, so that resampling would "
                 "leave few ancestors: pass init= before resample=0.5"
@@ -275,18 +252,3 @@ def _weight_warnings(trace: Trace, rungs: xr.Dataset) -> list[str]:
             f"modes{biased}{cost}"
         ]
     return collapsed
-
-
-def _count_stuck(trace: Trace) -> int:
-    """Count the chains that did not move in the recorded draws, nor, if these are few, in the steps before them."""
-    x = trace.positions.reshape(*trace.positions.shape[:2], -1)
-    still = np.all(x == x[:, :1], axis=(1, 2))
-    if trace.attributes["steps"][-1] > 0 and x.shape[1] < FEWEST_DRAWS:
-        still &= trace.stats.jump_distance[-1].to_numpy() == 0
-    return int(np.sum(still)) if trace.attributes["steps"][-1] > 0 or x.shape[1] > 1 else 0
-
-
-def _table(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from . import output
 from .bench import bench
+from .report import report
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -86,6 +87,7 @@ def sample(
     model: Annotated[list[str] | None, typer.Option(help="NAME=FILE.safetensors, or the folder of a pipeline.")] = None,
     reverse_step: Annotated[bool, typer.Option("--reverse-step", help="Arrive by reverse diffusion.")] = False,
     device: Annotated[str, typer.Option(help="Where the networks are: cpu or cuda.")] = "cpu",
+    snapshots: Annotated[int, typer.Option(help="Rungs at which a few chains are kept, for the report.")] = 8,
     checkpoint: Annotated[Path | None, typer.Option(help="Keeps the walk; goes on from here if it exists.")] = None,
     seed: int = 0,
     quiet: Quiet = False,
@@ -127,7 +129,7 @@ def sample(
         usual_chains, usual_steps = (16, 2) if len(target.event_shape) > 1 else (256, 10)
         chains = usual_chains if chains is None else chains
         ladder = Ladder.spaced(schedule, rungs=count, steps=usual_steps if steps is None else steps)
-        options: dict[str, Any] = {"ladder": ladder, "chains": chains, "seed": seed}
+        options: dict[str, Any] = {"ladder": ladder, "chains": chains, "seed": seed, "snapshots": snapshots}
         with (
             output.resume_hint(checkpoint),
             output.staging(out) as folder,
@@ -151,6 +153,9 @@ def sample(
                 )
             verdict = _write_run(folder, trace, target)
         output.report(verdict, quiet, as_json, extra={"out": str(out), "gradient_calls": trace.gradient_calls})
+
+
+app.command()(report)
 
 
 @app.command()

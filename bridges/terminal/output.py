@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def report(diagnosis: Any, quiet: bool, as_json: bool, *, extra: dict[str, Any])
         rungs = {name: values.to_numpy().tolist() for name, values in diagnosis.rungs.items()}
         draws = {name: values.to_numpy().tolist() for name, values in diagnosis.draws.items()}
         variables = [str(v) for v in diagnosis.draws["variable"].to_numpy()] if draws else []
-        content = {**extra, "warnings": diagnosis.warnings, "rungs": rungs, "draws": {"variable": variables, **draws}}
+        content = {**extra, "verdict": asdict(diagnosis.verdict), "warnings": diagnosis.warnings}
+        content |= {"rungs": rungs, "draws": {"variable": variables, **draws}}
         typer.echo(json.dumps(_without_nan(content)))
     elif not quiet:
         typer.echo(str(diagnosis))

@@ -53,6 +53,8 @@ def test_sample_writes_trace_summary_and_pictures(run, tmp_path):
     status, printed, _ = run("diagnose", out, "--json")
     assert status == 0
     assert len(json.loads(printed)["rungs"]["acceptance"]) == 4
+    assert set(json.loads(printed)["verdict"]) == {"answer", "reasons", "advice"}
+    assert trace.snapshots["x"].shape == (4, 8, 2)
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Verdicts of `diagnose` on runs with known truth."""
