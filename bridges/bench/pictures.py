@@ -44,7 +44,7 @@ def plot_bias(
         for name, colour in zip(contenders, _colours(len(contenders)), strict=True):
             _draw_bias(axes, here.sel(contender=name), name, colour)
         axes.axhline(LOW, color="black", lw=0.8, ls=":")
-        axes.set(title=f"{target}, level {float(here.level):.0f}", xscale="log", yscale="log")
+        axes.set(title=f"{target}, level {float(here.level):.0f}", xscale="log", yscale="log", ylim=(1e-3, 10))
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("gradients per chain", fontsize=10)
