@@ -71,7 +71,7 @@ def test_two_kernels_agree_on_pictures(name):
         assert all(apart[key] < BOUND for key in SUMMARIES), apart
         assert apart["x"] < 1.2
         assert apart["x^2"] < 1.2
-        assert all(apart[f"R-hat of {key}"] < 1.1 for key in SUMMARIES)
+        assert all(apart[f"R-hat of {key}"] < 1.2 for key in SUMMARIES)
         assert reference.draws.shape[1:] == shape
         assert reference.x.value.shape == shape
 
@@ -81,8 +81,8 @@ def test_levels_of_pictures_are_told_apart(name):
     """Negative control: the references of neighbouring levels do not agree within their errors."""
     target = targets.load(name)
     for one, other in zip(target.levels, target.levels[1:], strict=False):
-        a, b = target.reference(one).x_squared, target.reference(other).x_squared
-        assert np.sqrt(np.mean((a.value - b.value) ** 2 / (a.error**2 + b.error**2))) > 2
+        a, b = target.reference(one).log_p, target.reference(other).log_p
+        assert abs(a.value - b.value) > BOUND * np.hypot(a.error, b.error)
 
 
 @pytest.mark.slow
