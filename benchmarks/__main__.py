@@ -29,6 +29,7 @@ BENCHMARKS = {
     "calibration": "posteriors.calibration",
     "models": "posteriors.models",
     "inverse": "posteriors.inverse",
+    "likelihood": "posteriors.likelihood",
     "cubes": "pictures.cubes",
     "tapestries": "pictures.tapestries",
     "captions": "pictures.captions",

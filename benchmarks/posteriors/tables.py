@@ -101,3 +101,16 @@ def calibration(content: Mapping[str, Any]) -> str:
     for name in ("model", "wrong twin"):
         lines.append(f"| {name} | " + " | ".join(f"{content[name][key]:.2g}" for key in ("x_0", "x_1", "noise")) + " |")
     return "\n".join(lines)
+
+
+def likelihood(content: Mapping[str, Any]) -> str:
+    """Return the table of bounds of log-normalisers and likelihoods."""
+    lines = [
+        f"| density at level {content['last']} | log-normaliser, lower | upper | gap, nats | bits per dimension |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in content["rows"].items():
+        lower, upper = (cell({"mean": row[side], "se": row[f"{side} error"]}) for side in ("lower", "upper"))
+        bits = f"{row['least bits']:.4f} to {row['most bits']:.4f}"
+        lines.append(f"| {name} | {lower} | {upper} | {row['gap']:.2f} | {bits} |")
+    return "\n".join(lines)
