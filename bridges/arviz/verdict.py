@@ -23,6 +23,7 @@ import xarray as xr
 
 from ppl_diffusion.potentials.circulation import NOTABLE_WORK
 from ppl_diffusion.sampling.trace import Trace
+from ppl_diffusion.sampling.walk import Concern
 
 from .convert import was_resampled
 from .evidence import (
@@ -64,21 +65,6 @@ LOW_BFMI = 0.3
 
 MARGIN = 1.5
 """Factor by which advice on the length of a run exceeds what is needed."""
-
-OF_WEIGHTS = ("miss rare chains", "chains far out, and log_normaliser", "not linear in x")
-"""Parts of those warnings of a walk that concern its weights only."""
-
-HARMLESS = (
-    "is not normalisable at level",
-    "the start density fits level",
-    "the checkpoint ",
-    "was written by somebody else",
-    "keep their present values",
-)
-"""Parts of those warnings of a walk that are no reason by themselves: what they tell is in numbers, or elsewhere."""
-
-OF_LENGTH = ("hardly a replica passes", "no replica has travelled")
-"""Parts of those warnings that more draws mend."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +112,13 @@ def _joined(advice: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(filter(None, advice)))
 
 
-def _notes(trace: Trace, *parts: str) -> list[str]:
-    """The warnings of the walk that contain one of ``parts``."""
-    told = map(str, trace.attributes.get("warnings", []))
-    return [note for note in told if any(part in note for part in parts)]
+def _notes(trace: Trace, about: Concern) -> list[str]:
+    """The warnings of the walk that are about its result, its weights, or its length."""
+    concerns = trace.attributes.get("concerns", {})
+    if about != "result":
+        return list(concerns.get(about, []))
+    others = {note for notes in concerns.values() for note in notes}
+    return [note for note in trace.attributes.get("warnings", []) if note not in others]
 
 
 def _reasons_against(trace: Trace) -> list[tuple[str, str]]:
@@ -153,9 +142,7 @@ def _reasons_against(trace: Trace) -> list[tuple[str, str]]:
     if started_at_init(trace) and not float(attributes.get("start_noise", 0.0)) > MOSTLY_NOISE:
         reason = "chains started at given positions and cannot tell of modes in which none of them did"
         found.append((reason, "start in noise: leave init= out"))
-    weak = (*OF_WEIGHTS, *HARMLESS, *OF_LENGTH)
-    doubts = [note for note in map(str, attributes.get("warnings", [])) if not any(part in note for part in weak)]
-    return found + [(note.partition(": ")[0], note.partition(": ")[2]) for note in doubts]
+    return found + [(note.partition(": ")[0], note.partition(": ")[2]) for note in _notes(trace, "result")]
 
 
 def _judge_shares(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> Verdict:
@@ -170,7 +157,7 @@ def _judge_shares(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> Verdict
     if apart is False:
         return Verdict("believe", (f"chains agree, and are worth {float(draws.ess_bulk.min()):.0f} independent draws",))
     chains = len(trace.positions)
-    doubted = meaningless or bool(_notes(trace, *OF_WEIGHTS))
+    doubted = meaningless or bool(_notes(trace, "weights"))
     if float(rungs.ess[-1]) > FULL_WEIGHTS * chains and not doubted:
         return Verdict("believe", (f"weights would change nothing, and {chains} chains are independent",))
     cure = _cure_of_shares(trace, rungs, meaningless=doubted)
@@ -186,7 +173,7 @@ def _judge_used_weights(
 ) -> Verdict:
     """Whether weights that were used have set the shares of modes."""
     chains, error = len(trace.positions), trace.log_normaliser_error
-    doubts = _notes(trace, *OF_WEIGHTS)
+    doubts = _notes(trace, "weights")
     if meaningless:
         reason = "energies do not agree between levels, or the ladder is too coarse, and weights mean nothing"
         return Verdict("do not believe", (reason,), _finer(rungs) or "resample=None")
@@ -245,7 +232,7 @@ def _reasons_to_go_on(
 ) -> list[tuple[str, str]]:
     """Reasons to run longer, each with how long; about shares of modes see :func:`_judge_shares`."""
     (chains, count), steps = trace.positions.shape[:2], trace.attributes["steps"][-1]
-    found = [(note.partition(": ")[0], note.partition(": ")[2]) for note in _notes(trace, *OF_LENGTH)]
+    found = [(note.partition(": ")[0], note.partition(": ")[2]) for note in _notes(trace, "length")]
     known, families = bool(draws.sizes.get("variable", 0)), _effective_families(trace)
     if known and bool((draws.trend < CHANCE).any()):
         name = str(draws["variable"][int(np.argmin(draws.trend.to_numpy()))].item())

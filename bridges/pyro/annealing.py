@@ -135,4 +135,7 @@ def anneal_model(
     for note in notes:
         warn_caller(note)
     attributes["warnings"] = [*attributes["warnings"], *notes]
+    if joint.remarks:
+        concerns = attributes.get("concerns", {})
+        attributes["concerns"] = {**concerns, "nothing": [*concerns.get("nothing", []), *joint.remarks]}
     return dataclasses.replace(trace, sites=sites, groups=groups, attributes=attributes, snapshots=seen)

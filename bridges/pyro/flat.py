@@ -111,6 +111,7 @@ class FlatModel:
         found = layout_of(self._trace, self.name)
         self.sites, self.observed, self.recorded, self.dims = found.sites, found.observed, found.recorded, found.dims
         self.notes, self.parameters = found.notes, found.parameters
+        self.remarks = found.notes[:1] if found.parameters else []  # those that are no reason to doubt the draws
         if self.parameters:
             self.model = HeldParameters(self.parameters)(model)
 

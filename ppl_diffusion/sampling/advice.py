@@ -57,13 +57,13 @@ class Advice(Listener):
         if not self.still:
             improper = not_normalisable(target, levels=_levels_to_check(self.ladder))
             walk.facts["not_normalisable"] = sorted({level for failed in improper.values() for level in failed})
-            walk.notes += [tell_not_normalisable(name, failed) for name, failed in improper.items()]
-        walk.notes += check_observations(target) + check_predictions(target)
-        walk.notes += target.doubts() if isinstance(target, Leaf) else ()
+            walk.note([tell_not_normalisable(name, failed) for name, failed in improper.items()], about="nothing")
+        walk.note(check_observations(target) + check_predictions(target))
+        walk.note(target.doubts() if isinstance(target, Leaf) else ())
         if self.started_at_init:
-            walk.notes += check_init(target, levels[0], walk.start)
+            walk.note(check_init(target, levels[0], walk.start))
         if self.reverse_step and self.weighted:
-            walk.notes += check_reverse_weights(target, levels)
+            walk.note(check_reverse_weights(target, levels), about="weights")
 
     def arrived(self, walk: Walk, arrival: Arrival) -> None:
         target, level, first = walk.target, arrival.state.level, len(walk.rungs) == 1
@@ -71,22 +71,21 @@ class Advice(Listener):
         steps = zip(self.ladder.levels, self.ladder.levels[1:], throws[1:], strict=False)
         told = [advise_on_throw(target, s, t, throw) for s, t, throw in steps] if self.weighted else []
         if told and not any(told[:-1]):
-            walk.notes += told[-1]
+            walk.note(told[-1])
         ess, chains = walk.rungs[-1]["ess"], len(walk.start)
         if ess == 0 and (first or walk.rungs[-2]["ess"] > 0):
-            walk.notes.append(advise_on_failure(target, level, first=first))
+            walk.note([advise_on_failure(target, level, first=first)])
         elif first and not self.started_at_init and ess < 0.1 * chains:
-            walk.notes += advise_on_start(target, level, ess, chains)
+            walk.note(advise_on_start(target, level, ess, chains), about="nothing")
 
-    def on_draws(self, walk: Walk, draws: np.ndarray, sample_stats: xr.Dataset) -> list[str]:
-        """Return warnings about all recorded draws ``(chains, draws, *event_shape)`` and their statistics."""
-        notes = check_last_draws(walk.target, draws, sample_stats, still=self.still)
+    def on_draws(self, walk: Walk, draws: np.ndarray, sample_stats: xr.Dataset) -> None:
+        """Add warnings about all recorded draws ``(chains, draws, *event_shape)`` and their statistics."""
+        walk.note(check_last_draws(walk.target, draws, sample_stats, still=self.still))
         shares = np.array([record["ess"] for record in walk.rungs], dtype=np.float64) / len(draws)
-        notes += [] if self.still else walk.target.doubts_of_weights(shares, used=self.weighted)
+        if not self.still:
+            walk.note(walk.target.doubts_of_weights(shares, used=self.weighted), about="weights")
         with jax.enable_x64(True):
-            return notes + check_quotient(
-                walk.target, levels=(), positions=draws[:256, -1], level=self.ladder.levels[-1]
-            )
+            walk.note(check_quotient(walk.target, levels=(), positions=draws[:256, -1], level=self.ladder.levels[-1]))
 
 
 def share_of_noise(target: Target, level: int) -> float:

@@ -162,14 +162,15 @@ class Descent:
 
     def _trace(self, walk: Walk, kept: Checkpoint, advice: Advice, begun: float) -> Trace:
         positions, sample_stats = walk.drawn()
-        notes = [*walk.notes, *kept.complaints(), *advice.on_draws(walk, positions, sample_stats)]
+        walk.note(kept.complaints(), about="nothing")
+        advice.on_draws(walk, positions, sample_stats)
         found = {
             "still": advice.still,
             "init": advice.started_at_init,
             "has_energy": self.potential.has_energy,
             "circulation": _measured_circulation(walk, positions),
             "versions": versions(),
-            "warnings": list(dict.fromkeys(notes)),
+            "warnings": list(dict.fromkeys(walk.notes)),
             "seconds": round(walk.seconds + time.perf_counter() - begun, 3),
         }
         rungs = walk.visited().assign_coords(level=("rung", np.array(self.ladder.levels)))

@@ -98,7 +98,7 @@ def exchange(
             )
     positions, sample_stats = run.drawn()
     stats, error = run.statistics()
-    notes = list(dict.fromkeys([*run.notes(stats), *run.advice_on_draws(positions, sample_stats)]))
+    notes = run.advise(stats, positions, sample_stats)
     for note in notes:
         warn_caller(note)
     attributes = {

@@ -174,6 +174,10 @@ def _attributes(traces: Sequence[Trace], seed: int) -> dict[str, Any]:
         "islands": len(traces),
         "circulation": max(measured, key=lambda c: np.nan_to_num(c["nats"], nan=-1.0), default=None),
         "warnings": said_once([a["warnings"] for a in found]),
+        "concerns": {
+            about: said_once([a.get("concerns", {}).get(about, []) for a in found])
+            for about in sorted({about for a in found for about in a.get("concerns", {})})
+        },
         "seconds": round(sum(a["seconds"] for a in found), 3),
     }
 

@@ -85,7 +85,7 @@ class Replicas:
             fresh = walk.walker.arrive(np.asarray(walk.state.positions), level, None, seed=walk.next_seed())
             check_gradient(fresh, accelerated, "accelerated")
             if not np.isfinite(fresh.energy).any():
-                walk.notes.append(advise_on_failure(potential, level, first=not states))
+                walk.note([advise_on_failure(potential, level, first=not states)])
             states.append(fresh._replace(step=walk.state.step))
         replicas = cls(potential, walk.walker, states, ladder, walk, accelerated)
         replicas.calls += [1 + float(record["gradient_calls"]) for record in walk.rungs]
@@ -244,38 +244,38 @@ class Replicas:
         weights = -np.asarray(state.energy) - log_density
         found, ess = float(np.logaddexp.reduce(weights) - np.log(START_DRAWS)), effective_sample_size(weights)
         if ess < LEAST_START * START_DRAWS:
-            self.walk.notes += advise_on_start(self.potential, level, ess, START_DRAWS)
+            self.walk.note(advise_on_start(self.potential, level, ess, START_DRAWS), about="nothing")
         if ess < FEWEST_START:  # such weights do not know how wrong they are
             return found, float("inf")
         return found, float(np.std(np.exp(weights - found)) / np.sqrt(START_DRAWS))
 
-    def advice_on_draws(self, positions: np.ndarray, sample_stats: xr.Dataset) -> list[str]:
-        """Return warnings about recorded draws ``(chains, draws, *event_shape)``, as those of any walk."""
-        notes = check_last_draws(self.potential, positions, sample_stats, still=False)
+    def advise(self, stats: xr.Dataset, positions: np.ndarray, sample_stats: xr.Dataset) -> list[str]:
+        """Return all warnings, each once, also those about recorded draws ``(chains, draws, *event_shape)``."""
+        walk = self.walk
+        if all(np.isfinite(state.energy).any() for state in self.states):
+            walk.note(self._advise_on_swaps(stats["swap_rate"].to_numpy()[1:]), about="length")
+        walk.note(check_last_draws(self.potential, positions, sample_stats, still=False))
         with jax.enable_x64(True):
-            return notes + check_quotient(
-                self.potential, levels=(), positions=positions[:256, -1], level=self.ladder.levels[-1]
-            )
+            last = self.ladder.levels[-1]
+            walk.note(check_quotient(self.potential, levels=(), positions=positions[:256, -1], level=last))
+        return list(dict.fromkeys(walk.notes))
 
-    def notes(self, stats: xr.Dataset) -> list[str]:
-        """Return warnings: of pairs that hardly swap, and of ladders that no replica has travelled."""
-        rates = stats["swap_rate"].to_numpy()[1:]
-        levels, notes = self.ladder.levels, list(self.walk.notes)
-        if not all(np.isfinite(state.energy).any() for state in self.states):
-            return notes
+    def _advise_on_swaps(self, rates: np.ndarray) -> list[str]:
+        """Return a warning of a pair that hardly swaps, or of a ladder that no replica has travelled."""
+        levels = self.ladder.levels
         if np.nanmin(rates) < LEAST_SWAPS:
             worst = int(np.nanargmin(rates))
             other = "accelerated=True, " if not self.accelerated else ""
-            notes.append(
+            return [
                 f"levels {levels[worst]} and {levels[worst + 1]} swap in {rates[worst]:.1%} of the rounds, so that "
                 f"hardly a replica passes there: take {other}more levels there, or end the ladder above them"
-            )
-        elif not self.trips.any():
-            notes.append(
-                f"no replica has travelled from level {levels[0]} to {levels[-1]} and back in {len(self.positions)} "
-                "rounds: take more draws, or more levels"
-            )
-        return notes
+            ]
+        if self.trips.any():
+            return []
+        return [
+            f"no replica has travelled from level {levels[0]} to {levels[-1]} and back in {len(self.positions)} "
+            "rounds: take more draws, or more levels"
+        ]
 
 
 def _merged(old: State, new: State, taken: np.ndarray) -> State:

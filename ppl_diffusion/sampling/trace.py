@@ -44,7 +44,8 @@ class Trace:
             ``steps``, ``resample``, ``reverse_step``, ``still`` (whether the kernel leaves chains
             where they are), ``init`` (whether positions to start from were given), ``has_energy``, ``circulation`` (of
             a score, see :class:`~ppl_diffusion.potentials.circulation.Circulation`; else None), ``versions``,
-            ``warnings``, ``seconds``; ``islands``, their number, if there are several.
+            ``warnings``, ``concerns`` (those that are not about the result, by what they are about, see
+            :data:`~ppl_diffusion.sampling.walk.Concern`), ``seconds``; ``islands``, their number, if there are several.
         sites: for Pyro models, constrained values of each latent site, shape ``(chains, draws, ...)``.
         groups: for Pyro models, ``log_likelihood`` (by observed site, ``(chains, draws, ...)``) and
             ``observed_data`` (by observed site, ``(...)``).

@@ -11,8 +11,8 @@ itself: :func:`ppl_diffusion.anneal` calls it in order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -25,6 +25,11 @@ from .kernel import Kernel, State
 
 BLOCK = 25
 """Maximum number of draws recorded by one call of the walker."""
+
+
+Concern = Literal["result", "weights", "length", "nothing"]
+"""What a warning is about: the result; only its weights; that the walk is short; or nothing that is to be doubted, as
+numbers of the trace tell the same, or as it is about something beside the draws."""
 
 
 class Listener:
@@ -87,6 +92,13 @@ class Walk:
         self.start, start_log_density = arrival.start(target, level, chains=chains, init=init, rng=self.rng)
         self.start_log_density = None if init is not None else start_log_density
         self.walker = kernel.bind(target)
+
+    def note(self, sentences: Iterable[str], *, about: Concern = "result") -> None:
+        """Keep warnings to be given at the end, and as a fact what they are about."""
+        told = list(sentences)
+        self.notes += told
+        if told and about != "result":
+            self.facts.setdefault("concerns", {}).setdefault(about, []).extend(told)
 
     @property
     def draws(self) -> int:

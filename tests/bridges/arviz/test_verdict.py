@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import types
-from pathlib import Path
+import warnings
 
 import numpy as np
 import pytest
 
 import bridges.arviz.convert as bridge
 import bridges.arviz.handover as handover
-import ppl_diffusion
 from benchmarks.verdicts.runs import KINDS
 from benchmarks.verdicts.truth import Truth, noised, product
 from benchmarks.verdicts.verdicts import one_run, rates
-from bridges.arviz import Verdict, diagnose, verdict
+from bridges.arviz import Verdict, diagnose
 from bridges.arviz.chance import chains_apart, trend
 from bridges.blackjax import HMC, ULA
-from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, anneal, reverse_diffusion
+from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, SamplingWarning, anneal, reverse_diffusion
 
 SCHEDULE = NoiseSchedule.cosine(30)
 LADDER = Ladder.full(SCHEDULE, steps=5)
@@ -88,28 +86,26 @@ def test_positions_to_start_from_do_no_harm_in_noise(good):
     assert 0.99 < good.attributes["start_noise"] <= 1
 
 
-def test_warnings_that_numbers_tell_are_no_reason(good):
-    for note in ("p / q is not normalisable at level 12: far out", "the start density fits level 29 badly (...): more"):
-        assert judged(good, warnings=[note]).answer == "believe"
+@pytest.mark.parametrize(
+    ("about", "answer"),
+    [("result", "do not believe"), ("weights", "believe"), ("length", "run longer"), ("nothing", "believe")],
+)
+def test_a_warning_counts_by_what_it_is_about_and_not_by_its_words(good, about, answer):
+    note = "something is odd: look at it"
+    concerns = {} if about == "result" else {about: [note]}
+    assert judged(good, warnings=[note], concerns=concerns).answer == answer
 
 
-def test_the_parts_of_warnings_are_those_of_the_code():
-    """What a warning is recognised by stands in the code that makes it."""
-    root = Path(ppl_diffusion.__file__).parent.parent
-    texts = [
-        node.value
-        for room in ("ppl_diffusion", "bridges")
-        for path in (root / room).rglob("*.py")
-        if path.name != "verdict.py"
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
-    missing = [
-        part
-        for part in (*verdict.OF_WEIGHTS, *verdict.HARMLESS, *verdict.OF_LENGTH)
-        if not any(part in text for text in texts)
-    ]
-    assert not missing
+def test_what_warnings_are_about_is_recorded(apart):
+    improper = GaussianMixture([[0.0]], [1.0], schedule=SCHEDULE, backend="jax", name="p")
+    wide = GaussianMixture([[0.0]], [0.6], schedule=SCHEDULE, backend="jax", name="q")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SamplingWarning)
+        trace = anneal(improper / wide**0.6, HMC(), ladder=LADDER, chains=16, draws=2, seed=0)
+    (note,) = [note for note in trace.attributes["warnings"] if "not normalisable" in note]
+    assert note in trace.attributes["concerns"]["nothing"]  # the levels are a fact of their own
+    assert trace.attributes["not_normalisable"]
+    assert "concerns" not in apart.attributes
 
 
 def test_how_much_longer(good):
