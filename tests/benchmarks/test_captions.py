@@ -212,7 +212,7 @@ def test_a_drawing_is_about_one_in_the_place_and_names_what_is_there():
     assert len(torch.unique(vectors, dim=0)) == 9 * 3, "colours and materials, and each of them left out"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_map_is_taught_what_captions_mean_also_in_wordings_that_are_held_out(monkeypatch):
     monkeypatch.setattr(layouts, "STEPS", 200)
     asked = [Meaning("red", "metal", "left"), Meaning("blue", "rubber", "right"), Meaning("green", "metal", "front")]

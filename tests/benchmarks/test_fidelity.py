@@ -54,6 +54,7 @@ def blobs(count, seed):
     return pictures, labels
 
 
+@pytest.mark.long
 def test_a_judge_learns():
     judge = fit(*blobs(640, 0), epochs=8, batch=64)
     pictures, labels = blobs(100, 1)

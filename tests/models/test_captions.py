@@ -115,7 +115,7 @@ def test_tokens_are_stacked_as_embeddings_and_no_caption_is_zeros():
     assert (stacked[0] - stacked[2]).square().mean() > 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_encoder_is_read_quietly_and_offline_and_touches_no_global_state():
     code = """
 import os, socket, sys, torch

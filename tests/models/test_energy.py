@@ -217,7 +217,7 @@ def test_convolutions_are_not_rounded_unless_asked_for():
         convolutions.allow_tf32, products.allow_tf32 = before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has only the older switches")
 @pytest.mark.parametrize(
     ("switch", "value"),
@@ -302,7 +302,7 @@ def test_a_condition_belongs_to_the_network_that_gets_it():
     assert len(set(energies)) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # warnings raised inside torch.compile
 def test_torch_compiles_what_calls_a_model():
     model, x = mlp(), points()

@@ -521,7 +521,9 @@ QUOTIENTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", QUOTIENTS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case.startswith("guidance") else pytest.mark.long) for case in QUOTIENTS]
+)
 def test_quotients_without_a_density_are_warned_of_and_sound_ones_are_not(case):
     potential, warned = QUOTIENTS[case]
     with warnings.catch_warnings(record=True) as caught:
@@ -688,7 +690,7 @@ def test_scales_of_coordinates_are_told_by_their_gradients():
     np.testing.assert_array_equal(block_scales(np.ones(5), np.ones((3, 5)), np.ones(5, bool)), np.ones(5))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_evaluations_that_a_kernel_does_not_count_are_not_known():
     """A slice sampler makes many in a step; a number that is made up would make its effective draws cheap."""
     mala = {"build_kernel": blackjax.mala.build_kernel, "init": blackjax.mala.init, "step_size": 0.01}
@@ -804,7 +806,7 @@ def test_the_jump_distance_is_the_mean_over_steps():
         assert info["jump_distance"].mean() == pytest.approx(1e-3 * np.sqrt(np.pi / 2), rel=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nuts_doubles_as_often_as_it_may_and_its_longest_trajectory_is_counted():
     few = {"ladder": Ladder((50,), steps=1), "chains": 6, "draws": 10}
     trace = walk(GAUSS, NUTS(step=0.15, max_doublings=3), **few)

@@ -54,7 +54,7 @@ STEPS = {
 }
 
 
-WITH_WALLS = {("HMC", "walls"), ("NUTS", "walls")}
+WITH_WALLS = {("HMC", "walls")}
 """Checked in every run, beside the modes, which every kernel and every wrong twin is given."""
 
 
@@ -288,7 +288,7 @@ def test_the_check_rejects_a_kernel_that_takes_one_level_for_another(walker):
     assert (found.smallest > ALPHA) == (walker is None), found
 
 
-@pytest.mark.parametrize("kernel", [ULA, UHMC])
+@pytest.mark.parametrize("kernel", [ULA, pytest.param(UHMC, marks=pytest.mark.long)])
 def test_bias_of_unadjusted_kernels_falls_with_the_square_of_the_step(kernel):
     """On N(0, 1) both have the variance of the leapfrog integrator's shadow density, 1 / (1 - eps^2 / 4)."""
     normal = EnergyFunction(lambda x, level: 0.5 * (x**2).sum(-1), schedule=SCHEDULE, event_shape=(4,), backend="jax")

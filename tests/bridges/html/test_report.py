@@ -153,7 +153,7 @@ def test_a_run_without_snapshots_or_with_draws_that_failed_has_a_page(trace):
     assert "R-hat and ESS need two chains" in Elements(render(single)).text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_plots_of_both_versions_of_arviz_are_pictures(trace, monkeypatch):
     base, plots = pytest.importorskip("arviz_base"), pytest.importorskip("arviz_plots")
     newer = types.SimpleNamespace(__version__="1.0.0", from_dict=base.from_dict)

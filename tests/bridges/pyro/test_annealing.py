@@ -401,20 +401,20 @@ def test_pyros_kernels_leave_the_density_invariant(kernel):
     assert found.smallest > ALPHA, found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_adapted_masses_leave_the_density_invariant():
     found = invariant(HMC(step=0.5, leapfrogs=2), steps=20)
     assert ACCEPTANCE_WINDOW[0] <= found.acceptance_rate <= ACCEPTANCE_WINDOW[1]
     assert found.smallest > ALPHA, found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("dead", [pyro_walker.ZERO_DENSITY_ENERGY, 1.0], ids=["right", "wrong twin"])
 @pytest.mark.parametrize(
     "kernel",
     [
         pytest.param(HMC(step=0.4, leapfrogs=2), id="HMC"),
-        pytest.param(NUTS(step=0.4, max_doublings=3), id="NUTS", marks=pytest.mark.long),
+        pytest.param(NUTS(step=0.4, max_doublings=3), id="NUTS"),
     ],
 )
 def test_a_wall_leaves_the_density_invariant(kernel, dead, monkeypatch):
@@ -466,7 +466,7 @@ class ScaledByTheState(Scaled):
         return super()._step(state._replace(carried=state.carried * np.hstack([np.ones_like(near), near])), seeds)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("walker", [Scaled, ScaledByTheState])
 def test_scales_leave_the_density_invariant(walker):
     kernel = type("Kernel", (HMC,), {"bind": lambda self, potential: walker(self, potential)})(step=0.8)
@@ -492,7 +492,7 @@ def test_no_energy_is_stale_when_the_level_or_the_position_changes():
     np.testing.assert_allclose(state.gradient, state.positions, rtol=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_change_nothing_but_the_time():
     """The trace does not depend on the number of processes."""
     ladder = Ladder(levels=(99, 40, 0), steps=2)

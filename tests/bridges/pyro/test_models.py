@@ -527,7 +527,7 @@ def fixed():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_parameters_keep_their_values_also_in_other_processes(workers):
     quick = QUICK | {"kernel": HMC()}
     expected = anneal_model(fixed, **quick).positions

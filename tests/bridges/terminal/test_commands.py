@@ -166,7 +166,7 @@ def test_a_lack_of_memory_is_one_line(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pictures_have_fewer_chains_and_steps_unless_told_otherwise(run, tmp_path):
     for expression, chains, steps in (("ring", 256, 10), ("digits[3]", 16, 2)):
         out = tmp_path / expression
@@ -311,7 +311,10 @@ SLOWLY = ["sample", "ring * bar", "--out", "run", "--steps", "200"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("command", "signalled"), [(SLOWLY, signal.SIGINT), (["train", "ring"], signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("command", "signalled"),
+    [pytest.param(SLOWLY, signal.SIGINT, marks=pytest.mark.long), (["train", "ring"], signal.SIGINT)],
+)
 def test_an_interruption_leaves_nothing_half_written(tmp_path, command, signalled):
     assert "interrupted" in interrupted(command, signalled, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -338,7 +341,7 @@ def interrupted(command, signalled, folder):
     return error
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_walk_goes_on_from_its_checkpoint(run, tmp_path, monkeypatch):
     command = [
         "sample",
