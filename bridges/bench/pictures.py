@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ppl_diffusion.files import replacing
 
 from .scores import LOW
-from .summary import resampled
+from .summary import common_cells, resampled
 
 MOST = 8
 """Most lines of a panel that can be told apart."""
@@ -88,8 +88,10 @@ def plot_levels(data: xr.Dataset, *, contenders: Sequence[str], targets: Sequenc
 
 
 def plot_map(data: xr.Dataset, *, score: str = "ess_bulk_per_gradient", start: str = "warm") -> Figure:
-    """Draw a heat map of contenders by targets: the geometric mean over levels of a score, with its number."""
-    value = resampled(data)[0].sel(score=score, start=start).transpose("contender", "target", "difficulty").to_numpy()
+    """Draw a heat map of contenders by targets: the geometric mean over the levels that all have, with its number."""
+    found = resampled(data)[0]
+    found = found.where(common_cells(found)).sel(score=score, start=start)
+    value = found.transpose("contender", "target", "difficulty").to_numpy()
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # cells that are missing
         middle = np.exp(np.nanmean(np.log(np.where(value > 0, value, np.nan)), axis=-1))

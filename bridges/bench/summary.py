@@ -91,9 +91,8 @@ def leaderboard(data: xr.Dataset) -> pd.DataFrame:
     """
     value, samples = resampled(data)
     there = value.sel(score="gradients").notnull()
-    common = there.all("contender")
-    if bool(common.any()):
-        value, samples = (each.where(common) for each in (value, samples))
+    common = common_cells(value)
+    value, samples = (each.where(common) for each in (value, samples))
     rows = {}
     for name in data.contender.values:
         both = value.sel(contender=name), samples.sel(contender=name)
@@ -101,6 +100,15 @@ def leaderboard(data: xr.Dataset) -> pd.DataFrame:
         rows[str(name)]["cells"] = Figure(float(there.sel(contender=name).mean()), 0.0)
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table.loc[sorted(rows, key=lambda name: -np.nan_to_num(rows[name]["ESS"].value))]
+
+
+def common_cells(value: xr.DataArray) -> xr.DataArray:
+    """Return which cells all contenders have, so that they are compared on the same ones; all cells if there are none.
+
+    ``value`` is the first result of :func:`resampled`.
+    """
+    common = value.sel(score="gradients").notnull().all("contender")
+    return common if bool(common.any()) else xr.ones_like(common)
 
 
 def _pick(score: str, start: str) -> Callable[[xr.DataArray], xr.DataArray]:

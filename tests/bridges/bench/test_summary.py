@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from bridges.bench.pictures import plot_map
 from bridges.bench.summary import STATISTICS, leaderboard, stability
 
 SEEDS, REPLICATES = 3, 20
@@ -66,3 +67,13 @@ def test_a_cell_that_one_contender_lacks_is_left_out_for_all():
     table = leaderboard(both)
     assert table.loc["first", "ESS"].value == pytest.approx(10)
     assert table.loc["second", "cells"].value == 0.5
+
+
+def test_the_map_compares_at_the_levels_that_all_have():
+    """Where a level is hard and a contender has no cell there, its easy levels alone would put it first."""
+    easy = made(np.array([[90.0, 90.0, 90.0], [50.0, 50.0, 50.0]]), 0.1)
+    hard = made(np.array([[2.0, 2.0, 2.0], [1.0, 1.0, 1.0]]), 0.1)
+    hard["value"] = hard.value.where(hard.contender != "second")
+    shown = plot_map(xr.concat([easy, hard], "difficulty")).axes[0]
+    assert [text.get_text() for text in shown.texts] == ["90", "50"]
+    assert [label.get_text() for label in shown.get_yticklabels()] == ["first", "second"]
