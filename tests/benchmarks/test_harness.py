@@ -192,7 +192,8 @@ def test_what_was_kept_with_other_settings_is_refused(capsys, tmp_path, tiny):
     assert re.search("made with other chains: remove .*runs/tiny, or give another --runs", error)
 
 
-@pytest.mark.parametrize("name", [pytest.param("calibration", marks=pytest.mark.long), "cubes"])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["calibration", "cubes"])
 def test_the_quick_setting_of_the_cheap_ones_gives_numbers(capsys, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     status, out, error = command(capsys, name, "--quick")

@@ -62,7 +62,9 @@ def walk(potential=PRODUCT, kernel=KERNELS["HMC"], **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name == "NUTS" else ()) for name in KERNELS]
+)
 def test_a_seed_gives_the_same_trace_and_another_seed_another(name):
     options = {"kernel": KERNELS[name], "draws": 3, "resample": 0.5}
     one, again, other = walk(**options), walk(**options), walk(**options, seed=4)
@@ -465,7 +467,7 @@ def test_the_random_key_of_an_init_is_known_by_its_name():
     np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_potential_is_copied_and_pickled_after_a_walk_as_before():
     walk(MODES)
     for copy in (pickle.loads(pickle.dumps(MODES)), deepcopy(MODES)):
@@ -661,7 +663,7 @@ def test_bytes_as_a_start_are_told_from_pictures():
     assert not trace.attributes["warnings"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_recorded_on_the_way_does_not_grow_with_the_picture():
     def square(x, level):
         return 0.5 * (x**2).sum((-1, -2))
@@ -756,7 +758,7 @@ def test_progress_tells_the_effective_share_of_the_chains():
     assert np.isnan(told[-1].ess)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_rung_and_every_block_of_draws_has_random_numbers_of_its_own():
     slow = HMC(step=1e-4, leapfrogs=1)  # a random walk, whose variance is the sum over steps
     ladder, init = Ladder((53, 52, 51, 50), steps=1), np.zeros((2000, 2))

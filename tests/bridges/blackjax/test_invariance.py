@@ -369,6 +369,7 @@ def test_chains_in_a_steep_place_are_not_left_behind(jitter, left):
     assert stuck < left if left else stuck > 0.1, stuck
 
 
+@pytest.mark.long
 def test_a_mixture_is_sampled_with_its_level_scale_inside_the_logsumexp():
     """A mixture is left invariant; one with the scale outside the logsumexp (a defect in released code) is not."""
     left, right = (GaussianMixture([[m, 0.0]], [0.3], schedule=SCHEDULE, backend="jax") for m in (-0.6, 0.6))

@@ -142,7 +142,7 @@ def test_samples_of_any_event_are_shown(trace, event):
     assert (one.name, last.name) == ("level-9", "draws")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_without_snapshots_or_with_draws_that_failed_has_a_page(trace):
     bare = dataclasses.replace(trace, snapshots={})
     assert "snapshots=8" in Elements(render(bare)).text

@@ -388,7 +388,7 @@ def test_mass_close_to_one_is_not_lost():
     assert abs(trace.log_normaliser - np.log(density.sum())) < 4 * error
 
 
-@pytest.mark.parametrize("kernel", [HMC(), NUTS(max_doublings=3)])
+@pytest.mark.parametrize("kernel", [HMC(), pytest.param(NUTS(max_doublings=3), marks=pytest.mark.long)])
 def test_chains_that_stand_where_the_density_is_zero_end_no_run(kernel):
     line = GaussianMixture([[0.0]], [1.0], schedule=SCHEDULE, backend="torch")
 
@@ -759,7 +759,7 @@ def test_random_numbers_that_are_no_sites_are_refused(chains):
             anneal_model(model, **QUICK | {"kernel": HMC(), "chains": chains})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_masked_site_starts_where_it_is_drawn_and_not_where_it_counts():
     """With a flat density of b the evidence is 1 for every y."""
 
