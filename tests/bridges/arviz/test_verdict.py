@@ -239,6 +239,7 @@ def test_products_of_mixtures_are_those_of_quadrature():
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore::ppl_diffusion.SamplingWarning")
 def test_verdicts_are_right_and_those_by_r_hat_alone_are_not():
     """On targets and seeds other than those of the benchmark."""
     rows = []
