@@ -31,6 +31,7 @@ from ..arrays import Array, cast_like, logsumexp, weighted
 from ..schedule import NoiseSchedule
 from .common_ground import common_ground, set_common_ground
 from .evaluation import evaluate, evaluate_energy
+from .factors import collect
 from .notation import log_positive, product_name
 from .target import Target, common_device, common_reference, require_energy
 
@@ -178,22 +179,14 @@ class Product(Composite):
 
     def __init__(self, factors: Sequence[Potential], exponents: Sequence[float], *, log_scale: float = 0.0) -> None:
         set_common_ground(self, factors)
-        collected: dict[Potential, float] = {}
-        sizes: dict[Potential, float] = {}
-        known: dict[Any, Potential] = {}
+        powers: list[tuple[Potential, Any, float]] = []
         for factor, exponent in zip(factors, exponents, strict=True):
+            inner = [(factor, 1.0)]
             if isinstance(factor, Product):
                 log_scale += exponent * factor.log_scale
-                inner = zip(factor.factors, factor.exponents, strict=True)
-            else:
-                inner = zip((factor,), (1.0,), strict=True)
-            for one, power in inner:
-                potential = known.setdefault(one.identity, one)
-                collected[potential] = collected.get(potential, 0.0) + float(exponent * power)
-                sizes[potential] = sizes.get(potential, 0.0) + abs(float(exponent * power))
-        # p * q / p is q: a factor that cancels but for rounding is not evaluated, so a NaN of its energy cannot spread.
-        left = {factor: a for factor, a in collected.items() if abs(a) > 1e-12 * sizes[factor]}
-        collected = left or dict.fromkeys(collected, 0.0)
+                inner = list(zip(factor.factors, factor.exponents, strict=True))
+            powers += [(one, one.identity, float(exponent * power)) for one, power in inner]
+        collected = collect(powers)
         self.factors, self.exponents = tuple(collected), tuple(collected.values())
         self.log_scale = float(log_scale)
         names = [_parenthesised(factor) for factor in self.factors]
