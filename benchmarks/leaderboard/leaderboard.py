@@ -21,9 +21,11 @@ import xarray as xr
 
 from benchmarks.harness import Record, check_choice, say
 from bridges.bench import Plan, contenders, leaderboard, load_targets, stability, sweep
-from bridges.bench.parts import part, read, write
+from bridges.bench.parts import part
 from bridges.bench.pictures import plot_bias, plot_levels, plot_map
+from bridges.bench.results import read, write
 from bridges.bench.summary import Figure
+from bridges.ray.workers import shared
 from ppl_diffusion import targets as catalogue
 
 QUICK = {
@@ -48,6 +50,7 @@ def main(
     seeds: int = 3,
     levels: Annotated[int, typer.Option(help="Number of noise levels of each target.")] = 3,
     chains: int = 32,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the work, by Ray.")] = 1,
     collect: Annotated[bool, typer.Option("--collect", help="Take what is there.")] = False,
 ) -> None:
     """Run the sweep and write the leaderboard."""
@@ -63,7 +66,9 @@ def main(
             raise ValueError(f"{folder} has no kernel with parts of all targets: name fewer --targets")
         data = read([part(folder, place, name) for place in places for name in made])
     else:
-        data = sweep([known[name] for name in names], load_targets(places), plan, folder, tell=say)
+        with shared(workers) as spread:
+            chosen = [known[name] for name in names]
+            data = sweep(chosen, load_targets(places), plan, folder, tell=say, spread=spread)
     write(data, record.results / "leaderboard.nc")
     content = summarised(data, {name: known[name].words for name in data.contender.values.tolist()})
     record.write("leaderboard", content)

@@ -11,8 +11,10 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,13 @@ import numpy as np
 import xarray as xr
 
 from ppl_diffusion import targets as catalogue
-from ppl_diffusion.files import replacing, versions
+from ppl_diffusion.files import versions
 from ppl_diffusion.targets import BenchmarkTarget
 
 from .contenders import Contender
 from .counting import Counted
 from .protocol import BudgetError, Walk, block_size, walk
+from .results import opened, read, write
 from .runners import JaxRunner, Runner, WalkerRunner
 from .samplers import Sampler
 from .scores import BIASES, REPLICATES, Scores, score
@@ -92,6 +95,7 @@ def sweep(
     folder: Path,
     *,
     tell: Callable[[str], None] = lambda line: None,
+    spread: Callable[..., Iterable[Any]] = map,
 ) -> xr.Dataset:
     """Make the parts that are not in the folder yet, and return all of them as one dataset.
 
@@ -101,6 +105,8 @@ def sweep(
         plan: with what effort.
         folder: of the parts; made if it is not there.
         tell: is given a line for every part.
+        spread: what makes the parts: called as ``map`` with a function and groups of parts. The ``map`` of
+            ``bridges.ray.Workers`` shares them among machines that have ``folder`` in common.
 
     Returns:
         As :func:`read`.
@@ -108,22 +114,37 @@ def sweep(
     Raises:
         ValueError: a part was made with other settings or is half-written; a contender or target does not fit.
     """
+    folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     todo = [(t, c) for t in targets for c in contenders if not _is_made(part(folder, t.name, c.name), t, c, plan)]
     todo.sort(key=lambda pair: (size_of(pair[0]), pair[1].name))
-    runner: Runner | None = None
-    before: tuple[Any, ...] = ()
-    for target, contender in todo:
-        here = size_of(target), plan.budget(target), contender.name
-        if here != before:
-            place = Counted(target.potential)
-            runner, before = bound(contender, place, plan.budget(target)), here
-        assert runner is not None
+    groups = [list(group) for _, group in groupby(todo, lambda pair: (size_of(pair[0]), pair[1].name))]
+    for lines in spread(partial(_make, plan=plan, folder=folder, tell=tell if spread is map else None), groups):
+        if spread is not map:
+            for line in lines:
+                tell(line)
+    return read([part(folder, t.name, c.name) for t in targets for c in contenders])
+
+
+def _make(
+    group: Sequence[tuple[BenchmarkTarget, Contender]],
+    *,
+    plan: Plan,
+    folder: Path,
+    tell: Callable[[str], None] | None,
+) -> list[str]:
+    """Make the parts of one contender on targets of one size, for which it is compiled once; return a line for each."""
+    target, contender = group[0]
+    place, lines = Counted(target.potential), []
+    runner = bound(contender, place, plan.budget(target))
+    for target, contender in group:
         found = _run(runner, place, contender, target, plan)
         found.attrs["settings"] = json.dumps(_settings(target, contender, plan))
         write(found, part(folder, target.name, contender.name))
-        tell(f"{target.name}, {contender.name}: {float(found.seconds_spent):.0f} s")
-    return read([part(folder, t.name, c.name) for t in targets for c in contenders])
+        lines.append(f"{target.name}, {contender.name}: {float(found.seconds_spent):.0f} s")
+        if tell is not None:
+            tell(lines[-1])
+    return lines
 
 
 def bound(contender: Contender, place: Counted, budget: int) -> Runner:
@@ -231,62 +252,6 @@ def _dataset(cells: dict[tuple[int, int, int], Scores], levels: int, plan: Plan)
             "bias": list(BIASES),
         },
     )
-
-
-def write(data: xr.Dataset, file: Path) -> None:
-    """Write a dataset as NetCDF, which appears when it is complete."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as partial:
-        data.to_netcdf(partial, engine="h5netcdf", encoding={name: {"zlib": True} for name in data.data_vars})
-
-
-def opened(file: Path) -> xr.Dataset:
-    """Return the dataset of a file.
-
-    Raises:
-        ValueError: there is none, or it is half-written or of another kind.
-    """
-    if not file.is_file():
-        raise ValueError(f"there is no {file}: the same command makes what is missing")
-    try:
-        found = xr.load_dataset(file, engine="h5netcdf")
-    except Exception as error:
-        raise ValueError(
-            f"{file} is half-written or no result: rm {file}, and the same command makes it again"
-        ) from error
-    if "settings" not in found.attrs:
-        raise ValueError(f"{file} is no result of a benchmark: rm {file}, and the same command makes it again")
-    return found
-
-
-def read(files: Sequence[Path]) -> xr.Dataset:
-    """Return parts as one dataset.
-
-    Returns:
-        Variables by ``target``, ``contender``, ``difficulty`` (0 is the noisiest level), ``start`` and ``seed``:
-        ``value`` by ``score``; ``replicates``, bootstrap replicates of it; ``curve`` and ``curve_error``, the median
-        bias squared by ``bias`` at the gradients ``grid``; ``level``, ``budget`` and ``seconds_spent``. Parts that
-        are not among the files are NaN.
-
-    Raises:
-        ValueError: a file is missing or half-written.
-    """
-    parts = [opened(file) for file in files]
-    joined = xr.combine_by_coords(
-        [each.drop_vars("seconds_spent").drop_attrs() for each in parts],
-        combine_attrs="drop",
-        join="outer",
-        data_vars="all",
-        coords="different",
-        compat="no_conflicts",
-    )
-    assert isinstance(joined, xr.Dataset)
-    of_targets = ("grid", "level", "budget")
-    joined = joined.assign({k: joined[k].max("contender") for k in of_targets if "contender" in joined[k].dims})
-    settings = json.loads(parts[0].attrs["settings"])
-    joined.attrs["settings"] = json.dumps({k: v for k, v in settings.items() if k not in ("target", "contender")})
-    joined.attrs["seconds"] = float(sum(float(each.seconds_spent) for each in parts))
-    return joined
 
 
 def load_targets(names: Sequence[str]) -> list[BenchmarkTarget]:

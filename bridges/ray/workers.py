@@ -17,6 +17,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -119,6 +120,20 @@ class Workers:
                 f"the worker of item {place} has died {self.retries + 1} times, as for want of memory: take fewer "
                 "workers, or smaller items"
             ) from error
+
+
+@contextmanager
+def shared(count: int, **options: Any) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Give the ``map`` of so many workers, or the builtin one for a single worker, which needs no Ray.
+
+    Raises:
+        ImportError, ConnectionError, ValueError: as :class:`Workers`.
+    """
+    if count == 1:
+        yield map
+        return
+    with Workers(count, **options) as workers:
+        yield workers.map
 
 
 def _call(function: bytes, item: bytes) -> bytes:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ..ray.workers import shared
 from . import output
 
 TARGETS = "mixture_2,mixture_16,ill_conditioned_64,ring_bar"
@@ -25,6 +26,7 @@ def bench(
     seeds: Annotated[int | None, typer.Option(help="Number of seeds; 3 by default.")] = None,
     chains: Annotated[int, typer.Option(help="Number of chains.")] = 32,
     quick: Annotated[bool, typer.Option("--quick", help="Two targets, one level, 500 gradients, one seed.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the work, by Ray.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder of results; an interrupted run goes on from it.")] = Path("bench"),
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no table.")] = False,
 ) -> None:
@@ -32,7 +34,7 @@ def bench(
     kept = f"the same command goes on from {out}"
     with output.one_line_errors(interrupted=kept):
         from .. import bench as benchmark
-        from ..bench import parts, pictures
+        from ..bench import pictures, results
 
         usual = (500, 1, 1, QUICK_TARGETS, QUICK_BESIDE) if quick else (2000, 3, 3, TARGETS, BESIDE)
         plan = benchmark.Plan(
@@ -46,8 +48,9 @@ def bench(
         chosen = benchmark.load_targets(_split(usual[3] if targets is None else targets))
         console = Console(stderr=True)
         tell = (lambda line: None) if quiet else lambda line: console.print(line, markup=False, highlight=False)
-        data = benchmark.sweep(contenders, chosen, plan, out / "parts", tell=tell)
-        parts.write(data, out / "bench.nc")
+        with shared(workers) as spread:
+            data = benchmark.sweep(contenders, chosen, plan, out / "parts", tell=tell, spread=spread)
+        results.write(data, out / "bench.nc")
         files = pictures.save_all(
             data, out, contenders=[each.name for each in contenders], targets=[each.name for each in chosen]
         )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import bridges.bench.parts as parts
-from bridges.bench import Plan, find, load_targets, own, sweep
+from bridges.bench import Plan, find, load_targets, own, parts, results, sweep
 from bridges.bench.summary import Figure, comparison, leaderboard, stability
 from bridges.terminal import commands as cli
 
@@ -42,6 +41,27 @@ def test_a_sweep_goes_on_from_its_parts_and_is_one_dataset(folder):
     assert stability(data).pairs == 0
 
 
+@pytest.mark.long
+def test_a_sweep_that_is_shared_by_workers_has_the_same_figures(folder, tmp_path, monkeypatch):
+    """One's own kernel travels too, though the module in the folder of the user is not on the path of a worker."""
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    from bridges.ray import Workers
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "minemodule.py").write_text(
+        "import blackjax\n\n\ndef kernel(log_density):\n    return blackjax.mala(log_density, step_size=0.1)\n"
+    )
+    told, names = [], ["mixture_2", "ring_bar"]
+    with Workers(2) as workers:
+        contenders = [find("hmc"), find("minemodule:kernel")]
+        shared = sweep(contenders, load_targets(names), PLAN, tmp_path, tell=told.append, spread=workers.map)
+    assert len(told) == 4
+    assert shared.contender.values.tolist() == ["hmc", "minemodule:kernel"]
+    here = folder[1].value.sel(contender="hmc")
+    here = here.sel(score=[name for name in here.score.values if "second" not in name])
+    np.testing.assert_array_equal(shared.value.sel(contender="hmc", score=here.score), here)
+
+
 @pytest.mark.slow
 def test_a_half_written_part_and_other_settings_are_told(folder, tmp_path):
     place, _ = folder
@@ -55,7 +75,7 @@ def test_a_half_written_part_and_other_settings_are_told(folder, tmp_path):
     with pytest.raises(ValueError, match=r"made with other seeds: remove .*or give another folder"):
         sweep([contender], [target], Plan(gradients=60, seeds=1, chains=4, levels=2), tmp_path)
     with pytest.raises(ValueError, match="the same command makes what is missing"):
-        parts.read([parts.part(tmp_path, "ring_bar", "hmc")])
+        results.read([parts.part(tmp_path, "ring_bar", "hmc")])
 
 
 def mistyped(log_density):
