@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import warnings
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,30 +19,13 @@ from rich.table import Table
 
 from . import output
 from .bench import bench
+from .given import Engine, KernelName, build_kernel, load_model, load_teacher, parse_models
 from .report import report
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no report.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON on standard output.")]
-
-
-class KernelName(StrEnum):
-    """Values of ``--kernel``; ``reverse`` is reverse diffusion without MCMC."""
-
-    hmc = "hmc"
-    mala = "mala"
-    nuts = "nuts"
-    uhmc = "uhmc"
-    ula = "ula"
-    reverse = "reverse"
-
-
-class Engine(StrEnum):
-    """Values of ``--engine``, the library that the kernel is from."""
-
-    blackjax = "blackjax"
-    pyro = "pyro"
 
 
 def main() -> None:
@@ -117,11 +99,11 @@ def sample(
                     f"reverse diffusion has no kernel, one draw a chain and no weights: leave {', '.join(unread)} out"
                 )
         else:
-            built = _build_kernel(engine, kernel, leapfrogs, step)
-        files, where = _parse_models(model or []), check_device(device)
+            built = build_kernel(engine, kernel, leapfrogs, step)
+        files, where = parse_models(model or []), check_device(device)
         target = parse(
             expression,
-            load=lambda name: (_load(files[name], name) if name in files else library.load(name)).to(where),
+            load=lambda name: (load_model(files[name], name) if name in files else library.load(name)).to(where),
             known=[*library.names(), *files],
         )
         schedule = target.schedule
@@ -231,7 +213,7 @@ def train(
                 settings,
                 checkpoint=kept,
                 data=data,
-                teacher=None if teacher is None else _load_teacher(teacher),
+                teacher=None if teacher is None else load_teacher(teacher),
                 allow_changes=allow_changes,
                 device=device,
                 progress=progress,
@@ -239,19 +221,6 @@ def train(
         library.save_weights(model, weights)
         if not quiet:
             typer.echo(f"{weights}: load it with load({str(weights)!r})")
-
-
-def _parse_models(models: list[str]) -> dict[str, str]:
-    """Parse ``NAME=FILE`` values of ``--model``; a folder is a pipeline of diffusers."""
-    named = dict(text.partition("=")[::2] for text in models)
-    if len(named) < len(models):
-        raise ValueError(f"--model names a model twice ({', '.join(models)}): give each a name of its own")
-    for name, file in named.items():
-        if not name.isidentifier() or not (file.endswith(".safetensors") or (file and Path(file).is_dir())):
-            raise ValueError(
-                f"--model {name}={file} names no weight file and no folder: write --model mine=mine.safetensors"
-            )
-    return named
 
 
 def _write_run(folder: Path, trace: Any, target: Any) -> Any:
@@ -273,37 +242,6 @@ def _write_run(folder: Path, trace: Any, target: Any) -> Any:
     save_pictures(samples, folder / "pictures")
     plot_ladder(trace).savefig(folder / "ladder.png", dpi=150)
     return verdict
-
-
-def _load_teacher(source: str) -> Any:
-    """Return a shipped model by its name, whatever lies in the working directory, or what :func:`_load` returns."""
-    from ppl_diffusion.models import library
-
-    return library.load(source) if source in library.names() else _load(source, "theirs")
-
-
-def _load(source: str, name: str) -> Any:
-    """Return the model of a weight file, or a pipeline of diffusers in a folder."""
-    if Path(source).is_dir():
-        from ..diffusers import from_diffusers
-
-        return from_diffusers(source, name=name)
-    from ppl_diffusion.models import library
-
-    return library.load(source)
-
-
-def _build_kernel(engine: Engine, name: KernelName, leapfrogs: int | None, step: float | None) -> Any:
-    from .. import pyro
-    from ..blackjax import kernels as blackjax
-
-    kernel = getattr(pyro if engine is Engine.pyro else blackjax, name.value.upper(), None)
-    if kernel is None:
-        raise ValueError(f"Pyro has no {name.value}: use --kernel hmc or --kernel nuts, or leave --engine out")
-    if leapfrogs is not None and name not in (KernelName.hmc, KernelName.uhmc):
-        raise ValueError(f"the number of leapfrogs of {name.value} is its own affair: leave --leapfrogs out")
-    options = {"step": step, "leapfrogs": leapfrogs}
-    return kernel(**{option: value for option, value in options.items() if value is not None})
 
 
 if __name__ == "__main__":
