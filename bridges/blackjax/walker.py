@@ -103,6 +103,11 @@ def _in_jax_context(method: Method) -> Method:
     return cast(Method, in_context)
 
 
+def _default_device() -> Any:
+    """The device that was chosen as JAX's default one; None if none was."""
+    return jax.config.jax_default_device  # type: ignore[attr-defined]
+
+
 def _default_platform() -> str:
     """The platform of JAX's default device."""
     platform = jax.default_backend()
@@ -199,8 +204,11 @@ class BlackJAXWalker:
     def _arrive(self, positions: Array, momentum: Array | None, level: Array, seed: Array, scales: Array) -> Any:
         flat = positions.astype(jnp.float64).reshape(-1, scales.size) / scales[None]
         keys = jax.random.split(jax.random.key(seed), flat.shape[0])
-        init = partial(self.kernel.init_chain, log_density=self._log_density(level, scales))
-        chains = jax.vmap(init, in_axes=(0, 0, None if momentum is None else 0))(keys, flat, momentum)
+
+        def init(key: Array, position: Array, momentum: Array | None, level: Array, scales: Array) -> Any:
+            return self.kernel.init_chain(key, position, momentum, self._log_density(level, scales))
+
+        chains = self._each(init)(keys, flat, momentum)(level, scales)
         return chains, self._describe(chains, scales)
 
     def _step(self, key: Array, chains: Any, level: Array, step: Array, scales: Any = 1.0) -> tuple[Any, Info]:
@@ -208,10 +216,36 @@ class BlackJAXWalker:
         keys = jax.random.split(key_chains, chains.position.shape[0])
         uniform = jax.random.uniform(key_steps, keys.shape, dtype=jnp.float64)
         steps = jnp.broadcast_to(self.policy.jittered(step, uniform), uniform.shape)
-        log_density = self._log_density(level, scales)
-        return jax.vmap(lambda key, chain, step: self.kernel.step_chain(key, chain, log_density, step))(
-            keys, chains, steps
-        )
+
+        def advance(key: Array, chain: Any, step: Array, level: Array, scales: Array) -> tuple[Any, Info]:
+            return self.kernel.step_chain(key, chain, self._log_density(level, scales), step)
+
+        return self._each(advance)(keys, chains, steps)(level, scales)
+
+    def _each(self, function: Callable[..., Any]) -> Callable[..., Callable[..., Any]]:
+        """Return ``function`` of the values of a chain and of further ones that all chains share, for all chains at
+        once: ``each(function)(*of_chains)(*shared)``.
+
+        Chains are divided among the devices that JAX has on this machine, if their number allows and no default device
+        was chosen, and if none of their evaluations takes place in torch, which all devices would wait for.
+        """
+
+        def of_chains(*chains: Any) -> Callable[..., Any]:
+            def with_shared(*shared: Any) -> Any:
+                axes = (*(0 if jax.tree.leaves(each) else None for each in chains), *(None for _ in shared))
+                mapped = jax.vmap(function, in_axes=axes)
+                devices = [] if self.crossings or _default_device() else jax.local_devices()
+                if len(devices) < 2 or len(chains[0]) % len(devices):
+                    return mapped(*chains, *shared)
+                mesh = jax.sharding.Mesh(np.array(devices), ("chains",))
+                split, whole = jax.sharding.PartitionSpec("chains"), jax.sharding.PartitionSpec()
+                places = (*(split for _ in chains), *(whole for _ in shared))
+                spread = jax.shard_map(mapped, mesh=mesh, in_specs=places, out_specs=split, check_vma=False)
+                return spread(*chains, *shared)
+
+            return with_shared
+
+        return of_chains
 
     def _move(self, chains: Any, step: Array, level: Array, steps: Array, seed: Array, scales: Array) -> Any:
         key, count = jax.random.key(seed), chains.position.shape[0]
