@@ -48,6 +48,7 @@ results: $(VENV)/.ready  ## every benchmark that needs no GPU, into benchmarks/r
 	$(BIN)/python -m benchmarks overhead
 	$(BIN)/python -m benchmarks islands
 	$(BIN)/python -m benchmarks calibration
+	$(BIN)/python -m benchmarks levy
 	$(BIN)/python -m benchmarks models --mnist $(MNIST)
 	$(BIN)/python -m benchmarks likelihood --mnist $(MNIST)
 	$(BIN)/python -m benchmarks inverse --mnist $(MNIST)

@@ -27,6 +27,7 @@ BENCHMARKS = {
     "gpu": "speed.gpu",
     "islands": "speed.islands",
     "calibration": "posteriors.calibration",
+    "levy": "posteriors.levy",
     "models": "posteriors.models",
     "inverse": "posteriors.inverse",
     "likelihood": "posteriors.likelihood",

@@ -21,9 +21,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 import typer
-from scipy import stats
 
 from benchmarks.harness import Record, double_precision, say
+from benchmarks.posteriors.coverage import uniformity
 from bridges.blackjax import HMC
 from bridges.pyro import DiffusionPrior, JointPotential, anneal_model
 from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule
@@ -75,13 +75,6 @@ def ranks(record: Record, name: str, simulations: int, *, claimed: float) -> np.
     return np.array(found)
 
 
-def uniformity(found: np.ndarray) -> dict[str, float]:
-    """Return p-values of the hypothesis that ranks are uniform, by parameter: a chi-square test over eight bins."""
-    names = ("x_0", "x_1", "noise")
-    counts = {name: np.histogram(found[:, i], bins=8, range=(0, DRAWS + 1))[0] for i, name in enumerate(names)}
-    return {name: float(stats.chisquare(count).pvalue) for name, count in counts.items()}
-
-
 def main(
     record: Record,
     simulations: Annotated[int, typer.Option(min=1, help="Data sets that are simulated.")] = 200,
@@ -90,6 +83,9 @@ def main(
     content: dict[str, Any] = {"simulations": simulations, "draws": DRAWS}
     for name, claimed in (("model", 1.0), ("wrong twin", 0.5)):
         with double_precision():
-            content[name] = uniformity(ranks(record, name, simulations, claimed=claimed))
+            found = ranks(record, name, simulations, claimed=claimed)
+        content[name] = {
+            parameter: uniformity(found[:, i], DRAWS) for i, parameter in enumerate(("x_0", "x_1", "noise"))
+        }
         say(f"{name}: " + ", ".join(f"{k} p = {v:.2g}" for k, v in content[name].items()))
     record.write("calibration", content)

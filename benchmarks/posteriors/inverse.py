@@ -10,9 +10,7 @@ of every pixel would lie between their minimum and maximum with probability 18/2
 first digits 200 more steps are recorded at level 0, to measure how well chains mix there. Interrupted runs resume.
 
 Compared with diffusion posterior sampling (DPS): reverse diffusion guided by the gradient of the misfit of Tweedie's
-estimate of the clean digit.
-Source: Diffusion Posterior Sampling for General Noisy Inverse Problems (Chung et al., 2023),
-https://arxiv.org/abs/2209.14687
+estimate of the clean digit (``benchmarks.posteriors.guided``).
 """
 
 from __future__ import annotations
@@ -34,6 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.harness import Record, check_choice, check_file, say, summarise, thinned
+from benchmarks.posteriors.guided import dps
 from bridges.arviz import diagnose
 from bridges.arviz.convert import arviz
 from bridges.arviz.diagnose import WORST_COORDINATE
@@ -124,28 +123,6 @@ def posterior(joint: JointPotential, y: Tensor, ladder: Ladder, seed: int) -> di
     }
 
 
-def guided(operator: Callable[[Tensor], Tensor], y: Tensor, *, draws: int, strength: float, seed: int) -> np.ndarray:
-    """Return draws ``(draws, 28, 28)`` by DPS: reverse steps minus ``strength * grad ||y - A(clean estimate)||``."""
-    generator, schedule = torch.Generator().manual_seed(seed), PRIOR.schedule
-    x = torch.randn(draws, 28, 28, generator=generator)
-    for level in reversed(range(len(schedule))):
-        alpha, sigma = schedule.alpha(level), schedule.sigma(level)
-        x = x.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(PRIOR.energy(x, level=level).sum(), x, create_graph=True)
-        clean = (x - sigma**2 * slope) / alpha
-        misfit = (y - operator(clean)).reshape(draws, -1).norm(dim=1)
-        (pull,) = torch.autograd.grad(misfit.sum(), x)
-        x, clean = x.detach(), clean.detach()
-        if level == 0:
-            return clean.numpy()
-        alpha_t, sigma_t = schedule.alpha(level - 1), schedule.sigma(level - 1)
-        ratio, spread = schedule.forward(level - 1, level)
-        mean = (ratio * sigma_t**2 * x + alpha_t * spread**2 * clean) / sigma**2
-        noise = torch.randn(x.shape, generator=generator) * (level > 1)
-        x = mean + spread * sigma_t / sigma * noise - strength * pull
-    raise AssertionError
-
-
 def figures(problem: str, truth: np.ndarray, drawn: np.ndarray) -> dict[str, float]:
     """Return PSNR of the mean in dB (for a range of 2), and coverage of the judged pixels by the 90 % interval."""
     where = HIDDEN.get(problem, (slice(None), slice(None)))
@@ -189,7 +166,7 @@ def compare(record: Record, problem: str, pictures: np.ndarray, *, beside: int, 
         begun = time.perf_counter()
         draws = -(-calls // len(PRIOR.schedule))  # so that DPS makes no fewer network calls
         y = measure(problem, pictures[index], index)
-        drawn = guided(operator, y, draws=draws, strength=STRENGTHS[problem], seed=index)
+        drawn = dps(PRIOR, operator, y, draws=draws, strength=STRENGTHS[problem], seed=index)
         found = figures(problem, pictures[index], drawn)
         return {"DPS": found, "DPS seconds": time.perf_counter() - begun, "DPS calls": draws * len(PRIOR.schedule)}
 
@@ -242,7 +219,7 @@ def picture(digits: np.ndarray, settings: Settings) -> Figure:
         truth, y = digits[row], measure(problem, digits[row], row)
         joint = JointPotential(model, (y, operator), likelihood=settings.likelihood)
         drawn = posterior(joint, y, settings.ladder(problem), row)["x"]
-        beside = guided(operator, y, draws=DRAWS, strength=STRENGTHS[problem], seed=row)
+        beside = dps(PRIOR, operator, y, draws=DRAWS, strength=STRENGTHS[problem], seed=row)
         panels = {"truth": truth, "seen": y.numpy(), "DPS mean": beside.mean(0), "posterior mean": drawn.mean(0)}
         panels |= {"posterior std": drawn.std(0)} | {f"draw {i + 1}": drawn[i] for i in range(3)}
         for axis, (name, image) in zip(axes[row], panels.items(), strict=True):
@@ -258,7 +235,9 @@ def tune(digits: np.ndarray) -> None:
     for problem, operator in OPERATORS.items():
         for strength in (0.3, 1.0, 3.0):
             found = [
-                figures(problem, x, guided(operator, measure(problem, x, i), draws=DRAWS, strength=strength, seed=i))
+                figures(
+                    problem, x, dps(PRIOR, operator, measure(problem, x, i), draws=DRAWS, strength=strength, seed=i)
+                )
                 for i, x in enumerate(digits)
             ]
             say(f"{problem}: strength {strength}: PSNR {np.mean([f['PSNR'] for f in found]):.2f}")

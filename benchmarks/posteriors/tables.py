@@ -114,3 +114,17 @@ def likelihood(content: Mapping[str, Any]) -> str:
         bits = f"{row['least bits']:.4f} to {row['most bits']:.4f}"
         lines.append(f"| {name} | {lower} | {upper} | {row['gap']:.2f} | {bits} |")
     return "\n".join(lines)
+
+
+def levy(content: Mapping[str, Any]) -> str:
+    """Return the tables of coverage of regions of 90 %, and of ranks and squared errors."""
+    tasks = content["tasks"]
+    samplers = list(next(iter(tasks.values())))
+    lines = [f"| covered by the region of 90 % | {' | '.join(samplers)} |", "|---" * (len(samplers) + 1) + "|"]
+    lines += [f"| {task} | {' | '.join(cell(rows[s]['covered']) for s in samplers)} |" for task, rows in tasks.items()]
+    head = "p-value of uniform ranks (squared error of the mean by that of Gibbs)"
+    lines += ["", f"| {head} | {' | '.join(samplers)} |", "|---" * (len(samplers) + 1) + "|"]
+    for task, rows in tasks.items():
+        cells = [f"{row['p']:.2g} ({row['error']:.2f})" for row in (rows[s] for s in samplers)]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -193,7 +193,7 @@ def test_what_was_kept_with_other_settings_is_refused(capsys, tmp_path, tiny):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["calibration", "cubes"])
+@pytest.mark.parametrize("name", ["calibration", "cubes", "levy"])
 def test_the_quick_setting_of_the_cheap_ones_gives_numbers(capsys, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     status, out, error = command(capsys, name, "--quick")
@@ -204,6 +204,8 @@ def test_the_quick_setting_of_the_cheap_ones_gives_numbers(capsys, tmp_path, mon
         row = written["equal"]["conjunction"]["reverse"]["1"]
         assert (row["pictures"], row["evaluations"]) == (2, 100)
         assert 0 <= row["accuracy"]["mean"] <= 1
+    elif name == "levy":
+        assert {row["simulations"] for row in written["tasks"]["Gauss: imputation"].values()} == {2, 4}
     else:
         assert all(0 <= p <= 1 for part in ("model", "wrong twin") for p in written[part].values())
 
