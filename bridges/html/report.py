@@ -74,6 +74,9 @@ def render(trace: Trace) -> str:
     )
 
 
+ARRIVALS = {False: "in place", True: "by reverse-diffusion steps", "wide": "by wide reverse-diffusion steps"}
+
+
 def settings(trace: Trace) -> dict[str, str]:
     """Return how a run was made, by name, in words."""
     made: Mapping[str, Any] = trace.attributes
@@ -88,7 +91,7 @@ def settings(trace: Trace) -> dict[str, str]:
         "chains": f"{chains}, {draws} recorded {'draw' if draws == 1 else 'draws'} each, of shape "
         f"{'x'.join(map(str, trace.positions.shape[2:]))}",
         "resampling": _resampling(made),
-        "arrival": "by reverse-diffusion steps" if made.get("reverse_step") else "in place",
+        "arrival": ARRIVALS[made.get("reverse_step") or False],
         "start": "at given positions" if made.get("init") else "in noise",
         "seed": made["seed"],
     }

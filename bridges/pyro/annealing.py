@@ -16,6 +16,7 @@ from ppl_diffusion.sampling.islands import Spread
 from ppl_diffusion.sampling.kernel import Kernel, check_count
 from ppl_diffusion.sampling.progress import Progress
 from ppl_diffusion.sampling.trace import Trace
+from ppl_diffusion.sampling.transitions import Reverse
 
 from ..blackjax.walker import BlackJAXKernel
 from ..torch_jax.convert import contains_jax
@@ -39,7 +40,7 @@ def anneal_model(
     seed: int,
     init: Any = None,
     resample: float | None = None,
-    reverse_step: bool = False,
+    reverse_step: Reverse = False,
     snapshots: int = 0,
     likelihood: Likelihood = "widened",
     workers: int = 1,

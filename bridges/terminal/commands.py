@@ -68,6 +68,7 @@ def sample(
     islands: Annotated[int | None, typer.Option(help="Blocks of chains that walk apart and are merged.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="NAME=FILE.safetensors, or the folder of a pipeline.")] = None,
     reverse_step: Annotated[bool, typer.Option("--reverse-step", help="Arrive by reverse diffusion.")] = False,
+    wide: Annotated[bool, typer.Option("--wide", help="Reverse steps as wide as the clean point is unknown.")] = False,
     device: Annotated[str, typer.Option(help="Where the networks are: cpu or cuda.")] = "cpu",
     snapshots: Annotated[int, typer.Option(help="Rungs at which a few chains are kept, for the report.")] = 8,
     checkpoint: Annotated[Path | None, typer.Option(help="Keeps the walk; goes on from here if it exists.")] = None,
@@ -92,7 +93,7 @@ def sample(
             numbers = {"--steps": steps, "--leapfrogs": leapfrogs, "--step": step, "--resample": resample}
             numbers["--islands"] = islands
             unread = [name for name, value in numbers.items() if value is not None]
-            unread += ["--draws"] * (draws != 1) + ["--reverse-step"] * reverse_step
+            unread += ["--draws"] * (draws != 1) + ["--reverse-step"] * reverse_step + ["--wide"] * wide
             unread += ["--engine"] * (engine is not Engine.blackjax) + ["--checkpoint"] * (checkpoint is not None)
             if unread:
                 raise ValueError(
@@ -128,7 +129,7 @@ def sample(
                     **options,
                     draws=draws,
                     resample=resample,
-                    reverse_step=reverse_step,
+                    reverse_step="wide" if wide else reverse_step,
                     islands=islands,
                     checkpoint=checkpoint,
                     progress=progress,

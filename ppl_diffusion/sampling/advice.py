@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..potentials.quotients import check_quotient, not_normalisable, tell_not_no
 from ..potentials.score import ScoreLeaf
 from ..potentials.target import Target, common_reference
 from .arrival import Arrival
+from .transitions import Reverse, largest_widening
 from .walk import Listener, Walk
 
 
@@ -41,12 +42,12 @@ class Advice(Listener):
         ladder: the ladder of the walk.
         started_at_init: whether the caller gave the starting positions.
         weighted: whether weights are used, so that chains are resampled.
-        reverse_step: whether chains take reverse steps.
+        reverse_step: whether chains take reverse steps, "wide" for wide ones.
         still: whether the kernel leaves chains where they are.
     """
 
     def __init__(
-        self, ladder: Ladder, *, started_at_init: bool, weighted: bool, reverse_step: bool, still: bool
+        self, ladder: Ladder, *, started_at_init: bool, weighted: bool, reverse_step: Reverse, still: bool
     ) -> None:
         self.ladder, self.started_at_init, self.weighted = ladder, started_at_init, weighted
         self.reverse_step, self.still = reverse_step, still
@@ -63,7 +64,7 @@ class Advice(Listener):
         if self.started_at_init:
             walk.note(check_init(target, levels[0], walk.start))
         if self.reverse_step and self.weighted:
-            walk.note(check_reverse_weights(target, levels), about="weights")
+            walk.note(check_reverse_weights(target, levels, wide=self.reverse_step == "wide"), about="weights")
 
     def arrived(self, walk: Walk, arrival: Arrival) -> None:
         target, level, first = walk.target, arrival.state.level, len(walk.rungs) == 1
@@ -72,6 +73,11 @@ class Advice(Listener):
         told = [advise_on_throw(target, s, t, throw) for s, t, throw in steps] if self.weighted else []
         if told and not any(told[:-1]):
             walk.note(told[-1])
+        if self.reverse_step == "wide" and self.weighted and not first:
+            rungs = list(zip(self.ladder.levels, self.ladder.levels[1:], walk.rungs[1:], strict=False))
+            narrow = advise_on_width(target, *rungs[-1])
+            if narrow and not any(advise_on_width(target, *rung) for rung in rungs[:-1]):
+                walk.note(narrow, about="weights")
         ess, chains = walk.rungs[-1]["ess"], len(walk.start)
         if ess == 0 and (first or walk.rungs[-2]["ess"] > 0):
             walk.note([advise_on_failure(target, level, first=first)])
@@ -177,7 +183,13 @@ def advise_on_start(potential: Target, level: int, ess: float, chains: int) -> l
 
 MAX_VARIANCE_RATIO = 4.0
 """Factor by which ``sigma^2`` may fall in a reverse step whose weights are used. Their variance is infinite from 2 on,
-as from level 1 to 0 of ``cosine(100)``, where it costs 400 chains .03 nats of evidence; from level 3 it costs .4."""
+as from level 1 to 0 of ``cosine(100)``, where it costs 400 chains .03 nats of evidence; from level 3 it costs .4. Of a
+wide step it is the factor by which the exact reverse kernel may be wider."""
+
+
+LEAST_SPREAD = 0.1
+"""Spread of log-weights, in nats, below which a reverse step is as wide as the exact reverse kernel, whatever might be:
+one that is narrower by the ratio above spreads them by .5 in every dimension that is wide."""
 
 
 MAX_LEAP = 1.0
@@ -191,15 +203,18 @@ MAX_THROW = 5.0
 A sound step takes less than 3: it moves a chain to the scale of the next level, and adds noise."""
 
 
-def check_reverse_weights(potential: Target, levels: Sequence[int]) -> list[str]:
-    """Return warnings about reverse steps between ``levels`` whose weights have a variance too large to be used."""
+def check_reverse_weights(potential: Target, levels: Sequence[int], *, wide: bool = False) -> list[str]:
+    """Return warnings about reverse steps between ``levels`` whose weights have a variance too large to be used.
+
+    Of ``wide`` steps, :func:`advise_on_width` tells on arrival whether they are wide enough.
+    """
     schedule, notes = potential.schedule, []
     falls = [(s, t, (schedule.sigma(s) / schedule.sigma(t)) ** 2) for s, t in pairwise(levels)]
     s, t, worst = max(falls, key=lambda fall: fall[2], default=(0, 0, 0.0))
-    if worst >= MAX_VARIANCE_RATIO:
+    if worst >= MAX_VARIANCE_RATIO and not wide:
         notes.append(
             f"the variance of the noise falls by a factor of {worst:.2g} from level {s} to {t}, where the weights of a "
-            "reverse step miss rare chains and log_normaliser is too low: take every level there, or reverse_step=False"
+            "reverse step miss rare chains and log_normaliser is too low: take reverse_step='wide'"
         )
     leaps = [(s, t, _leap(potential, s, t)) for s, t in pairwise(levels)]
     s, t, worst = max(leaps, key=lambda leap: leap[2], default=(0, 0, 0.0))
@@ -211,6 +226,25 @@ def check_reverse_weights(potential: Target, levels: Sequence[int]) -> list[str]
             f"chains far out, and log_normaliser is too low: {begin}take every level"
         )
     return notes
+
+
+def advise_on_width(potential: Target, s: int, t: int, record: Mapping[str, Any]) -> list[str]:
+    """Return a warning that a wide reverse step from level s to t may be too narrow still.
+
+    ``record`` is of the arrival: ``widening``, and ``log_weight (chains,)``, whose spread may show that it is not.
+    The width is a mean over coordinates and chains: a few that are wide are missed where most are narrow.
+    """
+    ratio = largest_widening(potential, s, t) / float(record["widening"])
+    if ratio < MAX_VARIANCE_RATIO:
+        return []
+    increments = record["log_weight"][np.isfinite(record["log_weight"])]
+    if len(increments) and float(np.std(increments)) < LEAST_SPREAD:
+        return []
+    return [
+        f"the reverse step from level {s} to {t} of {potential} has on average {1 / ratio:.0%} of the variance that it "
+        "has where data are wide, so that weights may miss rare chains and log_normaliser be too low: take every level "
+        "there, or reverse_step=False"
+    ]
 
 
 def advise_on_throw(potential: Target, s: int, t: int, throw: float) -> list[str]:

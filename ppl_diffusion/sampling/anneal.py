@@ -34,6 +34,7 @@ from .kernel import Kernel
 from .progress import Progress
 from .still import Still
 from .trace import Trace
+from .transitions import Reverse, check_reverse
 
 
 @outside_inference_mode()
@@ -47,7 +48,7 @@ def anneal(
     seed: int,
     init: Any = None,
     resample: float | None = None,
-    reverse_step: bool = False,
+    reverse_step: Reverse = False,
     snapshots: int = 0,
     islands: int | None = None,
     spread: Spread | None = None,
@@ -70,8 +71,10 @@ def anneal(
             weights. They are also resampled on arriving at the last rung, so that recorded positions are
             equally weighted. With None the weights are recorded but not used.
         reverse_step: arrive at each rung by the reverse-diffusion proposal, for which the weights are corrected.
-            Near the clean end, where sigma falls by a large factor per rung, their variance may be infinite: rely on
-            them only at noisier levels.
+            With True it has the variance of DDPM, and near the clean end, where sigma falls by a large factor per rung,
+            weights may have an infinite variance: rely on them only at noisier levels. With "wide" it has also the
+            variance of the clean point, estimated from the gradients of all chains at the rung before, and recorded
+            (``widening``): rely on weights down to the last rung, see :mod:`ppl_diffusion.sampling.transitions`.
         snapshots: number of rungs, spread evenly over the ladder, at which the positions of a few chains are kept in
             the trace: the first 8 or, of small events, up to 256.
         islands: number of blocks of chains that walk apart, each with a seed, a step adaptation and a resampling of its
@@ -97,6 +100,7 @@ def anneal(
         FileNotFoundError, PermissionError: the folder of ``checkpoint`` does not exist, or cannot be written.
     """
     ladder = _check_arguments(potential, kernel, ladder, chains, draws, seed, resample, snapshots, progress)
+    check_reverse("reverse_step", reverse_step)
     count = _check_islands(islands, chains, spread)
     if init is not None and count > 1:
         init = given(init, (chains, *potential.event_shape))

@@ -10,6 +10,7 @@ import numpy as np
 from ..arrays import as_numpy
 from ..potentials.target import Target
 from .kernel import State, Walker
+from .transitions import Reverse, told_share, widening
 
 
 def start(
@@ -48,20 +49,26 @@ def check_gradient(state: State, needed: bool, option: str) -> None:
 
 
 def reverse_step(
-    potential: Target, state: State, level: int, *, rng: np.random.Generator
+    potential: Target, state: State, level: int, *, rng: np.random.Generator, widened: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw ``x'`` from the reverse-diffusion proposal ``r(x'|x)``; return it and ``log q(x|x') - log r(x'|x)``.
 
     From level s to t, ``r`` is the Gaussian ``q(x_t | x_s, x_0)`` at Tweedie's estimate of ``x_0``, and ``q`` is the
     forward kernel. ``r`` ignores the variance of ``x_0`` given ``x_s``: for data wider than the noise, the true reverse
     kernel is wider by a factor of up to ``sigma_s / sigma_t``. Where the square of this factor is 2 or more, the
-    variance of the weights is infinite (such as from level 1 to 0 of ``cosine(100)``).
+    variance of the weights is infinite (such as from level 1 to 0 of ``cosine(100)``), unless ``widened`` makes up for
+    it, see :mod:`ppl_diffusion.sampling.transitions`.
+
+    ``widened`` may be estimated from these very chains before ``x'`` is drawn, as :func:`arrive` does: given all chains
+    at s, ``r`` is a density of ``x'`` whichever variance it has, so that ``e^(U_s(x) - U_t(x')) q(x|x') / r(x'|x)`` has
+    the same mean over ``x'``. Estimates of normalisers therefore have no bias, for any number of chains.
 
     Args:
         potential: the potential that is sampled; coordinates that are not diffused are unchanged.
         state: chains at the noisier level s, with the gradient there.
         level: the level t.
         rng: source of the noise.
+        widened: factor of the variance of ``r``, 1 or more.
 
     Returns:
         Positions ``(chains, *event_shape)`` and log-ratios ``(chains,)``; the old position and 0 for a chain whose
@@ -76,6 +83,7 @@ def reverse_step(
     alpha, sigma = potential.schedule.forward(level, state.level)
     noise = rng.standard_normal(x.shape)
     proposed, spread = potential.schedule.reverse(x, gradient, state.level, level)
+    spread *= widened**0.5
     proposed += spread * noise
     failed = ~np.isfinite(gradient.reshape(len(x), -1)).all(1)
     proposed[failed] = x[failed]
@@ -110,12 +118,14 @@ class Arrival:
         increments: log-weight increments from the previous level, shape ``(chains,)``; zero at the first rung.
         energy: energy at this level before ``Target.refresh`` moved the chains, shape ``(chains,)``.
         throw: how far a reverse step moved the chains, see ``advice.MAX_THROW``; 0 without one.
+        widened: factor of the variance of the reverse step.
     """
 
     state: State
     increments: np.ndarray
     energy: np.ndarray
     throw: float
+    widened: float = 1.0
 
 
 def arrive(
@@ -124,15 +134,18 @@ def arrive(
     positions: Any,
     level: int,
     previous: State | None,
-    reverse: bool,
+    reverse: Reverse,
     rng: np.random.Generator,
     seed: int,
 ) -> Arrival:
     """Move chains at ``positions (chains, *event_shape)`` to ``level`` and compute their log-weight increments."""
     correction: Any = 0.0
-    throw = 0.0
+    throw, widened = 0.0, 1.0
     if reverse and previous is not None:
-        positions, correction = reverse_step(potential, previous, level, rng=rng)
+        if reverse == "wide":
+            told = told_share(potential, np.asarray(previous.gradient, dtype=np.float64), previous.level)
+            widened = widening(potential, previous.level, level, told)
+        positions, correction = reverse_step(potential, previous, level, rng=rng, widened=widened)
         throw = _throw(potential, np.asarray(previous.positions), positions, level)
     change: Any = 0.0
     if type(potential).refresh is not Target.refresh:  # the default would fetch positions from a device for nothing
@@ -140,6 +153,6 @@ def arrive(
     state = walker.arrive(positions, level, previous, seed=seed)
     energy = np.asarray(state.energy) - change  # weights use the energy before the refresh, which is invariant
     if previous is None:
-        return Arrival(state, np.zeros(len(energy)), energy, throw)
+        return Arrival(state, np.zeros(len(energy)), energy, throw, widened)
     with np.errstate(invalid="ignore"):
-        return Arrival(state, np.asarray(previous.energy) - energy + correction, energy, throw)
+        return Arrival(state, np.asarray(previous.energy) - energy + correction, energy, throw, widened)

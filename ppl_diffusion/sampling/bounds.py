@@ -14,6 +14,7 @@ https://arxiv.org/abs/1511.02543
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ from .ancestry import log_normaliser_error
 from .anneal import anneal
 from .arrival import check_gradient
 from .kernel import Kernel, State
-from .transitions import log_forward, log_reverse
+from .transitions import Reverse, log_forward, log_reverse
 from .walk import Walk
 
 
@@ -81,7 +82,7 @@ def bound_log_normaliser(
     ladder: Ladder | None = None,
     seed: int,
     resample: float | None = None,
-    reverse_step: bool = False,
+    reverse_step: Reverse = False,
 ) -> Bounds:
     """Bound the log-normaliser of a potential at the last rung of a ladder, from both sides.
 
@@ -101,7 +102,8 @@ def bound_log_normaliser(
         seed: the same seed gives the same bounds.
         resample: as for :func:`ppl_diffusion.anneal`, in both directions.
         reverse_step: go down by reverse-diffusion steps and up by the forward kernel; the bounds are then closer in
-            many dimensions.
+            many dimensions. "wide" as for :func:`ppl_diffusion.anneal`; the weights of the way up take the variances of
+            the way down, which know nothing of the draws that go up, so that both bounds hold.
 
     Raises:
         ValueError, TypeError: an argument is invalid, or only the gradient of the potential is known.
@@ -125,13 +127,21 @@ def bound_log_normaliser(
         resample=resample,
         reverse_step=reverse_step,
     )
-    up = _Ascent(potential, kernel, ladder, draws, seed=seed + 1, resample=resample, by_kernel=reverse_step)
+    widened: dict[int, float] | None = None
+    if reverse_step:
+        factors = down.stats["widening"].to_numpy() if reverse_step == "wide" else np.ones(len(ladder))
+        widened = dict(zip(ladder.levels, factors.tolist(), strict=True))
+    up = _Ascent(potential, kernel, ladder, draws, seed=seed + 1, resample=resample, widened=widened)
     upper, error = up.walked()
     return Bounds(down.log_normaliser, down.log_normaliser_error, -upper, error, ladder.levels[-1], potential)
 
 
 class _Ascent:
-    """Chains on their way up a ladder, from exact draws of its last rung to its first one, and their weights."""
+    """Chains on their way up a ladder, from exact draws of its last rung to its first one, and their weights.
+
+    ``widened``, the factor of the variance of the reverse step to each level, is for chains that go by the forward
+    kernel; without it they stay in place.
+    """
 
     def __init__(
         self,
@@ -142,9 +152,9 @@ class _Ascent:
         *,
         seed: int,
         resample: float | None,
-        by_kernel: bool,
+        widened: Mapping[int, float] | None,
     ) -> None:
-        self.potential, self.ladder, self.resample, self.by_kernel = potential, ladder, resample, by_kernel
+        self.potential, self.ladder, self.resample, self.widened = potential, ladder, resample, widened
         self.walk = Walk(potential, kernel, ladder.levels[-1], chains=len(draws), init=draws, seed=seed)
         self.rows: list[tuple[np.ndarray, np.ndarray, bool]] = []
         self.log_ratio = 0.0
@@ -153,7 +163,7 @@ class _Ascent:
         """Return the log of the estimate of ``1 / Z``, and its standard error."""
         walk, levels = self.walk, self.ladder.levels[::-1]
         state = walk.walker.arrive(walk.start, levels[0], None, seed=walk.next_seed())
-        check_gradient(state, self.by_kernel, "reverse_step")
+        check_gradient(state, self.widened is not None, "reverse_step")
         self._weigh(np.where(np.isfinite(state.energy), 0.0, -np.inf))
         for level, steps in zip(levels[1:], self.ladder.steps_per_rung[-2::-1], strict=True):
             state = self._climb(state, level)
@@ -168,16 +178,17 @@ class _Ascent:
         walk, potential = self.walk, self.potential
         before = np.asarray(state.positions, dtype=np.float64)
         positions: Any = state.positions
-        if self.by_kernel:
+        if self.widened is not None:
             alpha, sigma = potential.schedule.forward(state.level, level)
             noised = alpha * before + sigma * walk.rng.standard_normal(before.shape)
             positions = np.where(np.broadcast_to(potential.diffused, potential.event_shape), noised, before)
         arrived = walk.walker.arrive(positions, level, state, seed=walk.next_seed())
         with np.errstate(invalid="ignore"):
             increments = np.asarray(state.energy) - np.asarray(arrived.energy)
-            if self.by_kernel:
-                gradient = np.asarray(arrived.gradient, dtype=np.float64)
-                increments = increments + log_reverse(potential, before, positions, gradient, level, state.level)
+            if self.widened is not None:
+                gradient, t = np.asarray(arrived.gradient, dtype=np.float64), state.level
+                factor = self.widened[t]
+                increments = increments + log_reverse(potential, before, positions, gradient, level, t, widened=factor)
                 increments = increments - log_forward(potential, positions, before, level, state.level)
         ancestors = self._weigh(increments)
         return arrived if ancestors is None else walk.walker.select(arrived, ancestors)

@@ -29,6 +29,7 @@ from .progress import Progress, Reporter
 from .snapshots import Snapshots, spread_over
 from .still import Still
 from .trace import Trace
+from .transitions import Reverse
 from .walk import Walk
 
 
@@ -101,7 +102,7 @@ class Descent:
     ladder: Ladder
     draws: int
     resample: float | None
-    reverse_step: bool
+    reverse_step: Reverse
     islands: int = 1
     snapshots: int = 0
     surroundings: Surroundings = field(default_factory=Surroundings.here)
@@ -157,7 +158,7 @@ class Descent:
             "levels": list(self.ladder.levels),
             "steps": list(self.ladder.steps_per_rung),
             "resample": None if self.resample is None else float(self.resample),
-            "reverse_step": bool(self.reverse_step),
+            "reverse_step": "wide" if self.reverse_step == "wide" else bool(self.reverse_step),
         }
 
     def _trace(self, walk: Walk, kept: Checkpoint, advice: Advice, begun: float) -> Trace:

@@ -44,6 +44,7 @@ from .kernel import Kernel
 from .progress import Progress
 from .replicas import Replicas
 from .trace import Trace
+from .transitions import Reverse, check_reverse
 
 
 @outside_inference_mode()
@@ -56,7 +57,7 @@ def exchange(
     draws: int,
     seed: int,
     warm_up: int = 100,
-    accelerated: bool = False,
+    accelerated: Reverse = False,
     init: Any = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Trace:
@@ -70,7 +71,9 @@ def exchange(
         draws: number of rounds that are recorded, two or more: pairs take turns.
         seed: the same seed gives the same trace, on the same device and with the same library versions.
         warm_up: rounds before them, in which step sizes adapt.
-        accelerated: whether swaps go by the forward kernel and the reverse-diffusion proposal.
+        accelerated: whether swaps go by the forward kernel and the reverse-diffusion proposal. "wide" gives the
+            proposal also the variance of the clean point, as ``reverse_step="wide"`` of :func:`ppl_diffusion.anneal`
+            does; it is estimated in the ``warm_up`` rounds and then fixed, so that recorded swaps are exact.
         init: starting positions at the first rung, shape ``(chains, *event_shape)``.
         progress: called with a :class:`Progress` after every round.
 
@@ -84,6 +87,7 @@ def exchange(
         ValueError, TypeError: an argument is invalid, the kernel is unadjusted, or only a gradient is known.
     """
     begun = time.perf_counter()
+    check_reverse("accelerated", accelerated)
     ladder = _check_arguments(potential, kernel, ladder, chains, draws, seed, warm_up)
     run = Replicas.annealed(potential, kernel, ladder, chains=chains, init=init, seed=seed, accelerated=accelerated)
     rounds = warm_up + draws
@@ -110,7 +114,7 @@ def exchange(
         "steps": list(ladder.steps_per_rung),
         "resample": None,
         "reverse_step": False,
-        "exchange": "accelerated" if accelerated else "in place",
+        "exchange": "accelerated, wide" if accelerated == "wide" else "accelerated" if accelerated else "in place",
         "warm_up": int(warm_up),
         "log_normaliser_error": error,
         "still": False,

@@ -21,7 +21,7 @@ from .arrival import check_gradient
 from .bennett import bennett
 from .importance import effective_sample_size
 from .kernel import Kernel, State, Walker
-from .transitions import log_forward, log_reverse
+from .transitions import Reverse, log_forward, log_reverse, told_share, widening
 from .walk import Walk, joined
 
 START_DRAWS = 2_000
@@ -53,7 +53,7 @@ class Replicas:
     """All replicas of a ladder, one state of a walker for each rung."""
 
     def __init__(
-        self, potential: Target, walker: Walker, states: list[State], ladder: Ladder, walk: Walk, accelerated: bool
+        self, potential: Target, walker: Walker, states: list[State], ladder: Ladder, walk: Walk, accelerated: Reverse
     ) -> None:
         self.potential, self.walker, self.states, self.ladder = potential, walker, states, ladder
         self.walk, self.accelerated, self.rng = walk, accelerated, walk.rng
@@ -68,10 +68,22 @@ class Replicas:
         self.trips = np.zeros(chains)
         self.calls = np.zeros(len(ladder), dtype=np.float64)
         self.frozen = False
+        self.told: list[list[float]] = [[] for _ in ladder.levels]
+        """What gradients of each rung told of the noise in all rounds of the warm-up, see ``told_share``."""
+        for rung in range(len(ladder)):
+            self._hear(rung)
 
     @classmethod
     def annealed(
-        cls, potential: Target, kernel: Kernel, ladder: Ladder, *, chains: int, init: Any, seed: int, accelerated: bool
+        cls,
+        potential: Target,
+        kernel: Kernel,
+        ladder: Ladder,
+        *,
+        chains: int,
+        init: Any,
+        seed: int,
+        accelerated: Reverse,
     ) -> Replicas:
         """Return replicas of which each rung holds the chains of one annealed walk as they passed it."""
         walk = Walk(potential, kernel, ladder.levels[0], chains=chains, init=init, seed=int(seed))
@@ -83,7 +95,7 @@ class Replicas:
             walk.move(max(steps, 1))
             assert walk.state is not None
             fresh = walk.walker.arrive(np.asarray(walk.state.positions), level, None, seed=walk.next_seed())
-            check_gradient(fresh, accelerated, "accelerated")
+            check_gradient(fresh, bool(accelerated), "accelerated")
             if not np.isfinite(fresh.energy).any():
                 walk.note([advise_on_failure(potential, level, first=not states)])
             states.append(fresh._replace(step=walk.state.step))
@@ -104,6 +116,7 @@ class Replicas:
             if not self.frozen:
                 self.states[rung], found = self.walker.move(self.states[rung], steps, seed=seed)
                 self.calls[rung] += float(found["gradient_calls"])
+                self._hear(rung)
                 rates.append(float(np.mean(found["acceptance_rate"])))
             elif steps:
                 before = np.asarray(self.states[rung].positions)
@@ -118,6 +131,20 @@ class Replicas:
             self.positions.append(np.asarray(self.states[-1].positions))
             self.energies.append(np.asarray(self.states[-1].energy))
 
+    def _hear(self, rung: int) -> None:
+        """Note what the gradients of a rung tell of the noise, if the width of swaps depends on it."""
+        if self.accelerated == "wide":
+            state = self.states[rung]
+            gradient = np.asarray(state.gradient, dtype=np.float64)
+            self.told[rung].append(told_share(self.potential, gradient, state.level))
+
+    def _widened(self, pair: int) -> float:
+        """Return the factor of the variance of the reverse proposal from rung ``pair`` to the next one."""
+        if self.accelerated != "wide":
+            return 1.0
+        s, t = self.ladder.levels[pair : pair + 2]
+        return widening(self.potential, s, t, float(np.mean(self.told[pair])))
+
     def _keep(self, rung: int, stats: Mapping[str, np.ndarray], before: np.ndarray) -> None:
         after = np.asarray(self.states[rung].positions)
         jump = np.linalg.norm((after - before).reshape(len(after), -1), axis=1)
@@ -127,18 +154,19 @@ class Replicas:
     def _swap(self, pair: int, *, recorded: bool) -> None:
         """Propose to swap rung ``pair``, the noisier, and the next one, replica by replica."""
         noisy, clean = self.states[pair], self.states[pair + 1]
-        s, t = noisy.level, clean.level
+        s, t, widened = noisy.level, clean.level, self._widened(pair)
         x_s, x_t = (np.asarray(state.positions, dtype=np.float64) for state in (noisy, clean))
         to_s, to_t = x_t, x_s
         down: Any = 0.0
         up: Any = 0.0
         if self.accelerated:
-            to_s, to_t, down, up = self._proposals(noisy, clean)
+            to_s, to_t, down, up = self._proposals(noisy, clean, widened)
         at_s = self.walker.arrive(to_s, s, None, seed=self.walk.next_seed())._replace(step=noisy.step)
         at_t = self.walker.arrive(to_t, t, None, seed=self.walk.next_seed())._replace(step=clean.step)
         if self.accelerated:
             gradient = np.asarray(at_s.gradient, dtype=np.float64)
-            up = up - log_reverse(self.potential, x_t, to_s, gradient, s, t)  # log q(x_s'|x_t) - log r(x_t|x_s')
+            # log q(x_s'|x_t) - log r(x_t|x_s')
+            up = up - log_reverse(self.potential, x_t, to_s, gradient, s, t, widened=widened)
         with np.errstate(invalid="ignore"):
             work_down = np.asarray(noisy.energy) - np.asarray(at_t.energy) + down  # from x_s to x_t'
             work_up = np.asarray(clean.energy) - np.asarray(at_s.energy) - up  # from x_t to x_s'
@@ -154,7 +182,7 @@ class Replicas:
             kept.up.append(work_up)
             kept.taken.append(taken)
 
-    def _proposals(self, noisy: State, clean: State) -> tuple[np.ndarray, np.ndarray, Any, Any]:
+    def _proposals(self, noisy: State, clean: State, widened: float) -> tuple[np.ndarray, np.ndarray, Any, Any]:
         """Return ``x_s'`` and ``x_t'`` of accelerated swaps, ``log q(x_s|x_t') - log r(x_t'|x_s)``, and
         ``log q(x_s'|x_t)``."""
         s, t = noisy.level, clean.level
@@ -164,8 +192,9 @@ class Replicas:
         to_s = np.where(diffused, alpha * x_t + sigma * self.rng.standard_normal(x_t.shape), x_t)
         gradient = np.asarray(noisy.gradient, dtype=np.float64)
         mean, spread = self.potential.schedule.reverse(x_s, gradient, s, t)
-        to_t = np.where(diffused, mean + spread * self.rng.standard_normal(x_s.shape), x_s)
-        down = log_forward(self.potential, x_s, to_t, s, t) - log_reverse(self.potential, to_t, x_s, gradient, s, t)
+        to_t = np.where(diffused, mean + spread * widened**0.5 * self.rng.standard_normal(x_s.shape), x_s)
+        back = log_reverse(self.potential, to_t, x_s, gradient, s, t, widened=widened)
+        down = log_forward(self.potential, x_s, to_t, s, t) - back
         return to_s, to_t, down, log_forward(self.potential, to_s, x_t, s, t)
 
     def _follow(self) -> None:

@@ -35,7 +35,8 @@ class Trace:
             ``log_weight`` (increment on arrival, nats), ``ancestor`` (index
             of the chain that it continues, in the order before resampling); per rung: ``ess`` (of the
             accumulated weights before resampling, in chains), ``log_normaliser`` (increment, nats),
-            ``resampled`` (of islands also per chain), ``gradient_calls`` (see the property). Coordinate ``level``.
+            ``resampled`` (of islands also per chain), ``gradient_calls`` (see the property), and of wide reverse steps
+            ``widening`` (factor of the variance; of islands the largest). Coordinate ``level``.
             Statistics that a kernel does not report are NaN. A chain's ``log_weight``, and the failure in ``nonfinite``
             of an energy on arrival, come before resampling; everything else is of the chain that took its place.
         sample_stats: per chain and draw (dimensions ``chain``, ``draw``): ``lp`` (log-density up to a
@@ -85,8 +86,8 @@ class Trace:
         It is estimated from the weights of families of chains that continue the same starting chain, see
         :func:`ppl_diffusion.sampling.ancestry.log_normaliser_error`. Above about .5 it is rough, and the distribution
         of the log-normaliser skewed. It cannot know of modes that no chain has found, and is too small where weights
-        have no finite variance, as those of reverse steps near the clean end. It is NaN for a single chain, or if no
-        chain has a finite energy, and infinite if all chains continue a single one.
+        have no finite variance, as those of reverse steps that are not wide near the clean end. It is NaN for a single
+        chain, or if no chain has a finite energy, and infinite if all chains continue a single one.
         """
         if "log_normaliser_error" in self.attributes:  # of an exchange, which has no weights
             return float(self.attributes["log_normaliser_error"])

@@ -22,6 +22,7 @@ from . import arrival
 from .arrival import Arrival
 from .importance import Weights
 from .kernel import Kernel, State
+from .transitions import Reverse
 
 BLOCK = 25
 """Maximum number of draws recorded by one call of the walker."""
@@ -114,12 +115,12 @@ class Walk:
         for listener in self.listeners:
             listener.started(self)
 
-    def arrive(self, level: int, *, reverse: bool, resample: float | None, last: bool) -> None:
+    def arrive(self, level: int, *, reverse: Reverse, resample: float | None, last: bool) -> None:
         """Take all chains to ``level``, weigh them, and resample them if it is due (:meth:`Weights.resample`).
 
         Args:
             level: the new level.
-            reverse: whether chains take a reverse-diffusion step on the way.
+            reverse: whether chains take a reverse-diffusion step on the way; "wide" for a wide one.
             resample: effective sample size, as a share, below which chains are resampled; None for never.
             last: whether this is the last rung.
         """
@@ -128,6 +129,8 @@ class Walk:
             self.walker, self.target, positions, level, self.state, reverse, self.rng, self.next_seed()
         )
         record = self._weigh(found) | {"throw": found.throw}
+        if reverse == "wide":
+            record["widening"] = found.widened
         self.rungs.append(record)
         for listener in self.listeners:
             listener.arrived(self, found)

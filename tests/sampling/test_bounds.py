@@ -37,11 +37,12 @@ def square(dimensions=6):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"resample": 0.5}, {"reverse_step": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"resample": 0.5}, {"reverse_step": True}, {"reverse_step": "wide"}], ids=str)
 def test_the_truth_lies_between_the_bounds(options):
     ladder, (target, truth, draw) = LADDER, square()
-    if "reverse_step" in options:  # reverse steps are those of a single model, and not for the cleanest levels
-        ladder, target, truth = Ladder(tuple(range(99, 4, -5)), steps=1), 2 * modes(), np.log(2)
+    if "reverse_step" in options:  # reverse steps are those of a single model; narrow ones not for the cleanest levels
+        levels = (*range(99, 4, -5), *((0,) if options["reverse_step"] == "wide" else ()))
+        ladder, target, truth = Ladder(levels, steps=1), 2 * modes(), np.log(2)
 
         def draw(count, seed):
             return modes().sample(count, level=ladder.levels[-1], seed=seed)

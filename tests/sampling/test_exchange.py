@@ -71,9 +71,9 @@ def swapped(accelerated, *, rounds=6, chains=4_000, levels=LEVELS):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accelerated", [False, True], ids=["in place", "accelerated"])
-def test_swaps_leave_the_densities_of_both_levels_invariant(accelerated):
-    found, rate = swapped(accelerated)
+@pytest.mark.parametrize(("accelerated", "levels"), [(False, LEVELS), (True, LEVELS), ("wide", (30, 8))], ids=str)
+def test_swaps_leave_the_densities_of_both_levels_invariant(accelerated, levels):
+    found, rate = swapped(accelerated, levels=levels)
     assert min(found) > ALPHA
     assert 0.3 < rate < 0.97
 
@@ -91,11 +91,11 @@ def forget_a_density(monkeypatch):
 
 
 def forget_the_forward_kernel(monkeypatch):
-    monkeypatch.setattr(replicas, "log_forward", lambda *given: 0.0)
+    monkeypatch.setattr(replicas, "log_forward", lambda *given, **named: 0.0)
 
 
 def forget_the_reverse_kernel(monkeypatch):
-    monkeypatch.setattr(replicas, "log_reverse", lambda *given: 0.0)
+    monkeypatch.setattr(replicas, "log_reverse", lambda *given, **named: 0.0)
 
 
 @pytest.mark.slow
@@ -111,6 +111,26 @@ def forget_the_reverse_kernel(monkeypatch):
 def test_swaps_that_forget_a_ratio_are_rejected(accelerated, forget, monkeypatch):
     forget(monkeypatch)
     assert min(swapped(accelerated)[0]) < ALPHA
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_wide_swaps_with_the_density_of_another_variance_are_rejected(factor, monkeypatch):
+    own = replicas.log_reverse
+    monkeypatch.setattr(replicas, "log_reverse", lambda *given, widened: own(*given, widened=factor * widened))
+    assert min(swapped("wide", levels=(30, 8))[0]) < ALPHA
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:levels 3 and 0 swap")
+def test_wide_swaps_are_accepted_at_the_clean_end_where_narrow_ones_are_not():
+    """They keep the variance that the warm-up has found."""
+    target = GaussianMixture([[0.0] * 6, [1.0] * 6], [0.2, 0.3], schedule=SCHEDULE, backend="jax")
+    options = {"ladder": Ladder((6, 3, 0), steps=1), "chains": 20, "draws": 20, "warm_up": 5, "seed": 0}
+    options["init"] = target.sample(20, level=6, seed=0)
+    wide, narrow = (exchange(target, HMC(), accelerated=way, **options) for way in ("wide", True))
+    assert wide.attributes["exchange"] == "accelerated, wide"
+    assert float(wide.stats.swap_rate[1:].min()) > 0.6 > 0.3 > float(narrow.stats.swap_rate[1:].min())
 
 
 @pytest.mark.long
