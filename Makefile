@@ -62,6 +62,7 @@ results: $(VENV)/.ready  ## every benchmark that needs no GPU, into benchmarks/r
 	$(BIN)/python -m benchmarks verdicts
 	$(BIN)/python -m benchmarks mixing
 	$(BIN)/python -m benchmarks levels --mnist $(MNIST) --cubes $(CUBES)
+	$(BIN)/python -m benchmarks widths --mnist $(MNIST)
 	$(BIN)/python -m benchmarks forms --cubes $(CUBES)
 	$(BIN)/python -m benchmarks judge --mnist $(MNIST)
 	$(BIN)/python -m benchmarks classifier --mnist $(MNIST)

@@ -37,6 +37,7 @@ BENCHMARKS = {
     "mixing": "pictures.mixing",
     "leaderboard": "leaderboard.leaderboard",
     "levels": "pictures.levels",
+    "widths": "pictures.widths",
     "references": "references",
     "forms": "pictures.forms",
     "judge": "pictures.judge",

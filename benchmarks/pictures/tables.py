@@ -68,6 +68,25 @@ def captions(content: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def widths(content: Mapping[str, Any]) -> str:
+    """Return the tables of reverse steps: log-normalisers of closed forms, and spreads of log-weights on digits."""
+    head = "| target | reverse step | walks | log-normaliser | deviation | stated error | covered | least ESS |"
+    lines = [head, "|---" * 8 + "|"]
+    for part, figures in content.items():
+        if part == "digits":
+            continue
+        for name, row in figures["rows"].items():
+            schedule, kind = name.split(", ")
+            cells = [f"{row['mean']:.3f} ± {row['mean error']:.3f}", f"{row['deviation']:.3f}", f"{row['stated']:.3f}"]
+            cells += [f"{row['covered']:.1%}", f"{row['least ess']:.0%}"]
+            lines.append(f"| {part}, {schedule} | {kind} | {row['walks']} | {' | '.join(cells)} |")
+    rows = content["digits"]["rows"]
+    lines += ["", f"| digits, level | {' | '.join(rows)} |", "|---" * (len(rows) + 1) + "|"]
+    for key in ("largest", "widening", "narrow", "wide", "by pixel"):
+        lines.append(f"| {key} | {' | '.join(f'{row[key]:.3g}' for row in rows.values())} |")
+    return "\n".join(lines)
+
+
 def looks(content: Mapping[str, Any]) -> str:
     """Return the table of how well colours and materials of found cubes are told."""
     keys = ("found", "colour", "material", "both")
