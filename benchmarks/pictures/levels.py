@@ -47,7 +47,7 @@ KEYS = {"digits": "x_test", "cubes": "test_images"}
 def configuration(name: str, weight: float) -> Config:
     """Return the shipped configuration, but starting from the shipped weights, with a weight of the second loss."""
     further = {"init": name, "batch": 32, "learning_rate": 3e-4, "warm_up": 50, "seed": 1, **FURTHER[name]}
-    return replace(load_config(name), which_level=weight, **further)
+    return replace(load_config(name), agreement=weight, **further)
 
 
 def trained(name: str, weight: float, data: Path, folder: Path) -> EnergyModel:

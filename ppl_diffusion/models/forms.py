@@ -88,13 +88,13 @@ def noise_potential(
     if form == "squared_distance":
         return 0.5 * ((x.double() - s.double()) ** 2).sum(axes)
     mean, variance = (value if isinstance(value, float) else constant(value, x.device) for value in reference)
-    alpha, sigma = (_per_point(scale(level), x) for scale in (schedule.alpha, schedule.sigma))
+    alpha, sigma = (per_point(scale(level), x) for scale in (schedule.alpha, schedule.sigma))
     gaussian = 0.5 * sigma * (x.double() - alpha * mean) ** 2 / (alpha**2 * variance + sigma**2)
     inner = 0.5 * s.double() ** 2 if form == "squared_norm" else x.double() * s.double()
     return (gaussian + inner).sum(axes)
 
 
-def _per_point(values: Tensor, x: Tensor) -> Tensor:
+def per_point(values: Tensor, x: Tensor) -> Tensor:
     """Reshape one value per point so that it broadcasts to ``x (batch, *event_shape)``."""
     return values.reshape(-1, *[1] * (x.ndim - 1))
 

@@ -16,7 +16,6 @@ from ..files import write
 from ..models.library import FORMAT
 from .config import Config
 from .data import Data
-from .objective import Levels
 
 ASK = "allow_changes=True to go on from it (--allow-changes)"
 """How to ask for going on with another configuration or other data."""
@@ -28,7 +27,6 @@ class Run:
 
     network: nn.Module
     average: dict[str, Tensor]
-    levels: Levels | None
     optimiser: torch.optim.AdamW
     generator: torch.Generator
     loss: Tensor
@@ -57,8 +55,6 @@ def save(run: Run, path: Path, config: Config, source: Data) -> None:
     for index, state in run.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
     tensors["generator"] = run.generator.get_state()
-    if run.levels is not None:
-        tensors["levels"] = run.levels.steps.detach()
     header = {"format": FORMAT, "step": str(run.step), "loss": repr(float(run.loss))}
     header |= {"config": json.dumps(config.plain()), "data": _fingerprint(source)}
     write(tensors, header, path)
@@ -69,7 +65,7 @@ def _fingerprint(source: Data) -> str:
     return f"{tuple(source.event_shape)} {source.digest}"
 
 
-MUST_STAY = ("network", "form", "levels", "which_level")
+MUST_STAY = ("network", "form", "levels")
 """What of a configuration stays where training goes on with ``allow_changes``: what has made the numbers stored."""
 
 
@@ -114,8 +110,6 @@ def resume(run: Run, path: Path, config: Config, source: Data, *, allow_changes:
         run.average.update({name: value.to(run.loss.device) for name, value in groups["average"].items()})
         if "seed" not in changed:
             run.generator.set_state(tensors["generator"])
-        if run.levels is not None:
-            run.levels.steps.data.copy_(tensors["levels"])
         run.step, run.loss = int(header["step"]), torch.full_like(run.loss, float(header["loss"]))
     except (SafetensorError, KeyError, TypeError, OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

@@ -41,7 +41,8 @@ class Config:
         label_dropout: fraction of conditions that are replaced by "any", to train the unconditional model; a
             classifier has none.
         seed: seed of data, levels, noise and initial weights.
-        which_level: weight of the level classification loss (``ppl_diffusion.training.objective``); 0 omits it.
+        agreement: weight of the loss by which energies of neighbouring levels agree
+            (``ppl_diffusion.training.agreement``); 0 omits it.
         init: a shipped model or a weight file whose weights to start from, of a network that differs in its conditions
             at most; random weights by default.
         relative: whether errors at each level count relative to that of Gaussian data, see ``denoising_loss``.
@@ -66,7 +67,7 @@ class Config:
     ema: Share = 0.999
     label_dropout: Share = 0.15
     seed: Index = 0
-    which_level: Factor = 0.0
+    agreement: Factor = 0.0
     init: Text = ""
     conditions: Keys | None = None
     relative: Flag = False
@@ -82,9 +83,9 @@ class Config:
             raise ValueError(complaint(error, Config)) from error
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        self._check_classifier()
+        self._check_objective()
 
-    def _check_classifier(self) -> None:
+    def _check_objective(self) -> None:
         classifier = self.form == "classifier"
         if classifier != (self.network["kind"] == "cnn"):
             raise ValueError(
@@ -93,13 +94,15 @@ class Config:
             )
         if classifier and (self.positions or self.conditions or not self.labels):
             raise ValueError("a classifier learns labels: give labels = 'y_train', their key, and no other conditions")
-        if classifier and self.which_level:
-            raise ValueError("which_level compares energies of levels, and a classifier has none: leave it out")
+        if classifier and self.agreement:
+            raise ValueError("agreement compares energies of levels, and a classifier has none: leave it out")
+        if self.agreement and min(self.batch, self.levels) < 2:
+            raise ValueError("agreement compares points at two levels: set batch and levels to 2 or more")
 
     def plain(self) -> dict[str, Any]:
         """Return its content as a table, as weight files and checkpoints store it."""
         values = asdict(self)
-        return {key: value for key, value in values.items() if value or key not in ("conditions", "relative")}
+        return {k: value for k, value in values.items() if value or k not in ("conditions", "relative", "agreement")}
 
 
 def load_config(source: str | Path) -> Config:

@@ -10,21 +10,19 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..schedule import NoiseSchedule
+from .agreement import agreement_losses
 from .checkpoint import Run
 from .config import Config
 from .data import Data
 from .objective import classification_loss, denoising_loss
 from .teacher import Teacher
 
-CONSTANTS_RATE = 0.05
-"""Peak learning rate of AdamW for the constants of the levels, in nats per step."""
-
 
 def take_step(run: Run, config: Config, source: Data, schedule: NoiseSchedule, teacher: Teacher | None) -> None:
     """Draw a batch, compute the losses and their gradients, and update parameters and averages."""
     rate = _relative_rate(run.step, config)
-    for group, peak in zip(run.optimiser.param_groups, (config.learning_rate, CONSTANTS_RATE), strict=False):
-        group["lr"] = peak * rate
+    for group in run.optimiser.param_groups:
+        group["lr"] = config.learning_rate * rate
     device = run.loss.device
     drawn = [_to_device(part, device) for part in source.draw(run.generator) if part is not None]
     if run.noise is not run.generator:
@@ -36,16 +34,18 @@ def take_step(run: Run, config: Config, source: Data, schedule: NoiseSchedule, t
         if config.form == "classifier":
             assert condition is not None
             loss = error = classification_loss(run.network, schedule, clean, label=condition, generator=run.noise)
-        elif run.levels is None:
+        elif not config.agreement:
             given |= {"teacher": teacher, "relative": config.relative}
             loss = error = denoising_loss(run.network, config.form, schedule, clean, **given)
         else:
-            error, surprise = run.levels.losses(run.network, config.form, clean, **given)
-            loss = error + config.which_level * surprise
+            error, disagreement = agreement_losses(
+                run.network, config.form, schedule, clean, relative=config.relative, **given
+            )
+            loss = error + config.agreement * disagreement
         gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
         return error.detach(), *map(_with_strides_of, gradients, parameters)
 
-    error, *gradients = run.launch(losses, *drawn, kind=config.which_level > 0)
+    error, *gradients = run.launch(losses, *drawn, kind=config.agreement > 0)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     run.optimiser.step()

@@ -3,7 +3,7 @@
 The optimiser is AdamW with warm-up and cosine decay; the trained model has an exponential moving average of the
 parameters. A checkpoint is one safetensors file with the complete state, the generator included: a resumed run gives
 what an uninterrupted one gives, and may resume on another device. The losses are in
-``ppl_diffusion.training.objective``.
+``ppl_diffusion.training.objective`` and ``ppl_diffusion.training.agreement``.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ from ..schedule import NoiseSchedule
 from .checkpoint import Run, resume, save
 from .config import Config, load_config
 from .data import Data, image_data, planar_data
-from .objective import Levels
 from .start import start_from
-from .step import CONSTANTS_RATE, take_step
+from .step import take_step
 from .teacher import Teacher
 
 __all__ = ["Config", "TrainingProgress", "load_config", "train"]
@@ -110,8 +109,8 @@ def train(
     if teacher is not None:
         if "classifier" in (config.form, getattr(teacher, "form", "")):
             raise ValueError("a classifier learns labels, and knows no noise: leave the teacher out, or give another")
-        if config.which_level:
-            raise ValueError("a teacher knows no levels between its own: set which_level = 0")
+        if config.agreement:
+            raise ValueError("a teacher knows no levels between its own: set agreement = 0, and train on without it")
         taught = Teacher(teacher, source, label_dropout=config.label_dropout)
         source = source._replace(digest=f"{source.digest} {taught.digest}")
         taught.to(device)
@@ -210,26 +209,20 @@ def _new_run(
     fused = True if device.type == "cuda" else None
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-4, fused=fused)
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    levels = None
-    if config.which_level:
-        levels = Levels.of(schedule, size=math.prod(source.event_shape), device=device)
-        optimiser.add_param_group({"params": [levels.steps], "lr": CONSTANTS_RATE, "weight_decay": 0.0})
     unknown = torch.tensor(math.nan, dtype=torch.float64, device=device)
     generator = torch.Generator().manual_seed(config.seed)
     noise = generator if device.type == "cpu" else torch.Generator(device)
     launch = Recorder(network, [noise], most=RECORDED if teacher is None else 0)  # not all teachers can be recorded
-    return Run(network, average, levels, optimiser, generator, unknown, noise, launch)
+    return Run(network, average, optimiser, generator, unknown, noise, launch)
 
 
 def _initialise(run: Run, config: Config, source: Data) -> None:
-    """Initialise a new run: load the weights of ``config.init``, and estimate the constants of the levels."""
+    """Initialise a new run: load the weights of ``config.init``."""
     if not np.any(np.asarray(source.reference[1]) > 0):
         raise ValueError("the data do not vary: give points that differ")
     if config.init:
         _begin_from(config.init, run.network, source)
         run.average.update({name: value.detach().clone() for name, value in run.network.state_dict().items()})
-    if run.levels is not None:
-        run.levels.measure(run.network, config.form, source.draw, reference=source.reference, seed=config.seed)
 
 
 def _begin_from(init: str, network: nn.Module, source: Data) -> None:

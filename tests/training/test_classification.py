@@ -107,7 +107,7 @@ def test_the_loss_is_the_mean_surprise_over_the_levels():
         ({"network": {"kind": "mlp", "size": 2}}, "form = 'classifier' is not for the network 'mlp'"),
         ({"labels": ""}, "a classifier learns labels: give labels = 'y_train'"),
         ({"positions": "places"}, "a classifier learns labels.*no other conditions"),
-        ({"which_level": 1.0}, "which_level compares energies of levels"),
+        ({"agreement": 1.0}, "agreement compares energies of levels"),
         ({"network": {**NETWORK, "positions": True}}, "the network 'cnn' has no positions: use kind, shape"),
     ],
 )
@@ -144,6 +144,6 @@ def test_shipped_configurations_build_their_networks(name):
 def test_the_shipped_classifier_knows_digits():
     """Its configuration is that of its weights; it knows digits drawn from the model of digits far above chance."""
     model = load("digits_classifier")
-    assert Config(**json.loads(model.info["config"])) == load_config("digits_classifier")
+    assert json.loads(model.info["config"]).items() >= load_config("digits_classifier").plain().items()
     assert model.event_shape == load("digits").event_shape
     assert (load("digits") * model.given(3)).schedule == load("digits").schedule

@@ -206,6 +206,6 @@ def test_what_cannot_teach_is_refused(tmp_path):
     other = ScorePotential(nn.Linear(3, 3), predicts="noise", schedule=SCHEDULE, event_shape=(3,))
     with pytest.raises(ValueError, match=r"points of shape \(3,\), the data of \(2,\)"):
         train(CONFIG, teacher=other, **given)
-    with pytest.raises(ValueError, match="set which_level = 0"):
-        train(dataclasses.replace(CONFIG, which_level=1.0), teacher=exact_teacher(), **given)
+    with pytest.raises(ValueError, match="set agreement = 0"):
+        train(dataclasses.replace(CONFIG, agreement=1.0), teacher=exact_teacher(), **given)
     assert not (tmp_path / "c.safetensors").exists()

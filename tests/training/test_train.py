@@ -12,23 +12,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from ppl_diffusion import conjunction, guidance, load, load_config, mixture, save_weights, train
 from ppl_diffusion.models.conditions import Classes, ConditionWarning, Positions
 from ppl_diffusion.models.networks import build_network
 from ppl_diffusion.schedule import NoiseSchedule
-from ppl_diffusion.training import objective, points
+from ppl_diffusion.training import points
 from ppl_diffusion.training import train as training
 from ppl_diffusion.training.data import image_data, planar_data
-from ppl_diffusion.training.objective import (
-    DISTANCES,
-    LEAST_ERROR,
-    Levels,
-    denoising_loss,
-    gaussian_error,
-    noised,
-)
+from ppl_diffusion.training.objective import LEAST_ERROR, denoising_loss, gaussian_error, noised
 from ppl_diffusion.training.train import Config
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -47,10 +39,10 @@ def weights(model):
     return torch.cat([p.flatten() for p in model.network.state_dict().values()])
 
 
-@pytest.mark.parametrize("which_level", [0.0, 1.0])
+@pytest.mark.parametrize("agreement", [0.0, 1.0])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=cuda)])
-def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, which_level, device):
-    config = dataclasses.replace(SMALL, which_level=which_level)
+def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, agreement, device):
+    config = dataclasses.replace(SMALL, agreement=agreement)
     train = partial(training.train, device=device)
     whole = train(config, checkpoint=tmp_path / "whole.safetensors")
 
@@ -66,14 +58,13 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, whic
     assert torch.equal(weights(whole), weights(resumed))
     stored = [load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "cut")]
     assert all(torch.equal(stored[0][key], stored[1][key]) for key in stored[0])
-    assert ("levels" in stored[0]) == bool(which_level)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.safetensors", "whole.safetensors"]
 
 
 @cuda
-@pytest.mark.parametrize("which_level", [0.0, 1.0])
-def test_recorded_steps_are_plain_ones(tmp_path, monkeypatch, which_level):
-    config = dataclasses.replace(SMALL, which_level=which_level)
+@pytest.mark.parametrize("agreement", [0.0, 1.0])
+def test_recorded_steps_are_plain_ones(tmp_path, monkeypatch, agreement):
+    config = dataclasses.replace(SMALL, agreement=agreement)
     replayed = train(config, checkpoint=tmp_path / "a.safetensors", device="cuda")
     monkeypatch.setattr(training, "RECORDED", 0)
     plain = train(config, checkpoint=tmp_path / "b.safetensors", device="cuda")
@@ -130,121 +121,6 @@ def test_the_default_device_of_torch_is_not_where_models_are_trained(tmp_path):
         torch.set_default_device(None)
     assert torch.equal(weights(there), weights(here))
     assert torch.equal(weights(shipped), weights(load("wide")))
-
-
-def test_levels_are_refined_until_neighbours_can_be_mistaken():
-    schedule = NoiseSchedule.cosine(100)
-    levels = Levels.of(schedule, size=784)
-    assert set(np.round(schedule.sigmas, 12)) <= set(np.round(levels.schedule.sigmas, 12))
-    assert np.diff(np.log(levels.schedule.sigmas)).max() * 2 <= (2 / 784) ** 0.5 * (1 + 1e-9)
-    assert float(levels.share.sum()) == pytest.approx(99.5, abs=0.1), "as the levels of the schedule"
-    coarse = Levels.of(schedule, size=1).schedule
-    np.testing.assert_allclose(coarse.sigmas, schedule.sigmas, err_msg="of one coordinate they can be mistaken already")
-
-
-class Blind(nn.Module):
-    """Two Gaussians far apart, with an energy offset between them at each level that gradients do not show."""
-
-    def __init__(self, schedule: NoiseSchedule) -> None:
-        super().__init__()
-        alphas, sigmas = (torch.tensor(values, dtype=torch.float64) for values in (schedule.alphas, schedule.sigmas))
-        self.deviations = [(alphas**2 * std**2 + sigmas**2).sqrt() for std in (0.02, 0.3)]
-        self.mistake = nn.Parameter(2 * torch.sin(3 * torch.arange(len(schedule), dtype=torch.float64)))
-
-    def noise_potential(self, network, form, schedule, x, level, condition, reference):
-        x, alpha = x[:, 0], schedule.alpha(level)
-        modes = [
-            (0.3 if sign > 0 else 0.7) * torch.exp(-0.5 * ((x - 2 * sign * alpha) / std[level]) ** 2) / std[level]
-            for sign, std in zip((-1, 1), self.deviations, strict=True)
-        ]
-        return schedule.sigma(level) * (self.mistake[level] * torch.tanh(8 * x) - torch.log(sum(modes) + 1e-300))
-
-
-@pytest.fixture
-def mistakes(monkeypatch):
-    """``run(weight)`` trains with a weight of the which-level loss: offsets, constants, exact constants by level."""
-    cosine = NoiseSchedule.cosine(100)
-    schedule = NoiseSchedule(*(tuple(t[i] for i in (0, 3, 6, 10, 15)) for t in (cosine.alphas, cosine.sigmas)))
-
-    def draw(generator):
-        wide = torch.rand(256, 1, generator=generator) < 0.3
-        noise = torch.randn(256, 1, generator=generator)
-        return torch.where(wide, 2 + 0.3 * noise, -2 + 0.02 * noise).double(), None
-
-    def run(weight):
-        levels, generator = Levels.of(schedule, size=1), torch.Generator().manual_seed(0)
-        network = Blind(levels.schedule)
-        monkeypatch.setattr(objective, "noise_potential", network.noise_potential)
-        levels.measure(network, "inner_product", draw, reference=(0.0, 1.0), seed=0)
-        optimiser = torch.optim.Adam([network.mistake, levels.steps], lr=0.05)
-        for step in range(200):
-            for group in optimiser.param_groups:
-                group["lr"] = 0.05 * (1 - step / 200)
-            losses = levels.losses(network, "inner_product", draw(generator)[0], generator=generator)
-            optimiser.zero_grad()
-            (losses.denoising + weight * losses.which_level).backward()
-            optimiser.step()
-        mistake, share = network.mistake.detach(), levels.share.log()
-        exact = -torch.log(0.7 * torch.exp(mistake) + 0.3 * torch.exp(-mistake)) + share
-        return mistake, levels.constants.detach(), exact - exact[0]
-
-    return run
-
-
-def test_levels_that_are_told_apart_agree_where_denoising_is_blind(mistakes, monkeypatch):
-    """An energy offset between two modes is invisible in gradients; only comparing levels reveals it."""
-    (blind, _, _), (seeing, constants, exact) = mistakes(0), mistakes(1)
-    assert blind.std() > 0.6, "denoising does not see it"
-    assert seeing.std() < 0.1 * blind.std()
-    torch.testing.assert_close(constants, exact, rtol=0, atol=0.15)
-    monkeypatch.setattr(objective, "surprise", torch.nn.functional.softplus)
-    assert mistakes(1)[0].std() > 3 * seeing.std(), "negative control: labels swapped"
-
-
-def test_the_second_loss_is_of_pairs_inside_the_schedule_in_nats_per_coordinate(monkeypatch):
-    monkeypatch.setattr(objective, "surprise", torch.ones_like)
-    network = build_network("mlp", size=2, width=16, hidden=16, blocks=1, classes=0)
-    levels = Levels.of(NoiseSchedule.cosine(20), size=2)
-    clean, count = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)), len(levels.schedule)
-    losses = levels.losses(network, "squared_norm", clean, generator=torch.Generator().manual_seed(1))
-    share, places = (levels.share / levels.share.sum()).numpy(), np.arange(count)
-    steps = [sign * distance for sign in (1, -1) for distance in DISTANCES]
-    inside = np.mean([np.sum(share[(places + step >= 0) & (places + step < count)]) for step in steps])
-    assert inside < 0.9
-    assert float(losses.which_level) * 2 == pytest.approx(inside, abs=4 * 0.5 / 4000**0.5)
-
-
-def test_constants_begin_at_the_log_normalisers_of_the_network():
-    """If the network returns nothing the energy is that of the reference, whose normaliser is known."""
-    network = build_network("mlp", size=64, width=16, hidden=16, blocks=1, classes=0)
-    with torch.no_grad():
-        for parameter in network.head.parameters():
-            parameter.zero_()
-    levels = Levels.of(NoiseSchedule.cosine(20), size=64)
-
-    def draw(generator):
-        return 0.5 * torch.randn(64, 64, generator=generator), None
-
-    levels.measure(network, "squared_norm", draw, reference=(0.0, 0.25), seed=0)
-    exact = -32 * np.log(0.25 * np.square(levels.schedule.alphas) + np.square(levels.schedule.sigmas))
-    assert np.ptp(exact) > 20
-    np.testing.assert_allclose(levels.constants.detach(), exact - exact[0], atol=4)
-
-
-def test_a_pair_of_levels_costs_two_calls():
-    calls = []
-    network = build_network(seed=0, classes=0, **SMALL.network)
-    network.register_forward_hook(lambda module, inputs, output: calls.append(inputs))
-    levels = Levels.of(NoiseSchedule.cosine(20), size=2)
-    count = len(levels.schedule)
-    clean, generator = torch.randn(400, 2, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
-    levels.losses(network, "squared_norm", clean, generator=generator)
-    assert len(calls) == 2
-    assert torch.equal(calls[0][0], calls[1][0]), "the same points, at their level and at its neighbour"
-    snr = torch.tensor([levels.schedule.log_snr(i) for i in range(count)]).float()
-    first, second = ((call[1][:, None] - snr).abs().argmin(1) for call in calls)
-    inside = (second > 0) & (second < count - 1)
-    assert set((first - second)[inside].abs().tolist()) == set(DISTANCES)
 
 
 def test_training_learns_and_touches_no_global_generator(tmp_path):
@@ -589,8 +465,8 @@ def test_what_cannot_be_used_is_refused_in_one_line(images, tmp_path):
         (lambda: train(dataclasses.replace(SMALL, data="circle"), checkpoint=tmp_path / "n"), "circle"),
         (lambda: dataclasses.replace(SMALL, steps=0), "steps"),
         (lambda: dataclasses.replace(SMALL, form="x"), "unknown form"),
-        (lambda: dataclasses.replace(SMALL, which_level=-1.0), "which_level"),
-        (lambda: dataclasses.replace(SMALL, which_level="a"), "which_level .* must be a number >= 0, got 'a'"),
+        (lambda: dataclasses.replace(SMALL, agreement=-1.0), "agreement"),
+        (lambda: dataclasses.replace(SMALL, agreement="a"), "agreement .* must be a number >= 0, got 'a'"),
         (lambda: dataclasses.replace(SMALL, network={"kind": print}), "holds numbers, text and tables"),
         (lambda: dataclasses.replace(SMALL, seed=-1), "seed .* must be a whole number >= 0, got -1"),
         (lambda: dataclasses.replace(SMALL, batch=True), "batch"),
