@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_diffusion import EnergyFunction, Potential
+from ppl_diffusion import Potential
+from ppl_diffusion.potentials.score import ScoreLeaf
 
 
 def tweedie(prior: Potential, x: Tensor, level: int) -> Tensor:
@@ -66,11 +67,12 @@ def dps(
     raise AssertionError
 
 
-def moment_matched(prior: Potential, gain: np.ndarray, y: Tensor, *, scale: float) -> EnergyFunction:
-    """Return prior and measurement at every level, for reverse diffusion with the guidance of Song et al.
+class PseudoinverseGuided(ScoreLeaf):
+    """Scores of a prior and a linear measurement at every level, with the guidance of Song et al.
 
     The measurement given ``x`` is taken for Gaussian, ``N(gain x_0(x), scale^2 I + v gain gain^T)``, where v is the
-    variance of what is clean given ``x`` for Gaussian data of variance 1: with such data it is exact.
+    variance of what is clean given ``x`` for Gaussian data of variance 1. So is the derivative of ``x_0(x)``, as
+    steps with its own diverge where it is large. For Gaussian data of variance 1 the score is exact.
 
     Args:
         prior: a torch density of vectors, with an energy.
@@ -78,19 +80,18 @@ def moment_matched(prior: Potential, gain: np.ndarray, y: Tensor, *, scale: floa
         y: measurements ``(chains, m)``, one of each chain.
         scale: standard deviation of the noise.
     """
-    values, basis = np.linalg.eigh(gain @ gain.T)
-    rotated = torch.from_numpy(basis.T @ gain)
-    about, gains = y @ torch.from_numpy(basis), torch.from_numpy(values)
 
-    def energy(x: Tensor, level: int) -> Tensor:
-        alpha, sigma = prior.schedule.alpha(level), prior.schedule.sigma(level)
-        with torch.enable_grad():
-            x = x if x.requires_grad else x.detach().requires_grad_()
-            clean = tweedie(prior, x, level)
-        unknown = sigma**2 / (alpha**2 + sigma**2)
-        misfit = (clean @ rotated.T - about) ** 2 / (scale**2 + unknown * gains)
-        return prior.energy(x, level=level) + 0.5 * misfit.sum(-1)
+    def __init__(self, prior: Potential, gain: np.ndarray, y: Tensor, *, scale: float) -> None:
+        values, basis = np.linalg.eigh(gain @ gain.T)
+        self.prior, self.scale, self.gains = prior, scale, torch.from_numpy(values)
+        self.rotated, self.about = torch.from_numpy(basis.T @ gain), y @ torch.from_numpy(basis)
+        self.schedule, self.event_shape, self.backend = prior.schedule, prior.event_shape, "torch"
+        self.name = f"guided {prior}"
 
-    return EnergyFunction(
-        energy, schedule=prior.schedule, event_shape=prior.event_shape, backend="torch", name=f"guided {prior}"
-    )
+    def _gradient(self, x: Tensor, level: int) -> Tensor:
+        alpha, sigma = self.schedule.alpha(level), self.schedule.sigma(level)
+        _, slope = self.prior.value_and_grad(x, level=level)
+        clean = (x - sigma**2 * slope) / alpha
+        total = alpha**2 + sigma**2
+        misfit = (clean @ self.rotated.T - self.about) / (self.scale**2 + sigma**2 / total * self.gains)
+        return slope + alpha / total * misfit @ self.rotated

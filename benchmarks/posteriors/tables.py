@@ -6,7 +6,7 @@ Each function takes the content of the file of results that has its name.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
@@ -119,12 +119,13 @@ def likelihood(content: Mapping[str, Any]) -> str:
 def levy(content: Mapping[str, Any]) -> str:
     """Return the tables of coverage of regions of 90 %, and of ranks and squared errors."""
     tasks = content["tasks"]
-    samplers = list(next(iter(tasks.values())))
-    lines = [f"| covered by the region of 90 % | {' | '.join(samplers)} |", "|---" * (len(samplers) + 1) + "|"]
-    lines += [f"| {task} | {' | '.join(cell(rows[s]['covered']) for s in samplers)} |" for task, rows in tasks.items()]
-    head = "p-value of uniform ranks (squared error of the mean by that of Gibbs)"
-    lines += ["", f"| {head} | {' | '.join(samplers)} |", "|---" * (len(samplers) + 1) + "|"]
-    for task, rows in tasks.items():
-        cells = [f"{row['p']:.2g} ({row['error']:.2f})" for row in (rows[s] for s in samplers)]
-        lines.append(f"| {task} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    samplers = list(dict.fromkeys(sampler for rows in tasks.values() for sampler in rows))
+
+    def lines(head: str, show: Callable[[Mapping[str, Any]], str]) -> list[str]:
+        cells = [[show(rows[s]) if s in rows else "" for s in samplers] for rows in tasks.values()]
+        body = [f"| {task} | {' | '.join(row)} |" for task, row in zip(tasks, cells, strict=True)]
+        return [f"| {head} | {' | '.join(samplers)} |", "|---" * (len(samplers) + 1) + "|", *body]
+
+    ranks = "p-value of uniform ranks (squared error of the mean by that of Gibbs)"
+    covered = lines("covered by the region of 90 %", lambda row: f"{cell(row['covered'])} of {row['simulations']}")
+    return "\n".join([*covered, "", *lines(ranks, lambda row: f"{row['p']:.2g} ({row['error']:.2f})")])

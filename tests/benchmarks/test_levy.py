@@ -10,7 +10,7 @@ from benchmarks.harness import double_precision
 from benchmarks.posteriors.coverage import covered, density_ranks, uniformity
 from benchmarks.posteriors.guided import dps
 from benchmarks.posteriors.jumps import LAWS, OPERATORS, SIZE, Law, Measurement, operator
-from benchmarks.posteriors.levy import DRAWS, Simulated, by_dps, diffused, gibbs, matched
+from benchmarks.posteriors.levy import DRAWS, Simulated, by_dps, by_pseudoinverse, diffused, gibbs
 from ppl_diffusion import NoiseSchedule
 
 GRID = torch.linspace(-60, 60, 240_001, dtype=torch.float64)
@@ -93,15 +93,15 @@ def test_weights_count_draws_as_often_as_they_say():
 
 
 @pytest.mark.slow
-def test_moment_matched_guidance_is_right_for_gaussian_jumps_and_dps_is_not():
+def test_pseudoinverse_guidance_is_right_for_gaussian_jumps_and_dps_is_not():
     made = Measurement.of("imputation", LAWS["Gauss"])
     simulated = Simulated.draw("Gauss", made, 10, 0)
     mean, root = made.gaussian(simulated.y)
     with double_precision():
-        drawn = {"matched": matched(simulated, 0), "DPS": by_dps(simulated, 0.1, 0)}
+        drawn = {"pseudoinverse": by_pseudoinverse(simulated, 0), "DPS": by_dps(simulated, 0.1, 0)}
     for name, u in drawn.items():
         white = np.linalg.solve(root, (u - mean[:, None]).reshape(-1, SIZE).T).ravel()
-        assert (abs(np.mean(white**2) - 1) < 0.15) == (name == "matched")
+        assert (abs(np.mean(white**2) - 1) < 0.15) == (name == "pseudoinverse")
 
 
 def test_dps_finds_what_is_measured_without_noise():
