@@ -138,6 +138,12 @@ class BlackJAXWalker:
         return self._state(level, chains, found, step, scales)
 
     @_in_jax_context
+    def place(self, state: State, positions: Array, *, seed: int) -> State:
+        x = positions if isinstance(positions, jax.Array) else np.asarray(positions)
+        chains, found = self._arrive_compiled(x, None, state.level, seed, state.scales)
+        return self._state(state.level, chains, found, state.step, state.scales)
+
+    @_in_jax_context
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
         begun = self._calls()
         chains, found, step, moved, calls = self._move_compiled(

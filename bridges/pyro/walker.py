@@ -102,14 +102,23 @@ class PyroWalker:
         self.diffused = np.broadcast_to(potential.diffused, potential.event_shape).ravel()
 
     def arrive(self, positions: Any, level: int, previous: State | None, *, seed: int) -> State:
-        x = np.asarray(positions, dtype=np.float64)
-        energy, gradient = (value.detach().cpu().numpy() for value in self.potential.value_and_grad(x, level=level))
-        finite = np.isfinite(energy) & np.isfinite(gradient.reshape(len(x), -1)).all(1)
+        x, energy, gradient = self._evaluate(positions, level)
         scales = self.kernel.scales(previous, self.diffused)
         norms = None if previous is None else (_norms(previous.gradient, previous.scales), _norms(gradient, scales))
         step = self.kernel.enter(previous, norms, size=scales.size, sigma=self.potential.schedule.sigma(level))
         masses = np.tile(scales**2, (len(x), 1))
-        return State(level, x, np.where(finite, energy, np.inf), gradient, step, masses, scales)
+        return State(level, x, energy, gradient, step, masses, scales)
+
+    def place(self, state: State, positions: Any, *, seed: int) -> State:
+        x, energy, gradient = self._evaluate(positions, state.level)
+        return state._replace(positions=x, energy=energy, gradient=gradient)
+
+    def _evaluate(self, positions: Any, level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return positions, their energies ``(chains,)``, infinite where something is not finite, and gradients."""
+        x = np.asarray(positions, dtype=np.float64)
+        energy, gradient = (value.detach().cpu().numpy() for value in self.potential.value_and_grad(x, level=level))
+        finite = np.isfinite(energy) & np.isfinite(gradient.reshape(len(x), -1)).all(1)
+        return x, np.where(finite, energy, np.inf), gradient
 
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
         chains = len(state.energy)

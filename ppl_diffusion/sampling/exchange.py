@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ from ..files import versions
 from ..ladder import Ladder
 from ..potentials.target import Target, require_energy
 from .advice import warn_caller
+from .exchange_checkpoint import ExchangeCheckpoint
 from .kernel import Kernel
 from .progress import Progress
 from .replicas import Replicas
@@ -59,6 +61,7 @@ def exchange(
     warm_up: int = 100,
     accelerated: Reverse = False,
     init: Any = None,
+    checkpoint: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Trace:
     """Sample a potential by replica exchange over its noise levels.
@@ -75,6 +78,10 @@ def exchange(
             proposal also the variance of the clean point, as ``reverse_step="wide"`` of :func:`ppl_diffusion.anneal`
             does; it is estimated in the ``warm_up`` rounds and then fixed, so that recorded swaps are exact.
         init: starting positions at the first rung, shape ``(chains, *event_shape)``.
+        checkpoint: a file that keeps the run, written about every minute, on an interruption or error, and at the end.
+            If it exists, the run goes on from there and gives the trace of an uninterrupted one, as that of
+            :func:`ppl_diffusion.anneal` does. It costs an evaluation at the start, and one at every level when the run
+            goes on, which are not counted.
         progress: called with a :class:`Progress` after every round.
 
     Returns:
@@ -84,38 +91,27 @@ def exchange(
         back) is by chain. There are no weights, and no relatives: replicas of the ladder are independent.
 
     Raises:
-        ValueError, TypeError: an argument is invalid, the kernel is unadjusted, or only a gradient is known.
+        ValueError, TypeError: an argument is invalid, the kernel is unadjusted, only a gradient is known, or
+            ``checkpoint`` is a file of another run or none of an exchange.
+        FileNotFoundError, PermissionError: the folder of ``checkpoint`` does not exist, or cannot be written.
     """
     begun = time.perf_counter()
     check_reverse("accelerated", accelerated)
     ladder = _check_arguments(potential, kernel, ladder, chains, draws, seed, warm_up)
-    run = Replicas.annealed(potential, kernel, ladder, chains=chains, init=init, seed=seed, accelerated=accelerated)
-    rounds = warm_up + draws
-    for done in range(rounds):
-        if done == warm_up:
-            run.freeze()
-        run.round(done, recorded=done >= warm_up)
-        if progress is not None:
-            rate = float(np.mean(run.acceptance[-1]))
-            progress(
-                Progress(len(ladder), len(ladder), ladder.levels[-1], max(0, done + 1 - warm_up), draws, rate, np.nan)
-            )
-    positions, sample_stats = run.drawn()
+    run = Replicas(potential, kernel, ladder, chains=chains, init=init, seed=seed, accelerated=accelerated)
+    settings = _settings(run, kernel, warm_up)
+    sizes = {"chains": int(chains), "draws": int(draws), "schedule": potential.schedule}
+    with ExchangeCheckpoint(checkpoint, settings | sizes, run.walk.start) as kept:
+        kept.restore(run)
+        run.descend(kept.mark)
+        _take_rounds(run, kept, warm_up, draws, progress)
+    positions, sample_stats = run.record.drawn()
     stats, error = run.statistics()
+    run.walk.note(kept.complaints(), about="nothing")
     notes = run.advise(stats, positions, sample_stats)
     for note in notes:
         warn_caller(note)
-    attributes = {
-        "potential": str(potential),
-        "kernel": str(kernel),
-        "adjusted": True,
-        "seed": int(seed),
-        "levels": list(ladder.levels),
-        "steps": list(ladder.steps_per_rung),
-        "resample": None,
-        "reverse_step": False,
-        "exchange": "accelerated, wide" if accelerated == "wide" else "accelerated" if accelerated else "in place",
-        "warm_up": int(warm_up),
+    attributes = settings | {
         "log_normaliser_error": error,
         "still": False,
         "init": init is not None,
@@ -124,9 +120,43 @@ def exchange(
         **run.walk.facts,
         "versions": versions(),
         "warnings": notes,
-        "seconds": round(time.perf_counter() - begun, 3),
+        "seconds": round(run.walk.seconds + time.perf_counter() - begun, 3),
     }
     return Trace(positions, stats, sample_stats, attributes)
+
+
+def _take_rounds(
+    run: Replicas,
+    kept: ExchangeCheckpoint,
+    warm_up: int,
+    draws: int,
+    progress: Callable[[Progress], None] | None,
+) -> None:
+    """Take the rounds that are left, of which those after ``warm_up`` are recorded."""
+    rungs, level = len(run.ladder), run.ladder.levels[-1]
+    while run.rounds < warm_up + draws:
+        if run.rounds == warm_up:
+            run.freeze()
+        run.round(recorded=run.rounds >= warm_up)
+        kept.mark(run)
+        if progress is not None:
+            progress(Progress(rungs, rungs, level, max(0, run.rounds - warm_up), draws, run.rate, np.nan))
+
+
+def _settings(run: Replicas, kernel: Kernel, warm_up: int) -> dict[str, Any]:
+    """Return what the trace's attributes record of the arguments."""
+    return {
+        "potential": str(run.potential),
+        "kernel": str(kernel),
+        "adjusted": True,
+        "seed": int(run.walk.seed),
+        "levels": list(run.ladder.levels),
+        "steps": list(run.ladder.steps_per_rung),
+        "resample": None,
+        "reverse_step": False,
+        "exchange": {False: "in place", True: "accelerated", "wide": "accelerated, wide"}[run.accelerated],
+        "warm_up": int(warm_up),
+    }
 
 
 def _check_arguments(

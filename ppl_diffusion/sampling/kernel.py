@@ -57,6 +57,13 @@ class Walker(Protocol):
         The step size and the momentum, if there is one, are carried over from ``previous``.
         """
 
+    def place(self, state: State, positions: Array, *, seed: int) -> State:
+        """Evaluate the potential at other positions ``(chains, *event_shape)`` of the level of ``state``, in one call.
+
+        The step size, the scales and whatever else has been adapted at this level are those of ``state``, so that
+        chains of both can be put together. A momentum is drawn anew. Only :func:`ppl_diffusion.exchange` calls it.
+        """
+
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
         """Take ``steps`` kernel steps, adapting the step size.
 

@@ -36,6 +36,9 @@ class _StillWalker:
             energy, gradient = (as_numpy(v) for v in self.potential.value_and_grad(positions, level=level))
         return State(level, positions, energy.astype(np.float64), gradient, centred(np.nan))
 
+    def place(self, state: State, positions: Array, *, seed: int) -> State:
+        return self.arrive(positions, state.level, state, seed=seed)
+
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
         missing = np.full(len(state.energy), np.nan)
         names = ("acceptance_rate", "step_size", "diverging", "nonfinite", "jump_distance", "energy_midway")

@@ -17,6 +17,7 @@ from bridges.pyro import HMC as PyroHMC
 from bridges.pyro import DiffusionPrior, JointPotential, anneal_model
 from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, anneal, load, observation
 from ppl_diffusion.sampling import checkpoint as walk_checkpoint
+from ppl_diffusion.sampling import checkpoint_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::ppl_diffusion.SamplingWarning")  # the ladder is coarse
 
@@ -171,7 +172,7 @@ def test_keeping_a_walk_costs_an_evaluation_and_resuming_it_another(tmp_path):
 def test_a_walk_is_kept_while_it_runs_and_not_only_when_it_is_interrupted(tmp_path, monkeypatch):
     """As if the process were killed: what is in the file after a rung is copied."""
     path, kept = tmp_path / "walk", []
-    monkeypatch.setattr(walk_checkpoint, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoint_file, "EVERY", 0.0)
     whole = anneal(TARGET, HMC(), **SETTINGS, checkpoint=path, progress=lambda _: kept.append(path.read_bytes()))
     assert len(kept) == RUNGS + 2
     for content in kept:
@@ -221,7 +222,7 @@ def test_a_full_disk_does_not_stop_a_walk(tmp_path, monkeypatch, error):
 
 def test_a_file_that_somebody_else_writes_is_left_alone(tmp_path, monkeypatch):
     path = tmp_path / "walk"
-    monkeypatch.setattr(walk_checkpoint, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoint_file, "EVERY", 0.0)
     with pytest.warns(UserWarning, match="was written by somebody else and is left alone"):
         anneal(TARGET, HMC(), **SETTINGS, checkpoint=path, progress=lambda _: path.write_bytes(b"precious"))
     assert path.read_bytes() == b"precious"

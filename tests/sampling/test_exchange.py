@@ -55,7 +55,8 @@ def told(act):
 def swapped(accelerated, *, rounds=6, chains=4_000, levels=LEVELS):
     """P-values of coordinates and energies at two levels after swaps alone, from exact draws at both."""
     kernel, ladder = HMC(step=0.1), Ladder(levels, steps=1)
-    run = Replicas.annealed(MODES, kernel, ladder, chains=chains, init=None, seed=0, accelerated=accelerated)
+    run = Replicas(MODES, kernel, ladder, chains=chains, init=None, seed=0, accelerated=accelerated)
+    run.descend()
     for rung, level in enumerate(levels):
         x = MODES.sample(chains, level=level, seed=10 + rung)
         run.states[rung] = run.walker.arrive(x, level, None, seed=rung)._replace(step=centred(0.0))
