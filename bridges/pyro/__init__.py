@@ -15,9 +15,19 @@ unconstrained coordinates; ``trace.sites`` holds their constrained values.
 """
 
 from .annealing import anneal_model
+from .exchanging import exchange_model
 from .factor import from_model
 from .joint import JointPotential
 from .kernels import HMC, NUTS
 from .prior import DiffusionPrior, at_level
 
-__all__ = ["HMC", "NUTS", "DiffusionPrior", "JointPotential", "anneal_model", "at_level", "from_model"]
+__all__ = [
+    "HMC",
+    "NUTS",
+    "DiffusionPrior",
+    "JointPotential",
+    "anneal_model",
+    "at_level",
+    "exchange_model",
+    "from_model",
+]

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from ppl_diffusion.arrays import on_cpu, outside_inference_mode
 from ppl_diffusion.ladder import Ladder
-from ppl_diffusion.sampling.advice import warn_caller
 from ppl_diffusion.sampling.anneal import anneal
 from ppl_diffusion.sampling.islands import Spread
-from ppl_diffusion.sampling.kernel import Kernel, check_count
+from ppl_diffusion.sampling.kernel import Kernel
 from ppl_diffusion.sampling.progress import Progress
 from ppl_diffusion.sampling.trace import Trace
 from ppl_diffusion.sampling.transitions import Reverse
 
-from ..blackjax.walker import BlackJAXKernel
-from ..torch_jax.convert import contains_jax
 from .joint import JointPotential
 from .likelihood import Likelihood
-from .walker import PyroKernel
-from .workers import spread_over_processes
+from .model_runs import run_of_model, with_sites
 
 
 @outside_inference_mode()
@@ -82,37 +76,19 @@ def anneal_model(
         ValueError, TypeError: a model without a diffusion prior, with discrete latent sites, or that cannot be
             batched; invalid arguments.
     """
-    check_count("workers", workers, example=2)
-    if workers > 1 and not isinstance(kernel, PyroKernel):
-        raise ValueError(f"{kernel} moves all chains by one call: leave workers= out, or use bridges.pyro.HMC()")
-    if workers > 1 and spread is not None:
+    if spread is not None and workers != 1:
         raise ValueError(
             "workers= move the chains of islands here, and spread= takes islands elsewhere: give one of them"
         )
-    if isinstance(model, JointPotential):
-        if model.likelihood != likelihood:
-            raise ValueError(f"{model} was made with likelihood={model.likelihood!r}: give the same here")
-        if not isinstance(args, tuple) or args or kwargs:
-            model.update(args, kwargs)
-    joint = model if isinstance(model, JointPotential) else JointPotential(model, args, kwargs, likelihood=likelihood)
-    home = [str(prior) for prior in joint.priors if contains_jax(prior)]
-    if home and isinstance(kernel, BlackJAXKernel):
-        raise ValueError(
-            f"{home[0]} computes with JAX, which a call from JAX cannot: use a kernel of bridges.pyro, or "
-            "backend='torch' for it"
-        )
-    if isinstance(init, Mapping):
-        init = joint.flatten(init)
-    joint.one_by_one = isinstance(kernel, PyroKernel)
-    with spread_over_processes(kernel, joint, workers) if workers > 1 else nullcontext(kernel) as moving:
+    with run_of_model(model, args, kwargs, kernel=kernel, init=init, likelihood=likelihood, workers=workers) as run:
         trace = anneal(
-            joint,
-            moving,
+            run.joint,
+            run.kernel,
             ladder=ladder,
             chains=chains,
             draws=draws,
             seed=seed,
-            init=init,
+            init=run.init,
             resample=resample,
             reverse_step=reverse_step,
             snapshots=snapshots,
@@ -121,22 +97,4 @@ def anneal_model(
             checkpoint=checkpoint,
             progress=progress,
         )
-    attributes = {**trace.attributes, "likelihood": likelihood, "dims": joint.dims}
-    sites, groups = joint.report(trace.positions)
-    seen = {}
-    if trace.snapshots:  # (snapshots, chains, size): as draws, whose chains come first
-        seen = joint.report(trace.snapshots["x"])[0]
-    last, notes = attributes["levels"][-1], [*joint.notes]
-    if last > 0:
-        notes.append(
-            f"the ladder ends at level {last}: the draws of {joint.name} are noised, x_k and not x, and of another "
-            "density than its posterior; let it end at level 0"
-        )
-        del groups["log_likelihood"]
-    for note in notes:
-        warn_caller(note)
-    attributes["warnings"] = [*attributes["warnings"], *notes]
-    if joint.remarks:
-        concerns = attributes.get("concerns", {})
-        attributes["concerns"] = {**concerns, "nothing": [*concerns.get("nothing", []), *joint.remarks]}
-    return dataclasses.replace(trace, sites=sites, groups=groups, attributes=attributes, snapshots=seen)
+    return with_sites(trace, run.joint)

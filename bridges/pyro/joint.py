@@ -39,7 +39,7 @@ PROBE_DRAWS = 64
 class JointPotential(StartsFromPriors, Target):
     """The joint density of a Pyro model over its flattened latent sites, ``x (*chains, size)``.
 
-    ``bridges.pyro.anneal_model`` builds it.
+    ``bridges.pyro.anneal_model`` and ``exchange_model`` build it.
 
     Args:
         model: a Pyro model with at least one ``DiffusionPrior`` site.

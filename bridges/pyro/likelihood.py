@@ -58,6 +58,9 @@ Likelihood = Literal["widened", "tempered", "rescaled", "tweedie"]
 MAX_JACOBIAN = 2**23
 """Largest number of entries of a Jacobian, observed values times coordinates of ``x``: 67 MB in float64."""
 
+MAX_KEPT = 2**25
+"""Largest number of entries of the bases of all widenings that are cached: 268 MB in float64."""
+
 RELATIVE_TOLERANCE = 1e-3
 """Relative size below which entries of a Jacobian count as zero, and differences of variances as none."""
 
@@ -226,16 +229,16 @@ class ObservedSites:
     ) -> None:
         self.sources, self.likelihood, self.linearisations = tuple(sources), likelihood, linearisations
         self.curved = curved
-        self._last: tuple[int, dict[str, Widening]] | None = None
+        self._kept: dict[int, dict[str, Widening]] = {}
 
     def widenings(self, level: int) -> dict[str, Widening]:
-        """Return the widening of each site at a level; only the last level's are cached, as they can be large."""
-        last = self._last
-        if last is None or last[0] != level:
+        """Return the widening of each site at a level; those of the latest levels are cached, up to ``MAX_KEPT``."""
+        if level not in self._kept:
             variances = self.variances(level)
-            last = level, {name: site.widening(variances) for name, site in self.linearisations.items()}
-            self._last = last
-        return last[1]
+            self._kept[level] = {name: site.widening(variances) for name, site in self.linearisations.items()}
+            while len(self._kept) > 1 and sum(map(_size, self._kept.values())) > MAX_KEPT:
+                del self._kept[next(iter(self._kept))]
+        return self._kept[level]
 
     def variances(self, level: int) -> Tensor:
         """Return the variances ``(size,)`` of the clean ``x`` given ``x_k``."""
@@ -278,6 +281,11 @@ class _CorrelatedNormal(NamedTuple):
         if rest:  # directions of the data outside the basis, which do not depend on x
             energy = energy + ((apart**2).sum() - (along**2).sum()) / noise + rest * noise.log()
         return -0.5 * (energy + len(apart) * np.log(2 * np.pi))
+
+
+def _size(widenings: Mapping[str, Widening]) -> int:
+    """Number of entries of the bases of widenings."""
+    return sum(0 if widening.basis is None else widening.basis.numel() for widening in widenings.values())
 
 
 def _widened(fn: Any, variance: Any) -> Any:
