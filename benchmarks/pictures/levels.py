@@ -1,17 +1,24 @@
-"""Claim: on noised data the learned energies of neighbouring levels agree to within what the noise alone spreads, but
-for the cleanest levels; and a few hundred steps of telling levels apart do not mend those.
+"""Claim: a second stage of training with a loss of agreement halves the spread of log-weights at the clean end, where
+energies of neighbouring levels disagree most; it is measured what that costs.
 
-    python -m benchmarks levels [--models digits cubes] [--shipped-only] [--mnist FILE.npz] [--cubes FILE.npz]
+    python -m benchmarks levels [--models digits cubes] [--mnist FILE.npz] [--cubes FILE.npz] [--steps 3000]
 
-Training of the shipped models continues from their weights, with several weights of the level classification loss
-(``ppl_diffusion.training.objective``); weight 0 is the control. Reported for each, and for the shipped model:
+``digits`` is judged as shipped, and after a second stage of training, the configuration ``digits_agreement``
+(``ppl_diffusion.training.agreement``), with some weights of the loss, 0 being denoising alone. Models without a second
+stage are judged as shipped. Reported are:
 
-* *spread*: standard deviation of the log-weight increment ``U_s(x) - U_t(x)`` of held-out pictures noised to level
-  ``s``, ``t`` being the next cleaner level. *noise*: standard deviation of the part that depends on the noise alone,
-  ``|z|^2 / 2 (1 - (sigma_s / sigma_t)^2)``. The exact density of data on a low-dimensional surface has this part too,
-  so no energy can be much below it. *excess*: standard deviation of the remainder.
-* *walk*: the spread along annealed HMC, by rung, as ``diagnose`` reports it.
+* *reverse step*: standard deviation of the log-weight of a reverse step from level ``s`` to the next cleaner one, of
+  held-out pictures noised to that level and one further.
+* *in place*: that of ``U_s(x) - U_t(x)``, ``t`` being the next cleaner level. *noise*: the part that depends on the
+  noise alone, ``|z|^2 / 2 (1 - (sigma_s / sigma_t)^2)``. The exact density of data on a low-dimensional surface has
+  this part too, so no energy can be much below it. *excess*: standard deviation of the remainder.
+* *cumulative*: that of the log-weights of reverse diffusion from the noisiest level down to some levels, without
+  resampling, by two reverse steps for each level.
+* *ancestors*: how many chains of the noisiest level have descendants at some levels, as a share of all chains, where
+  annealed HMC is resampled by its weights.
 * *denoising loss* of held-out pictures, with the same noise for all models.
+* *accuracy*, *Frechet distance*: of digits that are drawn by reverse diffusion under each label, in the eyes of a
+  second classifier (``benchmarks.pictures.judge``).
 
 Weights and checkpoints are kept in ``runs/levels``; an interrupted run resumes.
 """
@@ -27,36 +34,36 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.harness import Record, check_choice, check_file, say, thinned
+from benchmarks.harness import Record, check_choice, check_file, last, say
+from benchmarks.pictures.fidelity import frechet_distance
+from benchmarks.pictures.judge import load_judge, look, read_digits
 from bridges.arviz import diagnose
 from bridges.blackjax import HMC
-from ppl_diffusion import Config, EnergyModel, Ladder, anneal, load, load_config, save_weights, train
+from ppl_diffusion import Config, EnergyModel, Ladder, anneal, load, load_config, reverse_diffusion, save_weights, train
+from ppl_diffusion.sampling.transitions import log_forward, log_reverse
 from ppl_diffusion.training.objective import denoising_loss
 
 LEVELS = (80, 50, 20, 5, 1)
+FROM = (80, 50, 20, 10, 5, 3, 2, 1)
+"""Levels that a reverse step starts from."""
+DOWN_TO = (40, 20, 10, 5)
+"""Levels down to which log-weights are added up."""
+FINER = 2
 LADDER = Ladder(levels=(*range(99, 9, -3), 8, 6, 4, 3, 2, 1, 0), steps=2)
-FURTHER: dict[str, dict[str, Any]] = {
-    "digits": {"steps": 600},
-    "cubes": {"steps": 250},
-}
-WEIGHTS = {"digits": (0.0, 0.3, 3.0), "cubes": (0.0, 3.0, 30.0)}
-QUICK = {"models": ["digits"], "shipped_only": True, "pictures": 8, "chains": 2, "every": 20}
+SECOND = {"digits": "digits_agreement"}
+"""Configurations of a second stage of training, by the model that it begins with."""
 KEYS = {"digits": "x_test", "cubes": "test_images"}
+QUICK = {"models": ["digits"], "steps": 0, "pictures": 8, "chains": 2, "labels": 1}
 
 
-def configuration(name: str, weight: float) -> Config:
-    """Return the shipped configuration, but starting from the shipped weights, with a weight of the second loss."""
-    further = {"init": name, "batch": 32, "learning_rate": 3e-4, "warm_up": 50, "seed": 1, **FURTHER[name]}
-    return replace(load_config(name), agreement=weight, **further)
-
-
-def trained(name: str, weight: float, data: Path, folder: Path) -> EnergyModel:
-    """Return the model of a configuration: trained, or loaded if its weights are kept in a folder."""
-    path = folder / f"{name}-{weight:g}.safetensors"
+def trained(name: str, weight: float, steps: int, data: Path, folder: Path) -> EnergyModel:
+    """Return the model of so many steps of a second stage: trained, or loaded if its weights are kept in a folder."""
+    config: Config = replace(load_config(SECOND[name]), agreement=weight, steps=steps)
+    path = folder / f"{name}-{weight:g}-{steps}.safetensors"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint = path.with_suffix(".checkpoint.safetensors")
-        save_weights(train(configuration(name, weight), checkpoint=checkpoint, data=data, every=50), path)
+        save_weights(train(config, checkpoint=checkpoint, data=data, every=50), path)
     return load(path)
 
 
@@ -91,60 +98,111 @@ def held_out(model: EnergyModel, pictures: torch.Tensor) -> float:
     return float(np.mean(losses))
 
 
-def walk(model: EnergyModel, *, ladder: Ladder, chains: int) -> dict[str, Any]:
-    """Return the spread of log-weights along annealed HMC: median, largest, by rung; and the least acceptance."""
-    rungs = diagnose(anneal(model, HMC(), ladder=ladder, chains=chains, seed=0)).rungs
-    spread = rungs.spread.to_numpy()[1:]
-    by_level = {str(int(level)): float(value) for level, value in zip(rungs.level[1:], spread, strict=True)}
-    figures = {"median": float(np.median(spread)), "largest": float(spread.max())}
-    return {**figures, "least acceptance": float(rungs.acceptance.min()), "by level": by_level}
+def reverse_spreads(model: EnergyModel, pictures: torch.Tensor) -> dict[str, float]:
+    """Return the spread of the log-weights of reverse steps (see the top) of ``pictures (n, *event_shape)`` by the
+    level that they start from, in nats."""
+    found, schedule, rng = {}, model.schedule, np.random.default_rng(2)
+    clean = pictures.double().numpy()
+    for s in FROM:
+        t = s - 1
+        x_t = schedule.alpha(t) * clean + schedule.sigma(t) * rng.standard_normal(clean.shape)
+        alpha, sigma = schedule.forward(t, s)
+        x_s = alpha * x_t + sigma * rng.standard_normal(clean.shape)
+        energy, gradient = (np.asarray(part, dtype=np.float64) for part in model.value_and_grad(x_s, level=s))
+        below = np.asarray(model.energy(x_t, level=t), dtype=np.float64)
+        ratio = log_forward(model, x_s, x_t, s, t) - log_reverse(model, x_t, x_s, gradient, s, t)
+        found[str(s)] = float(np.std(energy - below + ratio))
+    return found
 
 
-def judged(model: EnergyModel, pictures: torch.Tensor, *, ladder: Ladder, chains: int) -> dict[str, Any]:
-    """Return all figures that are reported for a model."""
+def cumulative(model: EnergyModel, *, chains: int) -> dict[str, float]:
+    """Return the spread of the log-weights of reverse diffusion down to some levels, in nats."""
+    fine = model.at(model.schedule.finer(FINER))
+    levels = range(len(fine.schedule) - 1, FINER * min(DOWN_TO) - 1, -1)
+    trace = reverse_diffusion(fine, ladder=Ladder(levels=tuple(levels)), chains=chains, seed=0)
+    total = trace.stats.log_weight.to_numpy().cumsum(0)
+    return {str(level): float(np.std(total[levels.index(FINER * level)])) for level in DOWN_TO}
+
+
+def ancestors(model: EnergyModel, *, chains: int) -> dict[str, float]:
+    """Return the share of chains that have descendants at some levels of a weighted walk."""
+    fine = model.at(model.schedule.finer(FINER))
+    near = FINER * DOWN_TO[1]
+    levels = (*range(len(fine.schedule) - 1, near, -FINER), *range(near, FINER * min(DOWN_TO) - 1, -1))
+    trace = anneal(fine, HMC(), ladder=Ladder(levels=levels, steps=1), chains=chains, seed=0, resample=0.5)
+    left = diagnose(trace).rungs.ancestors.to_numpy()
+    return {str(level): float(left[levels.index(FINER * level)]) / chains for level in DOWN_TO}
+
+
+def drawn(model: EnergyModel, mnist: Path, *, labels: int, chains: int) -> dict[str, float]:
+    """Return accuracy and Frechet distance of digits that are drawn under each of the first labels."""
+    real, classes = read_digits(mnist, "test")
+    judge, right, apart = load_judge(), [], []
+    for label in range(labels):
+        pictures = last(reverse_diffusion(model.given(label), chains=chains, seed=label))
+        named, features = look(judge, pictures.astype(np.float32))
+        right.append(float(np.mean(named == label)))
+        apart.append(frechet_distance(features, look(judge, real[classes == label])[1]))
+    return {"accuracy": float(np.mean(right)), "Frechet distance": float(np.mean(apart))}
+
+
+def judged(model: EnergyModel, pictures: torch.Tensor, *, chains: int) -> dict[str, Any]:
+    """Return the figures that are reported for every model."""
     return {
         "denoising loss": held_out(model, pictures),
         "in place": spreads(model, pictures[:128]),
-        "walk": walk(model, ladder=ladder, chains=chains),
+        "reverse step": reverse_spreads(model, pictures[:192]),
+        "cumulative": cumulative(model, chains=chains),
     }
 
 
 def tell(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the figures of one model's variants as a Markdown table."""
-    columns = [f"level {level}" for level in LEVELS]
-    lines = [f"| {name} | denoising loss | {' | '.join(columns)} | walk, median | walk, largest |", "|---" * 9 + "|"]
+    columns = [f"from {level}" for level in FROM] + [f"down to {level}" for level in DOWN_TO]
+    drawn = any("accuracy" in row for row in rows.values())
+    columns += ["accuracy", "Frechet distance"] if drawn else []
+    lines = [f"| {name} | denoising loss | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     for key, row in rows.items():
-        cells = [f"{row['in place'][str(level)]['spread']:.3g}" for level in LEVELS]
-        cells += [f"{row['walk'][which]:.3g}" for which in ("median", "largest")]
+        cells = [f"{row['reverse step'][str(level)]:.3g}" for level in FROM]
+        cells += [f"{row['cumulative'][str(level)]:.3g}" for level in DOWN_TO]
+        if drawn:
+            cells += [f"{row['accuracy']:.1%}", f"{row['Frechet distance']:.3g}"] if "accuracy" in row else ["", ""]
         lines.append(f"| {key} | {row['denoising loss']:.5f} | {' | '.join(cells)} |")
-    noise = [f"{figures['noise']:.3g}" for figures in next(iter(rows.values()))["in place"].values()]
-    lines.append(f"| noise alone | | {' | '.join(noise)} | | |")
+    weighted = {key: row["ancestors"] for key, row in rows.items() if "ancestors" in row}
+    if weighted:
+        lines += ["", f"| ancestors of {name} | {' | '.join(f'level {level}' for level in DOWN_TO)} |"]
+        lines.append("|---" * (len(DOWN_TO) + 1) + "|")
+        for key, shares in weighted.items():
+            lines.append(f"| {key} | {' | '.join(f'{shares[str(level)]:.0%}' for level in DOWN_TO)} |")
     return "\n".join(lines)
 
 
 def main(
     record: Record,
-    models: Annotated[list[str], typer.Option(help=f"Of {', '.join(WEIGHTS)}.")] = list(WEIGHTS),  # noqa: B006
+    models: Annotated[list[str], typer.Option(help=f"Of {', '.join(KEYS)}.")] = list(KEYS),  # noqa: B006
     mnist: Annotated[Path, typer.Option(dir_okay=False, help="The MNIST data.")] = Path("data/mnist.npz"),
     cubes: Annotated[Path, typer.Option(dir_okay=False, help="What prepare makes.")] = Path("data/cubes32.npz"),
-    shipped_only: Annotated[bool, typer.Option("--shipped-only", help="Train nothing.")] = False,
+    steps: Annotated[int, typer.Option(min=0, help="Steps of the second stage; 0 for none.")] = 3000,
+    weights: Annotated[list[float], typer.Option(help="Of the loss of agreement.")] = [0.2],  # noqa: B006
     pictures: Annotated[int, typer.Option(min=2, help="Held-out pictures.")] = 256,
-    chains: Annotated[int, typer.Option(min=2, help="Chains of the walks.")] = 24,
-    every: Annotated[int, typer.Option(min=1, help="Let walks take every n-th rung only.")] = 1,
+    chains: Annotated[int, typer.Option(min=2, help="Chains of the walks.")] = 64,
+    labels: Annotated[int, typer.Option(min=1, max=10, help="Labels under which digits are drawn.")] = 10,
 ) -> None:
     """Train the models that are not kept, judge all, print the tables and write the results."""
-    check_choice("--models", models, WEIGHTS)
+    check_choice("--models", models, KEYS)
     data = {"digits": ("--mnist", mnist), "cubes": ("--cubes", cubes)}
     files = {name: check_file(*data[name], f"the pictures of {name}") for name in models}
     content = record.read("levels")
     for name, file in files.items():
-        config = configuration(name, 0.0)
-        content[name] = {"steps": config.steps, "batch": config.batch, "learning rate": config.learning_rate}
-        rows = content[name]["rows"] = {}
-        shown = unseen(file, KEYS[name], pictures)
-        for weight in (None, *(() if shipped_only else WEIGHTS[name])):
-            key = "shipped" if weight is None else f"weight {weight:g}"
-            model = load(name) if weight is None else trained(name, weight, file, record.runs / "levels")
-            rows[key] = judged(model, shown, ladder=thinned(LADDER, every), chains=chains)
+        content[name] = {"pictures": pictures, "chains": chains, "rows": {}}
+        rows, shown = content[name]["rows"], unseen(file, KEYS[name], pictures)
+        further = {f"{steps} steps, weight {weight:g}": weight for weight in weights if steps and name in SECOND}
+        for words in (name, *further):
+            folder = record.runs / "levels"
+            model = load(name) if words == name else trained(name, further[words], steps, file, folder)
+            rows[words] = judged(model, shown, chains=chains)
+            if name in SECOND:
+                rows[words]["ancestors"] = ancestors(model, chains=4 * chains)
+                rows[words] |= drawn(model, file, labels=labels, chains=chains)
             say(f"\n{tell(name, rows)}")
             record.write("levels", content)
