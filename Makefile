@@ -46,6 +46,7 @@ results: $(VENV)/.ready  ## every benchmark that needs no GPU, into benchmarks/r
 	$(BIN)/python -m benchmarks composition
 	$(BIN)/python -m benchmarks work
 	$(BIN)/python -m benchmarks overhead
+	$(BIN)/python -m benchmarks evaluations
 	$(BIN)/python -m benchmarks islands
 	$(BIN)/python -m benchmarks calibration
 	$(BIN)/python -m benchmarks levy

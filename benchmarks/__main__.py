@@ -24,6 +24,7 @@ BENCHMARKS = {
     "composition": "planar.composition",
     "work": "planar.work",
     "overhead": "speed.overhead",
+    "evaluations": "speed.evaluations",
     "gpu": "speed.gpu",
     "islands": "speed.islands",
     "calibration": "posteriors.calibration",

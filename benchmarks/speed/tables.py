@@ -83,3 +83,28 @@ def gpu(content: Mapping[str, Any]) -> str:
         changes = [f"{row[key]:.2g}" for key in ("mean change", "largest change")]
         lines.append(f"| {name} | {1e3 * row['seconds']:.1f} | {' | '.join(changes)} |")
     return "\n".join(lines)
+
+
+def evaluations(content: Mapping[str, Any]) -> str:
+    """Return the table of evaluations to the exact answer: a row for each sampler, a column for each target."""
+    targets = content["targets"]
+    samplers = list(next(iter(targets.values()))["rows"])
+    lines = [f"| evaluations of a chain | {' | '.join(targets)} |", "|---" * (len(targets) + 1) + "|"]
+    for sampler in samplers:
+        cells = []
+        for target in targets.values():
+            row = target["rows"][sampler]
+            calls, error = list(row["errors"].items())[-1]
+            cells.append(f"{row['reached']:g}" if row["reached"] else f"not with {calls} (error {error:.3f})")
+        lines.append(f"| {sampler} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def islands(content: Mapping[str, Any]) -> str:
+    """Return the rate at which several workers walk islands, as a sentence."""
+    seconds, workers, number = content["seconds"], content["workers"], content["islands"]
+    return (
+        f"{workers} workers walked {workers * number} islands of {content['chains']} chains on `digits` in "
+        f"{seconds['all']:.0f} s, one worker walked {number} in {seconds['one']:.0f} s: {content['rate']:.2f} of "
+        f"{workers} times its rate. The trace {'is' if content['same'] else 'is not'} that of one process."
+    )
