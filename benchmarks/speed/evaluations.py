@@ -13,6 +13,8 @@ largest budget where there is none.
 * *unweighted*: the same walk over a hundred rungs without weights, and more steps for a larger budget.
 * *paper's code*: the released sampler, whose leapfrogs evaluate a point twice and whose chains are accepted together.
 * *plain HMC*: at the clean level, from standard normal draws.
+* *exchange*: replica exchange over more levels for a larger budget, one such step at each of them in a round. Of each
+  replica twenty rounds are draws, after as many of warm-up; all evaluations at all levels are divided by the draws.
 """
 
 from __future__ import annotations
@@ -30,20 +32,23 @@ from benchmarks.harness import Record, check_choice, last, say
 from benchmarks.planar.problems import PROBLEMS, Truth
 from benchmarks.speed.baselines import LEAPFROGS, paper_hmc
 from bridges.blackjax import HMC
-from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, Potential, anneal
+from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, Potential, anneal, exchange
 from ppl_diffusion.potentials.planar import exact
 from ppl_diffusion.targets.gaussians import LogQuadratics
 
 SCHEDULE = NoiseSchedule.cosine(100)
-TOLERANCE = 0.03
+TOLERANCE = 0.02
 """Total variation distance that counts as exact; that of 4,000 independent draws has a noise of .01."""
 BUDGETS: dict[str, tuple[int, ...]] = {
     "weighted": (12, 25, 50, 100),
     "unweighted": (1, 3, 10),
     "paper's code": (1, 3, 10),
     "plain HMC": (100, 400, 1600),
+    "exchange": (5, 10, 20),
 }
-"""Rungs of the first sampler, steps a level of the next two, steps of the last."""
+"""Rungs of the first sampler and of the last, steps a level of the next two, steps of plain HMC."""
+ROUNDS = 20
+"""Recorded rounds of exchange, and rounds of its warm-up."""
 CHAINS = {"oracle": 4000, "mixture_64": 2000, "mixture_784": 1000}
 QUICK = {"targets": ["oracle"], "few": True, "seeds": 1}
 
@@ -110,20 +115,25 @@ CASES: dict[str, Callable[[], Case]] = {
 
 
 def walked(case: Case, sampler: str, budget: int, *, chains: int, seed: int) -> tuple[np.ndarray, float]:
-    """Return the points of all chains at level 0, and the evaluations that each took."""
+    """Return points at level 0, and the evaluations that each took."""
     if sampler == "paper's code":
         potential, generator = case.build("torch"), torch.manual_seed(seed)
         x = torch.randn((chains, *potential.event_shape), generator=generator, dtype=torch.float64)
         for level in reversed(range(len(SCHEDULE))):
             x = paper_hmc(potential, x, level, budget)
         return x.numpy(), float(len(SCHEDULE) * budget * (LEAPFROGS + 2))
+    kernel = HMC(leapfrogs=LEAPFROGS)
+    if sampler == "exchange":
+        given: dict[str, Any] = {"chains": chains // ROUNDS, "draws": ROUNDS, "warm_up": ROUNDS, "seed": seed}
+        trace = exchange(case.build("jax"), kernel, ladder=Ladder.spaced(SCHEDULE, rungs=budget, steps=1), **given)
+        points = trace.positions.reshape(-1, *trace.positions.shape[2:])
+        return points, float(trace.gradient_calls) / ROUNDS
     ladder = {
         "weighted": lambda: Ladder.spaced(SCHEDULE, rungs=budget, steps=1),
         "unweighted": lambda: Ladder.full(SCHEDULE, steps=budget),
         "plain HMC": lambda: Ladder(levels=(0,), steps=budget),
     }[sampler]()
     share = 0.5 if sampler == "weighted" else None
-    kernel = HMC(leapfrogs=LEAPFROGS)
     trace = anneal(case.build("jax"), kernel, ladder=ladder, chains=chains, seed=seed, resample=share)
     return last(trace), float(trace.gradient_calls)
 
@@ -132,7 +142,7 @@ def measured(case: Case, sampler: str, budget: int, *, chains: int, seed: int) -
     """Return the shares of parts and the evaluations of one run."""
     points, calls = walked(case, sampler, budget, chains=chains, seed=seed)
     counts = np.bincount(case.part(points), minlength=len(case.shares))
-    return {"shares": (counts / chains).tolist(), "calls": calls}
+    return {"shares": (counts / len(points)).tolist(), "calls": calls}
 
 
 def reached(errors: Mapping[float, float]) -> float | None:

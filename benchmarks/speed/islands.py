@@ -4,14 +4,18 @@
 
 Annealed HMC on ``digits`` given a class, a network on one thread. A worker of Ray walks so many islands, and so many
 workers at once walk as many each; the rounds are interleaved, and the fastest one of each is compared. A worker
-compiles once in each round, which is among its time. The ratio is that of islands per second, over the number of
-workers; it is of use on a machine that has a core for each of them and does nothing else.
+compiles once in each round, which is among its time, and a single one has a single core, also for what compilers and
+JAX do in several threads. The ratio is that of islands per second, over the number of workers; it is of use on a
+machine that has a core for each of them and does nothing else.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -26,6 +30,19 @@ from ppl_diffusion import Ladder, SamplingWarning, Trace, anneal, load
 
 QUICK = {"islands": 1, "rounds": 1, "chains": 2, "rungs": 2}
 STEPS, LEAPFROGS = 5, 3
+CORES = sorted(os.sched_getaffinity(0)) if Path("/proc/self/task").is_dir() else []
+
+
+def on_cores(count: int, function: Callable[[Any], Any], item: Any) -> Any:
+    """Return ``function(item)``, for which the threads of this process share so many cores, on Linux."""
+    for thread in os.listdir("/proc/self/task") if CORES else []:
+        os.sched_setaffinity(int(thread), CORES[:count])
+    return function(item)
+
+
+def sharing(workers: Workers, cores: int) -> Callable[..., Any]:
+    """Return the ``map`` of workers that share so many cores."""
+    return lambda function, items: workers.map(partial(on_cores, cores, function), items)
 
 
 def figures(content: Mapping[str, Any]) -> str:
@@ -64,8 +81,8 @@ def main(
             seconds = fastest(
                 rounds,
                 {
-                    "one": lambda: walked(islands, one.map),
-                    "all": lambda: walked(workers * islands, all_of_them.map),
+                    "one": lambda: walked(islands, sharing(one, 1)),
+                    "all": lambda: walked(workers * islands, sharing(all_of_them, workers)),
                 },
             )
             there = walked(workers * islands, all_of_them.map)

@@ -18,9 +18,11 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
+from ppl_diffusion.devices.memory import keep_freed_memory
 from ppl_diffusion.sampling.kernel import check_count
 
 EXTRA = "pip install 'ppl-diffusion[ray]'"
@@ -138,7 +140,14 @@ def shared(count: int, **options: Any) -> Iterator[Callable[..., Iterable[Any]]]
 
 def _call(function: bytes, item: bytes) -> bytes:
     """Call a function in a worker. Bytes are sent, since Ray would make arrays that cannot be written to."""
-    return pickle.dumps(pickle.loads(function)(pickle.loads(item)))
+    return pickle.dumps(_unpickled(function)(pickle.loads(item)))
+
+
+@lru_cache(maxsize=1)
+def _unpickled(function: bytes) -> Callable[[Any], Any]:
+    """Return the function that a worker is at; for its next items it has what it compiled for the first."""
+    keep_freed_memory()
+    return pickle.loads(function)  # type: ignore[no-any-return]
 
 
 def _pickled(ray: Any, value: Any) -> bytes:

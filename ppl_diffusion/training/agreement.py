@@ -8,9 +8,14 @@ differences. Let t be a level, s the next noisier one, q the forward kernel and 
     R = U_s(x_s) - U_t(x_t) + log q(x_s | x_t) - log r(x_t | x_s)
 
 and varies as little as the step allows where both energies are those of the data, up to a constant for the pair of
-levels. The loss is a Huber loss of its deviation from the mean of the batch's points at the same two levels, in units
-of what the noise alone spreads, ``dlambda sqrt(d)``, lambda being minus the log signal-to-noise ratio. The step's
+levels. The loss is a Huber loss of its deviation from the mean of the batch's points at the same two levels. The step's
 estimate of the noise is a constant to it.
+
+Its unit is about what ``R`` varies by with exact energies, ``dlambda |e| / sqrt(2)``, where lambda is minus the log
+signal-to-noise ratio and ``e`` the error of the estimated noise: of Gaussian data with variance ``v``, ``R`` varies by
+``dlambda m / sqrt(2)`` in each coordinate, and ``|e|^2`` is ``m = v / (v + sigma^2 / alpha^2)``, which is 1 or less.
+So a small error that has the same sign over many noisy levels, where ``R`` tells of it most precisely, counts as much
+as a large one at the clean end.
 
 What ``R`` varies by with exact energies, by the error of a Gaussian step, is divided between the two energies: the loss
 is biased. This error falls with the square of the distance of the levels, and what is to be learned with the distance.
@@ -40,8 +45,8 @@ FINER = 4
 GROUP = 8
 """Number of points of a batch at the same two levels."""
 
-CLEAN_SHARE = 3.0
-"""How much oftener a pair of the cleanest quarter of the levels is drawn than any other."""
+OUTLYING = 4.0
+"""Deviation, in the loss's units, from which on it grows linearly."""
 
 
 class Losses(NamedTuple):
@@ -77,7 +82,7 @@ def agreement_losses(
     schedule = _fine(schedule)
     count, groups = len(clean), max(1, len(clean) // GROUP)
     group = torch.arange(count, device=clean.device) % groups
-    t = _drawn(schedule, groups, generator)[group]
+    t = torch.randint(len(schedule) - 1, (groups,), generator=generator, device=clean.device)[group]
     s = t + 1
     x_t, noise_t = noised(schedule, clean, t, generator)
     alpha, sigma, mix = (per_point(value, clean) for value in _forward(schedule, t, s))
@@ -93,24 +98,21 @@ def agreement_losses(
     noise_found = estimate.detach().double().chunk(2)[1]
     step = _log_ratio(schedule, x_t.detach().double(), x_s.double(), noise_found, t, s)
     weight = energy_s - energy_t + step
-    mean = torch.zeros(groups, dtype=weight.dtype, device=weight.device).index_add(0, group, weight)
-    mean = mean / torch.zeros_like(mean).index_add(0, group, torch.ones_like(weight))
-    scale = (schedule.log_snr(t) - schedule.log_snr(s)) * clean[0].numel() ** 0.5
-    apart = (weight - mean[group]) / scale
+
+    def mean(values: Tensor) -> Tensor:  # of the points at the same two levels
+        total = torch.zeros(groups, dtype=values.dtype, device=values.device).index_add(0, group, values)
+        return (total / torch.zeros_like(total).index_add(0, group, torch.ones_like(values)))[group]
+
+    missed = (estimate.detach() - noise).double().square().flatten(1).sum(1)
+    unit = (schedule.log_snr(t) - schedule.log_snr(s)) * (mean(missed.chunk(2)[1]) / 2).sqrt()
+    apart = (weight - mean(weight)) / unit
     error = mean_error(estimate, noise, schedule, level, reference if relative else None)
-    return Losses(error, F.huber_loss(apart, torch.zeros_like(apart)))
+    return Losses(error, F.huber_loss(apart, torch.zeros_like(apart), delta=OUTLYING))
 
 
 @cache
 def _fine(schedule: NoiseSchedule) -> NoiseSchedule:
     return schedule.finer(FINER)
-
-
-def _drawn(schedule: NoiseSchedule, groups: int, generator: torch.Generator) -> Tensor:
-    """Return the cleaner levels of ``groups`` pairs, those of the cleanest quarter oftener."""
-    pairs, device = len(schedule) - 1, generator.device
-    share = torch.where(torch.arange(pairs, device=device) <= len(schedule) // 4, CLEAN_SHARE, 1.0)
-    return torch.multinomial(share, groups, replacement=True, generator=generator)
 
 
 def _forward(schedule: NoiseSchedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
