@@ -62,8 +62,8 @@ def with_interruptions(target, kernel, path, at, **settings):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "kernel", "accelerated"),
-    [(TARGET, KERNEL, True), (mixture("torch"), PyroHMC(), False)],
-    ids=["HMC, accelerated", "Pyro"],
+    [(TARGET, KERNEL, "wide"), (mixture("torch"), PyroHMC(), False)],
+    ids=["HMC, wide", "Pyro"],
 )
 def test_an_exchange_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, target, kernel, accelerated):
     settings = SETTINGS | {"accelerated": accelerated}
