@@ -90,6 +90,28 @@ def test_levels_agree_where_denoising_is_blind(mistakes, monkeypatch):
     assert mistakes(1.0).std() > 3 * seeing.std(), "negative control: the ratio of the steps upside down"
 
 
+def test_what_a_step_varies_by_with_exact_energies_is_about_a_unit_at_every_level(monkeypatch):
+    """Of Gaussian data of variance v the log-weight varies by ``dlambda m sqrt(d / 2)``, and the unit is ``dlambda
+    sqrt(m d / 2)``, where ``m = v / (v + sigma^2 / alpha^2)``: in these units the variance is m."""
+    schedule, variance, size = NoiseSchedule.cosine(100), 0.5, 16
+    generator = torch.Generator().manual_seed(0)
+    data = (variance**0.5 * torch.randn(600, GROUP, size, generator=generator)).double()
+
+    def exact(network, form, schedule, x, level, condition, reference):
+        total = schedule.alpha(level) ** 2 * variance + schedule.sigma(level) ** 2
+        return schedule.sigma(level) * 0.5 * (x**2).sum(1) / total
+
+    monkeypatch.setattr(agreement, "noise_potential", exact)
+    fine = schedule.finer(agreement.FINER)
+    for t in (40, 150, 250, 330):
+        monkeypatch.setattr(torch, "randint", lambda *given, t=t, **further: torch.tensor([t]))
+        losses = [agreement_losses(None, "inner_product", schedule, clean, generator=generator) for clean in data]
+        found = 2 * float(torch.stack([loss.agreement.detach() for loss in losses]).mean())
+        told = variance / (variance + (fine.sigma(t + 1) / fine.alpha(t + 1)) ** 2)
+        # Of a group the mean is taken off. A step of finite length varies by a little more.
+        assert found == pytest.approx(told * (1 - 1 / GROUP), rel=0.15), t
+
+
 def test_constants_of_levels_do_not_matter_and_points_are_compared_at_the_same_levels(monkeypatch):
     schedule = NoiseSchedule.cosine(20)
     network = build_network("mlp", size=2, width=16, hidden=16, blocks=1, classes=0)
