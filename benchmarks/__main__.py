@@ -32,6 +32,7 @@ BENCHMARKS = {
     "models": "posteriors.models",
     "inverse": "posteriors.inverse",
     "likelihood": "posteriors.likelihood",
+    "shares": "posteriors.shares",
     "cubes": "pictures.cubes",
     "tapestries": "pictures.tapestries",
     "captions": "pictures.captions",

@@ -45,6 +45,10 @@ FINER = 4
 GROUP = 8
 """Number of points of a batch at the same two levels."""
 
+FAR = 1.0
+"""``dlambda`` of a pair from which on its levels are not compared: where the signal all but vanishes, as at the noisiest
+level of a cosine schedule, a reverse step multiplies the error of the estimated noise."""
+
 OUTLYING = 4.0
 """Deviation, in the loss's units, from which on it grows linearly."""
 
@@ -104,8 +108,9 @@ def agreement_losses(
         return (total / torch.zeros_like(total).index_add(0, group, torch.ones_like(values)))[group]
 
     missed = (estimate.detach() - noise).double().square().flatten(1).sum(1)
-    unit = (schedule.log_snr(t) - schedule.log_snr(s)) * (mean(missed.chunk(2)[1]) / 2).sqrt()
-    apart = (weight - mean(weight)) / unit
+    dlambda = schedule.log_snr(t) - schedule.log_snr(s)
+    apart = (weight - mean(weight)) / (dlambda * (mean(missed.chunk(2)[1]) / 2).sqrt())
+    apart = torch.where(dlambda < FAR, apart, 0.0)
     error = mean_error(estimate, noise, schedule, level, reference if relative else None)
     return Losses(error, F.huber_loss(apart, torch.zeros_like(apart), delta=OUTLYING))
 
