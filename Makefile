@@ -52,6 +52,7 @@ results: $(VENV)/.ready  ## every benchmark that needs no GPU, into benchmarks/r
 	$(BIN)/python -m benchmarks levy
 	$(BIN)/python -m benchmarks models --mnist $(MNIST)
 	$(BIN)/python -m benchmarks likelihood --mnist $(MNIST)
+	$(BIN)/python -m benchmarks shares
 	$(BIN)/python -m benchmarks inverse --mnist $(MNIST)
 	$(BIN)/python -m benchmarks cubes --counts 1 2 3 4 5
 	$(BIN)/python -m benchmarks cubes --samplers ULA UHMC

@@ -34,10 +34,20 @@ from torch import Tensor
 from benchmarks.harness import Record, check_file, last, say, thinned
 from benchmarks.pictures.forms import PASSES, fit, imitation_steps
 from benchmarks.pictures.judge import load_judge, look
-from benchmarks.pictures.levels import LADDER, held_out, spreads, unseen
+from benchmarks.pictures.levels import START, held_out, spreads, unseen
 from bridges.arviz.plots import image_grid
 from bridges.blackjax import HMC
-from ppl_diffusion import Config, EnergyModel, NoiseSchedule, ScorePotential, anneal, load, load_config, save_weights
+from ppl_diffusion import (
+    Config,
+    EnergyModel,
+    Ladder,
+    NoiseSchedule,
+    ScorePotential,
+    anneal,
+    load,
+    load_config,
+    save_weights,
+)
 from ppl_diffusion.models.networks import EnergyUNet
 from ppl_diffusion.training.data import Data, image_data
 from ppl_diffusion.training.objective import noised
@@ -45,6 +55,7 @@ from ppl_diffusion.training.train import train
 
 SCHEDULE = NoiseSchedule.cosine(100)
 TIMES = [float(SCHEDULE.log_snr(level)) for level in range(len(SCHEDULE))]
+LADDER = Ladder(levels=(*range(START, 9, -3), 8, 6, 4, 3, 2, 1, 0), steps=2)
 CONFIG = replace(load_config("digits"), warm_up=50, ema=0.99)
 QUICK = {"steps": 4, "pictures": 64, "each": 1, "every": 20}
 

@@ -1,7 +1,7 @@
 """Claim: a second stage of training with a loss of agreement halves the spread of log-weights at the clean end, where
 energies of neighbouring levels disagree most; it is measured what that costs.
 
-    python -m benchmarks levels [--models digits cubes] [--mnist FILE.npz] [--cubes FILE.npz] [--steps 3000]
+    python -m benchmarks levels [--models digits cubes] [--mnist FILE.npz] [--cubes FILE.npz] [--steps 1500]
 
 ``digits`` is judged as shipped, and after a second stage of training, the configuration ``digits_agreement``
 (``ppl_diffusion.training.agreement``), with some weights of the loss, 0 being denoising alone. Models without a second
@@ -184,8 +184,8 @@ def main(
     models: Annotated[list[str], typer.Option(help=f"Of {', '.join(KEYS)}.")] = list(KEYS),  # noqa: B006
     mnist: Annotated[Path, typer.Option(dir_okay=False, help="The MNIST data.")] = Path("data/mnist.npz"),
     cubes: Annotated[Path, typer.Option(dir_okay=False, help="What prepare makes.")] = Path("data/cubes32.npz"),
-    steps: Annotated[int, typer.Option(min=0, help="Steps of the second stage; 0 for none.")] = 3000,
-    weights: Annotated[list[float], typer.Option(help="Of the loss of agreement.")] = [0.2],  # noqa: B006
+    steps: Annotated[int, typer.Option(min=0, help="Steps of the second stage; 0 for none.")] = 1500,
+    weights: Annotated[list[float], typer.Option(help="Of the loss of agreement.")] = [0.003],  # noqa: B006
     pictures: Annotated[int, typer.Option(min=2, help="Held-out pictures.")] = 256,
     chains: Annotated[int, typer.Option(min=2, help="Chains of the walks.")] = 64,
     labels: Annotated[int, typer.Option(min=1, max=10, help="Labels under which digits are drawn.")] = 10,

@@ -4,8 +4,8 @@ annealing and between bounds, within their errors, down to the level at which ch
     python -m benchmarks shares [--levels 80 70 60 50]
 
 A classifier of noised digits gives every point of a level the probabilities of its class. Their means are the shares
-of ``load("digits")`` at that level, whatever the classifier is worth. Of class k it is also the normaliser of ``digits``
-times the classifier's factor ``p(k | x)``, divided by the normaliser of ``digits``.
+of ``load("digits")`` at that level, whatever the classifier is worth. Of class k it is also the normaliser of
+``digits`` times the classifier's factor ``p(k | x)``, divided by the normaliser of ``digits``.
 
 * *exchange*: means over the draws of replicas, which are independent; errors are over replicas.
 * *weighted*: means over the chains of a weighted walk down, errors over families.

@@ -129,3 +129,25 @@ def levy(content: Mapping[str, Any]) -> str:
     ranks = "p-value of uniform ranks (squared error of the mean by that of Gibbs)"
     covered = lines("covered by the region of 90 %", lambda row: f"{cell(row['covered'])} of {row['simulations']}")
     return "\n".join([*covered, "", *lines(ranks, lambda row: f"{row['p']:.2g} ({row['error']:.2f})")])
+
+
+def shares(content: Mapping[str, Any]) -> str:
+    """Return a table of the shares of classes by level and by how they were found, and one of how chains mixed."""
+    labels = range(len(next(iter(content["levels"].values()))["exchange"]["shares"]))
+    lines = [f"| level | shares, in percent | {' | '.join(map(str, labels))} |", "|---" * (len(labels) + 2) + "|"]
+    for level, found in content["levels"].items():
+        for words in ("exchange", "weighted"):
+            row = found[words]
+            cells = [f"{100 * p:.1f} ± {100 * e:.1f}" for p, e in zip(row["shares"], row["errors"], strict=True)]
+            lines.append(f"| {level} | {words} | {' | '.join(cells)} |")
+        between = [found["bounds"].get(str(k)) for k in labels]
+        cells = [f"{100 * ends[0]:.3g} to {100 * min(ends[1], 1):.3g}" if ends else "" for ends in between]
+        lines.append(f"| {level} | between bounds | {' | '.join(cells)} |")
+    lines += ["", "| level | apart | R-hat | least swap rate | round trips | ancestors |", "|---" * 6 + "|"]
+    for level, found in content["levels"].items():
+        row = found["exchange"]
+        lines.append(
+            f"| {level} | {found['apart']:.2f} | {row['R-hat']:.3f} | {row['least swap rate']:.2f} "
+            f"| {row['round trips']:.1f} | {found['weighted']['ancestors']} of {content['chains']} |"
+        )
+    return "\n".join(lines)

@@ -14,7 +14,7 @@ largest budget where there is none.
 * *paper's code*: the released sampler, whose leapfrogs evaluate a point twice and whose chains are accepted together.
 * *plain HMC*: at the clean level, from standard normal draws.
 * *exchange*: replica exchange over more levels for a larger budget, one such step at each of them in a round. Of each
-  replica twenty rounds are draws, after as many of warm-up; all evaluations at all levels are divided by the draws.
+  replica a hundred rounds are draws, after as many of warm-up; all evaluations at all levels are divided by the draws.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ BUDGETS: dict[str, tuple[int, ...]] = {
     "exchange": (5, 10, 20),
 }
 """Rungs of the first sampler and of the last, steps a level of the next two, steps of plain HMC."""
-ROUNDS = 20
+ROUNDS = 100
 """Recorded rounds of exchange, and rounds of its warm-up."""
 CHAINS = {"oracle": 4000, "mixture_64": 2000, "mixture_784": 1000}
 QUICK = {"targets": ["oracle"], "few": True, "seeds": 1}
@@ -159,13 +159,13 @@ def main(
     record: Record,
     targets: Annotated[list[str], typer.Option(help="Targets.")] = list(CASES),  # noqa: B006
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each budget, whose shares are averaged.")] = 4,
-    few: Annotated[bool, typer.Option("--few", help="Twenty chains and one budget.")] = False,
+    few: Annotated[bool, typer.Option("--few", help="A hundred chains and one budget.")] = False,
 ) -> None:
     """Run every sampler with growing budgets on every target, and write the results."""
     check_choice("--targets", targets, CASES)
     content: dict[str, Any] = {"seeds": seeds, "tolerance": TOLERANCE, "targets": {}}
     for name in targets:
-        case, chains = CASES[name](), 20 if few else CHAINS[name]
+        case, chains = CASES[name](), ROUNDS if few else CHAINS[name]
         rows: dict[str, dict[str, Any]] = {}
         for sampler, budgets in BUDGETS.items():
             errors: dict[float, float] = {}

@@ -46,8 +46,11 @@ GROUP = 8
 """Number of points of a batch at the same two levels."""
 
 FAR = 1.0
-"""``dlambda`` of a pair from which on its levels are not compared: where the signal all but vanishes, as at the noisiest
-level of a cosine schedule, a reverse step multiplies the error of the estimated noise."""
+"""``dlambda`` of a pair from which on its levels are not compared: where the signal all but vanishes, as at the
+noisiest level of a cosine schedule, a reverse step multiplies the error of the estimated noise."""
+
+NOISIEST = 8
+"""How much oftener the noisiest pair is drawn: walks start there, and a reverse step does not forgive errors there."""
 
 OUTLYING = 4.0
 """Deviation, in the loss's units, from which on it grows linearly."""
@@ -86,7 +89,8 @@ def agreement_losses(
     schedule = _fine(schedule)
     count, groups = len(clean), max(1, len(clean) // GROUP)
     group = torch.arange(count, device=clean.device) % groups
-    t = torch.randint(len(schedule) - 1, (groups,), generator=generator, device=clean.device)[group]
+    pairs, device = len(schedule) - 1, clean.device
+    t = torch.randint(pairs - 1 + NOISIEST, (groups,), generator=generator, device=device).clamp(max=pairs - 1)[group]
     s = t + 1
     x_t, noise_t = noised(schedule, clean, t, generator)
     alpha, sigma, mix = (per_point(value, clean) for value in _forward(schedule, t, s))
