@@ -156,3 +156,25 @@ def test_noise_at_the_noisier_level_is_that_of_its_points(monkeypatch):
     x, level, fine = seen["x"], seen["level"], seen["schedule"]
     alpha, sigma = (scale(level)[:, None].float() for scale in (fine.alpha, fine.sigma))
     torch.testing.assert_close(alpha * torch.cat([clean] * 2) + sigma * seen["noise"], x, atol=1e-5, rtol=0)
+
+
+def test_pairs_without_a_signal_are_not_compared_and_are_drawn_more_often(monkeypatch):
+    schedule = NoiseSchedule.cosine(100)
+    last = len(schedule.finer(agreement.FINER)) - 2
+    network = build_network("mlp", size=2, width=16, hidden=16, blocks=1, classes=0)
+    clean = torch.randn(GROUP, 2, generator=torch.Generator().manual_seed(0))
+    right, seen = agreement.noise_potential, []
+
+    def observed(network, form, schedule, x, level, *further):
+        seen.append(int(level[0]))
+        return right(network, form, schedule, x, level, *further)
+
+    monkeypatch.setattr(agreement, "noise_potential", observed)
+    generator = torch.Generator().manual_seed(1)
+    losses = [agreement_losses(network, "squared_norm", schedule, clean, generator=generator) for _ in range(800)]
+    compared = {t: float(loss.agreement.detach()) > 0 for t, loss in zip(seen, losses, strict=True)}
+    assert not compared[last], "the noisiest level of a cosine schedule"
+    assert all(compared[t] for t in compared if t < last - 4)
+    assert all(torch.isfinite(loss.denoising) for loss in losses)
+    expected = 800 * agreement.NOISIEST / (last + agreement.NOISIEST)
+    assert abs(seen.count(last) - expected) < 4 * expected**0.5
