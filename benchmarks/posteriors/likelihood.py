@@ -26,7 +26,7 @@ import numpy as np
 import typer
 
 from benchmarks.harness import Record, check_file, say
-from benchmarks.pictures.levels import unseen
+from benchmarks.pictures.levels import START, unseen
 from bridges.blackjax import HMC
 from ppl_diffusion import GaussianMixture, Ladder, Potential, bound_log_normaliser, load
 
@@ -71,7 +71,7 @@ def main(
     check_file("--mnist", mnist, "the held-out digits")
     digits = load("digits")
     schedule = digits.schedule
-    ladder = Ladder((*range(99, last, -every), last), steps=steps)
+    ladder = Ladder((*range(START, last, -every), last), steps=steps)
     rng = np.random.default_rng(0)
     clean = unseen(mnist, "x_test", pictures + chains).numpy().astype(np.float64)
     noised = schedule.alpha(last) * clean + schedule.sigma(last) * rng.standard_normal(clean.shape)
