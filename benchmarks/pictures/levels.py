@@ -1,5 +1,5 @@
-"""Claim: a second stage of training with a loss of agreement halves the spread of log-weights at the clean end, where
-energies of neighbouring levels disagree most; it is measured what that costs.
+"""Claim: a second stage of training with a loss of agreement lowers the spread of log-weights most at the clean end,
+where energies of neighbouring levels disagree most; it is measured what that costs.
 
     python -m benchmarks levels [--models digits cubes] [--mnist FILE.npz] [--cubes FILE.npz] [--steps 1500]
 

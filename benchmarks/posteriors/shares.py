@@ -26,13 +26,12 @@ import torch
 import typer
 
 from benchmarks.harness import Record, say
+from benchmarks.pictures.levels import START
 from bridges.arviz import diagnose
 from bridges.blackjax import HMC
 from ppl_diffusion import EnergyModel, Ladder, Trace, anneal, bound_log_normaliser, exchange, load
 
 CLASSES = 10
-START = 97
-"""Noisiest level: above it next to nothing is left of the signal."""
 QUICK = {"levels": [90], "replicas": 2, "draws": 2, "warm_up": 2, "chains": 4, "bounded": [0]}
 
 
