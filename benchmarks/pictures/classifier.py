@@ -7,7 +7,8 @@ The target is ``load("digits")`` without a label times ``p(label | x) ** scale``
 classifier of noised digits. Beside it stands ``load("digits").given(label)``, a model that was trained with the labels.
 Every second level is visited, with one HMC step of three leapfrogs or three Langevin steps at each, 200 evaluations
 of both networks; reverse diffusion alone visits every level, 100 evaluations. On arrival at a level every walk first
-takes the reverse-diffusion proposal. Step sizes are adapted. Weighted HMC resamples from level 97 to 20, where the
+takes the reverse-diffusion proposal. *Finer reverse* is reverse diffusion over twice as many levels, with as many
+evaluations as the walks. Step sizes are adapted. Weighted HMC resamples from level 97 to 20, where the
 energies of this network agree between levels.
 
 A second classifier, of another make and trained on clean digits (``python -m benchmarks judge``), says whether a
@@ -42,10 +43,12 @@ from benchmarks.pictures.photo_judge import fit as fit_photo_judge
 from benchmarks.pictures.photo_judge import load_network
 from ppl_diffusion import EnergyModel, Ladder, Potential, Trace, anneal, classifier_potential, load, reverse_diffusion
 
-SAMPLERS = ("reverse", *KERNELS)
+FINER = "finer reverse"
+"""Reverse diffusion over twice as many levels."""
+SAMPLERS = ("reverse", FINER, *KERNELS)
 GIVEN = "given the label"
 """The target that was trained with the labels."""
-BESIDE = ("reverse", "HMC")
+BESIDE = ("reverse", FINER, "HMC")
 """The samplers of that target."""
 SHOWN = ("reverse", "MALA", "HMC")
 LEARNED = 5000
@@ -73,14 +76,17 @@ class Subject:
     pictures: np.ndarray
     labels: np.ndarray
 
-    def target(self, kind: str, label: int) -> Potential:
-        """Return the density of one class: given its label, or steered towards it, "scale 4" for example."""
+    def target(self, kind: str, label: int, *, finer: int = 1) -> Potential:
+        """Return the density of one class: given its label, or steered towards it, "scale 4" for example; with so many
+        times the levels of the model."""
+        schedule = self.prior.schedule.finer(finer)
+        prior = self.prior.at(schedule)
         if kind == GIVEN:
-            return self.prior.given(label)
-        schedule, scale = self.prior.schedule, float(kind.split()[1])
+            return prior.given(label)
         times = [schedule.log_snr(level) for level in range(len(schedule))]
-        named: dict[str, Any] = {"schedule": schedule, "times": times, "event_shape": self.prior.event_shape}
-        return self.prior * classifier_potential(self.classifier.network, label, scale=scale, **named)
+        named: dict[str, Any] = {"schedule": schedule, "times": times, "event_shape": prior.event_shape}
+        scale = float(kind.split()[1])
+        return prior * classifier_potential(self.classifier.network, label, scale=scale, **named)
 
 
 def digits(mnist: Path) -> Subject:
@@ -109,7 +115,7 @@ def photographs(file: Path, model: Path | None, classifier: Path | None) -> Subj
 def sample(potential: Potential, sampler: str, *, chains: int, every: int, seed: int) -> list[Trace]:
     """Draw pictures with one of the samplers, in one walk or in two consecutive ones; the last one has the pictures."""
     common: dict[str, Any] = {"chains": chains, "seed": seed}
-    if sampler == "reverse":
+    if sampler in ("reverse", FINER):
         return [reverse_diffusion(potential, **common)]
     kernel = KERNELS[sampler]
     ladder = thinned(Ladder.full(potential.schedule, steps=3 // kernel.leapfrogs), every)
@@ -123,7 +129,8 @@ def sample(potential: Potential, sampler: str, *, chains: int, every: int, seed:
 
 def draw(subject: Subject, kind: str, sampler: str, label: int, *, chains: int, every: int) -> dict[str, Any]:
     """Return pictures of one class as bytes, ``(chains, *event_shape)`` nested lists, and statistics of the walks."""
-    traces = sample(subject.target(kind, label), sampler, chains=chains, every=every, seed=label)
+    target = subject.target(kind, label, finer=2 if sampler == FINER else 1)
+    traces = sample(target, sampler, chains=chains, every=every, seed=label)
     pictures = np.rint((np.clip(np.nan_to_num(last(traces[-1]), nan=-1.0), -1, 1) + 1) * 127.5).astype(np.uint8)
     tested = sampler in KERNELS and KERNELS[sampler].adjusted
     rates = [float(trace.stats.acceptance_rate.mean()) for trace in traces] if tested else []

@@ -1,7 +1,7 @@
 """Claim: annealing with weights gives the exact answer for at most a tenth of the evaluations of the paper's sampler,
 and of plain HMC at the clean level, where those reach it at all.
 
-    python -m benchmarks evaluations [--targets oracle mixture_64 mixture_784] [--seeds 4]
+    python -m benchmarks evaluations [--targets oracle mixture_64 mixture_784] [--samplers exchange] [--seeds 4]
 
 Targets are known in closed form: the paper's product in the plane, and in 64 and 784 dimensions three modes, of which a
 wide factor shifts the weights. The error is the total variation distance between the shares of chains by mode, those
@@ -13,8 +13,9 @@ largest budget where there is none.
 * *unweighted*: the same walk over a hundred rungs without weights, and more steps for a larger budget.
 * *paper's code*: the released sampler, whose leapfrogs evaluate a point twice and whose chains are accepted together.
 * *plain HMC*: at the clean level, from standard normal draws.
-* *exchange*: replica exchange over more levels for a larger budget, one such step at each of them in a round. Of each
-  replica a hundred rounds are draws, after as many of warm-up; all evaluations at all levels are divided by the draws.
+* *exchange*: replica exchange, one such step at each level in a round. ``Ladder.spread`` places the rungs, closer for a
+  larger budget. Of each of 50 replicas 400 rounds are draws, after as many of warm-up; all evaluations at all levels
+  are divided by the draws.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ BUDGETS: dict[str, tuple[int, ...]] = {
     "unweighted": (1, 3, 10),
     "paper's code": (1, 3, 10),
     "plain HMC": (100, 400, 1600),
-    "exchange": (5, 10, 20),
+    "exchange": (1, 2, 4),
 }
-"""Rungs of the first sampler and of the last, steps a level of the next two, steps of plain HMC."""
-ROUNDS = 100
-"""Recorded rounds of exchange, and rounds of its warm-up."""
+"""Rungs of the first sampler, steps a level of the next two, steps of plain HMC, rungs a nat of exchange."""
+REPLICAS, ROUNDS = 50, 400
+"""Replicas of exchange and their recorded rounds, which are also those of its warm-up."""
 CHAINS = {"oracle": 4000, "mixture_64": 2000, "mixture_784": 1000}
+FEW = 100
 QUICK = {"targets": ["oracle"], "few": True, "seeds": 1}
 
 
@@ -124,10 +126,12 @@ def walked(case: Case, sampler: str, budget: int, *, chains: int, seed: int) -> 
         return x.numpy(), float(len(SCHEDULE) * budget * (LEAPFROGS + 2))
     kernel = HMC(leapfrogs=LEAPFROGS)
     if sampler == "exchange":
-        given: dict[str, Any] = {"chains": chains // ROUNDS, "draws": ROUNDS, "warm_up": ROUNDS, "seed": seed}
-        trace = exchange(case.build("jax"), kernel, ladder=Ladder.spaced(SCHEDULE, rungs=budget, steps=1), **given)
+        potential, rounds = case.build("jax"), min(ROUNDS, chains)
+        ladder = Ladder.spread(potential, nats=1 / budget, steps=1)
+        given: dict[str, Any] = {"chains": min(REPLICAS, chains), "draws": rounds, "warm_up": rounds, "seed": seed}
+        trace = exchange(potential, kernel, ladder=ladder, **given)
         points = trace.positions.reshape(-1, *trace.positions.shape[2:])
-        return points, float(trace.gradient_calls) / ROUNDS
+        return points, float(trace.gradient_calls) / rounds
     ladder = {
         "weighted": lambda: Ladder.spaced(SCHEDULE, rungs=budget, steps=1),
         "unweighted": lambda: Ladder.full(SCHEDULE, steps=budget),
@@ -147,7 +151,7 @@ def measured(case: Case, sampler: str, budget: int, *, chains: int, seed: int) -
 
 def reached(errors: Mapping[float, float]) -> float | None:
     """Return the least number of evaluations from which on errors stay below the tolerance; None if there is none."""
-    least = None
+    least: float | None = None
     for calls in sorted(errors, reverse=True):
         if errors[calls] >= TOLERANCE:
             break
@@ -158,17 +162,23 @@ def reached(errors: Mapping[float, float]) -> float | None:
 def main(
     record: Record,
     targets: Annotated[list[str], typer.Option(help="Targets.")] = list(CASES),  # noqa: B006
+    samplers: Annotated[list[str], typer.Option(help=f"Of {', '.join(BUDGETS)}.")] = list(BUDGETS),  # noqa: B006
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each budget, whose shares are averaged.")] = 4,
     few: Annotated[bool, typer.Option("--few", help="A hundred chains and one budget.")] = False,
 ) -> None:
-    """Run every sampler with growing budgets on every target, and write the results."""
+    """Run samplers with growing budgets on targets, and write the results, beside those of others that are alike."""
     check_choice("--targets", targets, CASES)
+    check_choice("--samplers", samplers, BUDGETS)
     content: dict[str, Any] = {"seeds": seeds, "tolerance": TOLERANCE, "targets": {}}
+    before = record.read("evaluations")
+    if all(before.get(key) == content[key] for key in ("seeds", "tolerance")):
+        content["targets"] = before["targets"]
     for name in targets:
-        case, chains = CASES[name](), ROUNDS if few else CHAINS[name]
-        rows: dict[str, dict[str, Any]] = {}
-        for sampler, budgets in BUDGETS.items():
-            errors: dict[float, float] = {}
+        case, chains = CASES[name](), FEW if few else CHAINS[name]
+        earlier = content["targets"].get(name, {})
+        rows: dict[str, dict[str, Any]] = dict(earlier["rows"]) if earlier.get("chains") == chains else {}
+        for sampler in samplers:
+            budgets, errors = BUDGETS[sampler], {}
             for budget in budgets[:1] if few else budgets:
                 settings: dict[str, Any] = {"sampler": sampler, "budget": budget, "chains": chains}
                 found = [

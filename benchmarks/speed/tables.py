@@ -95,7 +95,8 @@ def evaluations(content: Mapping[str, Any]) -> str:
         for target in targets.values():
             row = target["rows"][sampler]
             calls, error = list(row["errors"].items())[-1]
-            cells.append(f"{row['reached']:g}" if row["reached"] else f"not with {calls} (error {error:.3f})")
+            least = row["reached"]
+            cells.append(f"{least:.0f}" if least else f"not with {float(calls):.0f} (error {error:.3f})")
         lines.append(f"| {sampler} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -99,7 +99,7 @@ def reverse_step(
 
 
 def _throw(potential: Target, before: np.ndarray, after: np.ndarray, level: int) -> float:
-    """Return how far chains moved to ``after (chains, *event_shape)`` at ``level``, see ``advice.MAX_THROW``."""
+    """Return how far chains moved to ``after (chains, *event_shape)`` at ``level``, see ``reversal.MAX_THROW``."""
     diffused = np.broadcast_to(potential.diffused, potential.event_shape)
     axes, size = tuple(range(1, before.ndim)), float(np.sum(diffused))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -117,7 +117,7 @@ class Arrival:
         state: state of the walker.
         increments: log-weight increments from the previous level, shape ``(chains,)``; zero at the first rung.
         energy: energy at this level before ``Target.refresh`` moved the chains, shape ``(chains,)``.
-        throw: how far a reverse step moved the chains, see ``advice.MAX_THROW``; 0 without one.
+        throw: how far a reverse step moved the chains, see ``reversal.MAX_THROW``; 0 without one.
         widened: factor of the variance of the reverse step.
     """
 

@@ -41,6 +41,11 @@ def test_targets_are_the_unconditional_model_times_the_classifier(tmp_path):
     same = subject.prior * subject.classifier.given(3) ** 4
     for found, due in zip(steered.value_and_grad(x, level=30), same.value_and_grad(x, level=30), strict=True):
         np.testing.assert_allclose(found, due, rtol=1e-5, atol=1e-4)
+    for kind in ("scale 4", GIVEN):
+        finer, coarse = (subject.target(kind, 3, finer=times) for times in (2, 1))
+        assert len(finer.schedule) == 2 * len(coarse.schedule) - 1
+        due = coarse.value_and_grad(x, level=30)[1]
+        np.testing.assert_allclose(finer.value_and_grad(x, level=60)[1], due, rtol=1e-3, atol=1e-3)
 
 
 def test_figures_are_means_over_labels():

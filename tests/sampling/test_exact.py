@@ -11,7 +11,7 @@ from checks import LogQuadratics, moment_errors
 
 from bridges.blackjax import HMC, MALA, NUTS
 from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, SamplingWarning, anneal, mixture
-from ppl_diffusion.sampling import advice, arrival
+from ppl_diffusion.sampling import arrival, reversal
 from ppl_diffusion.sampling.still import Still
 
 pytestmark = pytest.mark.slow
@@ -155,7 +155,7 @@ def test_weights_of_a_reverse_step_average_to_one_unless_the_variance_falls_too_
     assert low or abs(np.mean(logs) + np.var(logs) / 2) < 4 * error, (
         "the logarithm of a mean is low by half its variance"
     )
-    assert bool(advice.check_reverse_weights(target, (above, below))) == low
+    assert bool(reversal.check_reverse_weights(target, (above, below))) == low
 
 
 def test_reverse_steps_that_throw_chains_far_out_are_noticed():
@@ -179,7 +179,7 @@ def test_reverse_steps_that_throw_chains_far_out_are_noticed():
 def test_reverse_steps_of_a_schedule_that_explodes_throw_nothing_out():
     edm = NoiseSchedule.edm(100)
     p, q = (GaussianMixture([[x, 0.1]], [0.5], schedule=edm, backend="jax") for x in (0.3, -0.2))
-    assert not advice.check_reverse_weights(p * q, range(99, 30, -1))
+    assert not reversal.check_reverse_weights(p * q, range(99, 30, -1))
 
 
 @pytest.mark.parametrize(

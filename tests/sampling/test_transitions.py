@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
@@ -10,10 +12,12 @@ from ppl_diffusion import (
     GaussianMixture,
     Ladder,
     NoiseSchedule,
+    SamplingWarning,
     anneal,
     exchange,
+    load,
 )
-from ppl_diffusion.sampling import advice, arrival
+from ppl_diffusion.sampling import arrival, reversal
 from ppl_diffusion.sampling.still import Still
 from ppl_diffusion.sampling.transitions import largest_widening, log_reverse, told_share, widening
 
@@ -153,8 +157,19 @@ def test_steps_that_are_narrow_because_the_data_are_is_not_warned_of():
     target = GaussianMixture([[0.3, -0.1]], [1e-4], schedule=COSINE, backend="jax")
     options = {"chains": 200, "seed": 0, "ladder": COARSE, "init": target.sample(200, level=30, seed=0)}
     trace = anneal(target, HMC(), **options, **WIDE)
-    assert largest_widening(target, 3, 0) / float(trace.stats.widening[-1]) > advice.MAX_VARIANCE_RATIO
+    assert largest_widening(target, 3, 0) / float(trace.stats.widening[-1]) > reversal.MAX_VARIANCE_RATIO
     assert not trace.attributes["warnings"]
+
+
+@pytest.mark.parametrize(("learned", "top", "told"), [(True, 99, True), (True, 97, False), (False, 99, False)])
+def test_a_first_step_that_magnifies_errors_of_the_energy_is_warned_of(learned, top, told):
+    """An exact energy may begin anywhere: there is nothing to magnify."""
+    target = load("digits") if learned else modes(2, COSINE)
+    options = {"ladder": Ladder((top, top - 1, top - 2), steps=1), "chains": 16, "seed": 0, "reverse_step": True}
+    said = pytest.warns(SamplingWarning, match=r"start at level 97, ladder=Ladder\(tuple\(range\(97, -1, -1\)\)\)")
+    with said if told else nullcontext():
+        anneal(target, HMC(), resample=0.5, **options)
+    anneal(target, HMC(), **options)  # no weights, nothing to warn of
 
 
 def test_another_word_is_refused():
