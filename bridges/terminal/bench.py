@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..ray.workers import shared
 from . import output
 
 TARGETS = "mixture_2,mixture_16,ill_conditioned_64,ring_bar"
@@ -35,6 +34,7 @@ def bench(
     with output.one_line_errors(interrupted=kept):
         from .. import bench as benchmark
         from ..bench import pictures, results
+        from ..ray.workers import shared
 
         usual = (500, 1, 1, QUICK_TARGETS, QUICK_BESIDE) if quick else (2000, 3, 3, TARGETS, BESIDE)
         plan = benchmark.Plan(

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,9 +36,7 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from ppl_diffusion import __version__
-
-        typer.echo(__version__)
+        typer.echo(version("ppl-diffusion"))
         raise typer.Exit
 
 

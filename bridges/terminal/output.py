@@ -18,8 +18,6 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ppl_diffusion.devices.memory import keep_freed_memory
-
 
 def report(diagnosis: Any, quiet: bool, as_json: bool, *, extra: dict[str, Any]) -> None:
     """Print a diagnosis as text, or as JSON with the items of ``extra``; ``quiet`` suppresses the text only."""
@@ -134,12 +132,17 @@ def resume_hint(kept: Path | None) -> Iterator[None]:
 def run(app: typer.Typer, arguments: Sequence[str], command: str) -> None:
     """Run a command line and exit; print usage errors on one line, and treat SIGTERM as an interruption.
 
-    The process is its own, and keeps the memory that network calls free.
+    The process is its own, and keeps the memory that network calls free. What only tells of itself does not import the
+    library, which takes seconds.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    keep_freed_memory()
+    arguments = list(arguments) or ["--help"]
+    if not {"--help", "--version"} & set(arguments):
+        from ppl_diffusion.devices.memory import keep_freed_memory
+
+        keep_freed_memory()
     try:
-        status = app(list(arguments) or ["--help"], prog_name=command, standalone_mode=False)
+        status = app(arguments, prog_name=command, standalone_mode=False)
     except typer.Abort:
         status = 130
     except Exception as error:

@@ -137,6 +137,18 @@ def test_every_kernel_has_a_name(run, tmp_path, kernel, name):
     assert name in Trace.load(out / "trace.nc").attributes["kernel"]
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["sample", "--help"], ["bench", "--help"], ["--version"]])
+def test_what_only_tells_of_itself_is_quick(arguments):
+    code = (
+        "import sys; from bridges.terminal.commands import main\n"
+        f"sys.argv = ['ppl-diffusion', *{arguments}]\n"
+        "try: main()\n"
+        "finally: print(sorted({'torch', 'jax', 'ppl_diffusion'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n"), "seconds of imports"
+
+
 def test_the_version_is_printed(run):
     status, printed, _ = run("--version")
     assert (status, printed.strip()) == (0, ppl_diffusion.__version__)
