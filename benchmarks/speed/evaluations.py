@@ -45,7 +45,7 @@ BUDGETS: dict[str, tuple[int, ...]] = {
     "unweighted": (1, 3, 10),
     "paper's code": (1, 3, 10),
     "plain HMC": (100, 400, 1600),
-    "exchange": (1, 2, 4),
+    "exchange": (1, 2),
 }
 """Rungs of the first sampler, steps a level of the next two, steps of plain HMC, rungs a nat of exchange."""
 REPLICAS, ROUNDS = 50, 400
