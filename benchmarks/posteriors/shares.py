@@ -30,6 +30,7 @@ from benchmarks.pictures.levels import START
 from bridges.arviz import diagnose
 from bridges.blackjax import HMC
 from ppl_diffusion import EnergyModel, Ladder, Trace, anneal, bound_log_normaliser, exchange, load
+from ppl_diffusion.sampling.ancestry import mean_error
 
 CLASSES = 10
 QUICK = {"levels": [90], "replicas": 2, "draws": 2, "warm_up": 2, "chains": 4, "bounded": [0]}
@@ -50,22 +51,11 @@ def of_chains(trace: Trace, classifier: EnergyModel, level: int) -> np.ndarray:
     return probabilities(classifier, flat, level).reshape(chains, draws, CLASSES).mean(1)
 
 
-def mean_of_families(values: np.ndarray, families: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean of ``values (chains, k)`` and its standard error, each ``(k,)``, where ``families (chains,)``
-    of chains are independent of one another. Of a single family nothing is known: its error is 1."""
-    mean = values.mean(0)
-    if len(np.unique(families)) == 1:
-        return mean, np.ones(values.shape[1])
-    sums = np.zeros((families.max() + 1, values.shape[1]))
-    np.add.at(sums, families, values - mean)
-    count = len(np.unique(families))
-    return mean, np.sqrt((sums**2).sum(0) * count / (count - 1)) / len(values)
-
-
 def described(values: np.ndarray, families: np.ndarray, **figures: Any) -> dict[str, Any]:
-    """Return shares and their errors as lists, next to other figures."""
-    mean, error = mean_of_families(values, families)
-    return {"shares": mean.tolist(), "errors": error.tolist(), **figures}
+    """Return the means of ``values (chains, k)`` and their errors as lists, next to other figures. Families of chains,
+    ``(chains,)``, are independent of one another; of a single one nothing is known, and its errors are 1."""
+    errors = np.minimum(mean_error(values, families), 1)
+    return {"shares": values.mean(0).tolist(), "errors": errors.tolist(), **figures}
 
 
 def exchanged(

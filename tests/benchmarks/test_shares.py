@@ -5,22 +5,19 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from benchmarks.posteriors.shares import mean_of_families, probabilities
+from benchmarks.posteriors.shares import described, probabilities
 from ppl_diffusion import load
 
 
 def test_errors_are_those_of_families():
-    rng = np.random.default_rng(0)
-    families = np.repeat(np.arange(50), 4)
-    means = rng.normal(size=(400, 50, 1))
-    found = [mean_of_families(np.repeat(one, 4, axis=0), families) for one in means]
-    spread = np.std([mean[0] for mean, _ in found])
-    told = np.sqrt(np.mean([error[0] ** 2 for _, error in found]))
-    assert abs(told / spread - 1) < 0.15
-    alone = np.arange(200)
-    taken_apart = np.mean([mean_of_families(np.repeat(one, 4, axis=0), alone)[1][0] for one in means])
-    assert taken_apart < 0.6 * spread, "the wrong twin, which takes relatives for independent"
-    assert mean_of_families(means[0], np.zeros(50, dtype=int))[1] == 1
+    values = np.repeat(np.random.default_rng(0).random((50, 3)), 4, axis=0)
+    row, alone, single = (
+        described(values, family, gradients=7) for family in (np.arange(200) // 4, np.arange(200), np.zeros(200, int))
+    )
+    np.testing.assert_allclose(row["errors"], values.std(0) / 50**0.5, rtol=0.02)
+    assert np.all(np.array(alone["errors"]) < 0.6 * np.array(row["errors"])), "relatives taken for independent"
+    assert single["errors"] == [1.0] * 3
+    assert (row["shares"], row["gradients"]) == (values.mean(0).tolist(), 7)
 
 
 def test_probabilities_are_those_of_the_network():
