@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial, wraps
-from typing import Any, ClassVar, NamedTuple, TypeVar, cast
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +23,14 @@ from ppl_diffusion.sampling.kernel import State, SteppedKernel
 from ppl_diffusion.sampling.step import StepState, as_policy, scaled
 
 from ..torch_jax import to_jax
-from ..torch_jax.callback import outlived_by
-from ..torch_jax.convert import cpu_device_for, crossings, reraise_torch_errors
+from ..torch_jax.convert import crossings
+from .context import chosen_device, in_jax_context
 from .density import LogDensity, flat_log_density
+from .each_level import EachLevel
 from .line_integral import Forces, LineIntegral
 
 MOVE_STATS = ("acceptance_rate", "diverging", "nonfinite", "jump_distance", "energy_midway", "step_size")
 """Statistics of the steps at a rung, each ``(chains,)``; ``diverging`` and ``nonfinite`` are counts."""
-Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Info(NamedTuple):
@@ -90,31 +89,7 @@ class BlackJAXKernel(SteppedKernel):
         return potential.memo(self, lambda: BlackJAXWalker(self, crossed(potential)))
 
 
-def _in_jax_context(method: Method) -> Method:
-    """Run a method in 64-bit mode, on the CPU if torch networks are there, with errors of networks unchanged."""
-
-    @wraps(method)
-    def in_context(self: BlackJAXWalker, *args: Any, **kwargs: Any) -> Any:
-        host = cpu_device_for(self.potential, _default_platform())
-        place = nullcontext() if host is None else jax.default_device(host)
-        with reraise_torch_errors(self.potential), outlived_by(self.crossings), jax.enable_x64(True), place:
-            return method(self, *args, **kwargs)
-
-    return cast(Method, in_context)
-
-
-def _default_device() -> Any:
-    """The device that was chosen as JAX's default one; None if none was."""
-    return jax.config.jax_default_device  # type: ignore[attr-defined]
-
-
-def _default_platform() -> str:
-    """The platform of JAX's default device."""
-    platform = jax.default_backend()
-    return platform if platform == "cpu" else next(iter(jnp.zeros(()).devices())).platform
-
-
-class BlackJAXWalker:
+class BlackJAXWalker(EachLevel):
     """A BlackJAX kernel bound to a potential; implements ``ppl_diffusion.sampling.kernel.Walker``."""
 
     def __init__(self, kernel: BlackJAXKernel, potential: Target) -> None:
@@ -126,8 +101,9 @@ class BlackJAXWalker:
         self._arrive_compiled = jax.jit(self._arrive)
         self._move_compiled = jax.jit(self._move)
         self._record_compiled = jax.jit(self._record, static_argnames="draws")
+        self._compile_each()
 
-    @_in_jax_context
+    @in_jax_context
     def arrive(self, positions: Array, level: int, previous: State | None, *, seed: int) -> State:
         scales, sigma = self.kernel.scales(previous, self.diffused), self.potential.schedule.sigma(level)
         x = positions if isinstance(positions, jax.Array) else np.asarray(positions)
@@ -137,30 +113,39 @@ class BlackJAXWalker:
         step = self.kernel.enter(previous, norms, size=scales.size, sigma=sigma)
         return self._state(level, chains, found, step, scales)
 
-    @_in_jax_context
+    @in_jax_context
     def place(self, state: State, positions: Array, *, seed: int) -> State:
         x = positions if isinstance(positions, jax.Array) else np.asarray(positions)
         chains, found = self._arrive_compiled(x, None, state.level, seed, state.scales)
         return self._state(state.level, chains, found, state.step, state.scales)
 
-    @_in_jax_context
+    @in_jax_context
     def move(self, state: State, steps: int, *, seed: int) -> tuple[State, Mapping[str, np.ndarray]]:
         begun = self._calls()
-        chains, found, step, moved, calls = self._move_compiled(
+        done = self._move_compiled(
             state.carried, np.array(state.step, dtype=np.float64), state.level, steps, seed, state.scales
         )
+        return self._moved(state, done, begun)
+
+    @in_jax_context
+    def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
+        step, begun = np.exp(np.float64(state.step.log_step)), self._calls()
+        done = self._record_compiled(state.carried, step, state.level, seed, state.scales, draws=draws)
+        return self._recorded(state, done, begun)
+
+    def _moved(self, state: State, done: Any, begun: Any) -> tuple[State, Mapping[str, np.ndarray]]:
+        """Return the state behind what ``_move`` has done from ``state``, and statistics; see :meth:`_calls`."""
+        chains, found, step, moved, calls = done
         stats = dict(zip(MOVE_STATS, np.asarray(moved), strict=True))
         stats["gradient_calls"] = (
             _as_count(calls * self.evaluations_per_leapfrog) if begun is None else np.array(self._calls() - begun)
         )
         return self._state(state.level, chains, found, StepState(*np.asarray(step).tolist()), state.scales), stats
 
-    @_in_jax_context
-    def record(self, state: State, draws: int, *, seed: int) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
-        step, begun = np.exp(np.float64(state.step.log_step)), self._calls()
-        chains, found, (flat, log_density, info) = self._record_compiled(
-            state.carried, step, state.level, seed, state.scales, draws=draws
-        )
+    def _recorded(self, state: State, done: Any, begun: Any) -> tuple[State, np.ndarray, Mapping[str, np.ndarray]]:
+        """Return the state behind what ``_record`` has done from ``state``, positions and statistics."""
+        chains, found, (flat, log_density, info) = done
+        step = np.exp(np.float64(state.step.log_step))
         positions = scaled(np.asarray(flat), state.scales).reshape(*flat.shape[:2], *self.potential.event_shape)
         stats = {name: np.asarray(value) for name, value in info._asdict().items() if name != "adaptation"}
         made = stats["n_steps"].max(axis=0).sum() * self.evaluations_per_leapfrog
@@ -172,7 +157,7 @@ class BlackJAXWalker:
             {**stats, "gradient_calls": calls},
         )
 
-    @_in_jax_context
+    @in_jax_context
     def select(self, state: State, ancestors: np.ndarray) -> State:
         arrays = (state.positions, state.energy, state.gradient, state.carried)
         x, energy, gradient, chains = jax.tree.map(lambda array: array[ancestors], arrays)
@@ -240,8 +225,8 @@ class BlackJAXWalker:
             def with_shared(*shared: Any) -> Any:
                 axes = (*(0 if jax.tree.leaves(each) else None for each in chains), *(None for _ in shared))
                 mapped = jax.vmap(function, in_axes=axes)
-                devices = [] if self.crossings or _default_device() else jax.local_devices()
-                if len(devices) < 2 or len(chains[0]) % len(devices):
+                devices = self._devices(len(chains[0]))
+                if len(devices) < 2:
                     return mapped(*chains, *shared)
                 mesh = jax.sharding.Mesh(np.array(devices), ("chains",))
                 split, whole = jax.sharding.PartitionSpec("chains"), jax.sharding.PartitionSpec()
@@ -252,6 +237,11 @@ class BlackJAXWalker:
             return with_shared
 
         return of_chains
+
+    def _devices(self, chains: int) -> list[Any]:
+        """Return the devices among which so many chains are divided, one or none if they are not."""
+        devices = [] if self.crossings or chosen_device() else jax.local_devices()
+        return devices if devices and chains % len(devices) == 0 else []
 
     def _move(self, chains: Any, step: Array, level: Array, steps: Array, seed: Array, scales: Array) -> Any:
         key, count = jax.random.key(seed), chains.position.shape[0]

@@ -228,18 +228,25 @@ def _fill(member: TorchTargetInJax, buffer: Any, value: torch.Tensor, shape: Any
 
 
 def _torch_inputs(members: Sequence[TorchTargetInJax], given: Sequence[Any]) -> tuple[list[torch.Tensor], Any]:
-    """Copies of each member's points on its device, and the common level, an integer or a tensor on the GPU."""
+    """Copies of each member's points on its device, and the level: an integer, a tensor on the GPU, or a tensor
+    ``(*chains,)`` of the levels of points."""
     points = []
     for member, x in zip(members, given[:-1], strict=True):
         member.calls += 1
         points.append(_copy_to_torch(x, member.potential.device))
-    level = _copy_to_torch(given[-1]).flatten()
-    if level.device.type != "cpu" and len(level) == 1 and all(m.potential.level_arrays for m in members):
-        return points, level  # reading its value would wait for a device-to-host copy
-    levels = set(level.tolist())
-    if len(levels) > 1:
-        raise ValueError(f"{members[0].name} takes one level for all chains, got {levels}: call it once a level")
-    return points, int(levels.pop())
+    level = _copy_to_torch(given[-1])
+    if level.device.type != "cpu" and level.numel() == 1 and all(m.potential.level_arrays for m in members):
+        return points, level.flatten()  # reading its value would wait for a device-to-host copy
+    found = set(level.flatten().tolist())
+    if len(found) == 1:
+        return points, int(found.pop())
+    chains = members[0]._chain_shape(points[0])
+    try:
+        return points, level.reshape(level.shape + (1,) * (len(chains) - level.ndim)).expand(chains)
+    except RuntimeError:
+        raise ValueError(
+            f"{members[0].name} was given levels of shape {tuple(level.shape)} for points of {chains}: map over both"
+        ) from None
 
 
 def _host_callback(write: Callable[..., None], shapes: Any) -> Callable[..., Any]:

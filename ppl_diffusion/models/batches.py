@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 
+def of_part(values: Tensor, part: slice) -> Tensor:
+    """Return the values of a part of all points, from those of each point or from one that is of all, ``(1, ...)``."""
+    return values if len(values) == 1 else values[part]
+
+
 def stack_points(model: Any, points: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     """Return all points ``(batch, *event_shape)`` and their count for each member.
 

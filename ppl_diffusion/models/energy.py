@@ -19,7 +19,7 @@ from ..potentials.common_ground import ConditionWarning, warn_outside
 from ..potentials.leaf import Leaf
 from ..potentials.target import Target
 from ..schedule import NoiseSchedule, check_within
-from .batches import stack_points
+from .batches import of_part, stack_points
 from .conditions import Classes, Conditions, Token, stacked
 from .forms import Form, Reference, check_signature, energy_and_gradient, energy_of
 from .networks import ClassifierCNN, EnergyMLP, EnergyUNet, is_conditional
@@ -57,6 +57,7 @@ class EnergyModel(Leaf):
 
     backend = "torch"
     level_arrays = True
+    levels_of_points = True
     any_schedule = True
 
     def __init__(
@@ -213,10 +214,10 @@ class EnergyModel(Leaf):
     ) -> list[tuple[Array, Array]]:
         """Energies ``(*chains,)`` and gradients ``(*chains, *event_shape)`` of every member, by one network call."""
         batch, sizes, condition = self._stack_points(members, points)
-        level_tensor = self._level_tensor(level)
+        levels = self._level_tensor(level, len(members))
 
         def evaluate_chunk(part: slice) -> tuple[Tensor, ...]:
-            return self._gradient(batch[part], level_tensor, condition if len(condition) == 1 else condition[part])
+            return self._gradient(batch[part], of_part(levels, part), of_part(condition, part))
 
         energies, gradients = (values.split(sizes) for values in self.chunks.evaluate(evaluate_chunk, len(batch)))
         return [
@@ -227,10 +228,10 @@ class EnergyModel(Leaf):
     def energy_group(self, members: Sequence[Target], points: Sequence[Array], level: Any) -> list[Array]:
         """Energies ``(*chains,)`` of every member, by one call of the network on the stacked points."""
         batch, sizes, condition = self._stack_points(members, points)
-        level_tensor = self._level_tensor(level)
+        levels = self._level_tensor(level, len(members))
 
         def evaluate_chunk(part: slice) -> tuple[Tensor]:
-            return (self._energy(batch[part], level_tensor, condition if len(condition) == 1 else condition[part]),)
+            return (self._energy(batch[part], of_part(levels, part), of_part(condition, part)),)
 
         (energies,) = self.chunks.evaluate(evaluate_chunk, len(batch))
         return [u.reshape(self._chain_shape(x)) for u, x in zip(energies.split(sizes), points, strict=True)]
@@ -277,10 +278,12 @@ class EnergyModel(Leaf):
     def _evaluate_energy(self, x: Array, level: Any) -> Array:
         return self.energy_group([self], [x], level)[0]
 
-    def _level_tensor(self, level: Any) -> Tensor:
-        """Return the level as a tensor ``(1,)``: one for all points, so that its embedding is computed once."""
+    def _level_tensor(self, level: Any, members: int = 1) -> Tensor:
+        """Return the level as a tensor ``(1,)``: one for all points, so that its embedding is computed once. Levels
+        ``(*chains,)`` of points are returned one after the other, for all of so many members."""
         if isinstance(level, Tensor):
-            return level.to(self.device)
+            levels = level.to(self.device).flatten()
+            return levels if len(levels) == 1 else levels.long().repeat(members)
         self.schedule.check_level(int(level))
         return torch.full((1,), int(level), device=self.device)
 

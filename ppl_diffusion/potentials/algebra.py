@@ -122,6 +122,8 @@ class Potential(Target):
 class Composite(Potential):
     """A potential composed of others, whose energy is computed from the energies of its leaves."""
 
+    levels_of_points = True  # of whatever leaves: those that take one level only are evaluated level by level
+
     @abstractmethod
     def parts(self) -> tuple[Potential, ...]:
         """Return the distinct potentials that it is directly composed of."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import torch
+
 from ..arrays import Array
 from .target import Target
 
@@ -19,9 +21,10 @@ def evaluate(leaves: Sequence[T], x: Array, level: Any) -> dict[T, tuple[Array, 
 def evaluate_each(leaves: Sequence[Target], points: Sequence[Array], level: Any) -> list[tuple[Array, Array]]:
     """Return energies ``(*chains,)`` and gradients ``(*chains, *event_shape)`` of leaves, each at its own points.
 
-    Leaves that share a network are evaluated by one call of it.
+    Leaves that share a network are evaluated by one call of it. In torch, ``level`` may also be a tensor ``(*chains,)``
+    of a level for each point.
     """
-    return _by_group(leaves, points, lambda first, *group: first.evaluate_group(*group, level))
+    return _by_group(leaves, points, lambda first, *group: _at(level, first, first.evaluate_group, *group))
 
 
 def evaluate_energy(leaves: Sequence[T], x: Array, level: Any) -> dict[T, Array]:
@@ -31,7 +34,30 @@ def evaluate_energy(leaves: Sequence[T], x: Array, level: Any) -> dict[T, Array]
 
 def energy_of_each(leaves: Sequence[Target], points: Sequence[Array], level: Any) -> list[Array]:
     """Return only the energies of :func:`evaluate_each`, differentiable by the backend's autodiff."""
-    return _by_group(leaves, points, lambda first, *group: first.energy_group(*group, level))
+    return _by_group(leaves, points, lambda first, *group: _at(level, first, first.energy_group, *group))
+
+
+def _at(
+    level: Any, first: Target, evaluate: Callable[..., list[Any]], members: list[Target], points: list[Any]
+) -> list[Any]:
+    """Return ``evaluate(members, points, level)``; if points have levels ``(*chains,)`` of their own and ``first``, one
+    of the members, takes one only, by a call for each level."""
+    if first.levels_of_points or not isinstance(level, torch.Tensor) or level.numel() == 1:
+        return evaluate(members, points, level)
+    places = [(level == one, one) for one in level.unique().tolist()]
+    parts = [evaluate(members, [x[here] for x in points], one) for here, one in places]
+    return [_gathered([here for here, _ in places], [part[i] for part in parts]) for i in range(len(members))]
+
+
+def _gathered(places: list[torch.Tensor], parts: list[Any]) -> Any:
+    """Return the tensor ``(*chains, ...)``, or the tuple of them, that has ``parts[i] (n, ...)`` where ``places[i]
+    (*chains,)`` is true."""
+    if isinstance(parts[0], tuple):
+        return tuple(_gathered(places, list(each)) for each in zip(*parts, strict=True))
+    found = parts[0].new_empty(places[0].shape + parts[0].shape[1:])
+    for here, part in zip(places, parts, strict=True):
+        found[here] = part
+    return found
 
 
 def _by_group(leaves: Sequence[Target], points: Sequence[Array], evaluate: Callable[..., list[Any]]) -> list[Any]:

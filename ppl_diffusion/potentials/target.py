@@ -35,10 +35,12 @@ class Target(ABC):
         composable: whether it is a :class:`~ppl_diffusion.potentials.algebra.Potential`.
         level_arrays: whether the level may be an integer tensor of shape ``(1,)`` on the density's device, which saves
             synchronising a GPU to read its value; energies and gradients are NaN at a level outside the schedule.
+        levels_of_points: whether the level may also be such a tensor of shape ``(*chains,)``, a level for each point.
     """
 
     composable: bool = False
     level_arrays: bool = False
+    levels_of_points: bool = False
     backend: Backend
     schedule: NoiseSchedule
     event_shape: tuple[int, ...]

@@ -5,7 +5,7 @@ See :mod:`ppl_diffusion.sampling.exchange` for the walk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from .arrival import check_gradient
 from .exchange_record import ExchangeRecord, Swap
 from .importance import effective_sample_size
 from .kernel import Kernel, State
+from .levels import Levels, OneByOne, merged
 from .transitions import Reverse, log_forward, log_reverse, told_share, widening
 from .travels import Travels
 from .walk import Walk
@@ -79,6 +80,7 @@ class Replicas:
                 f"{type(self.walker).__name__} has no place(state, positions, *, seed), with which swaps evaluate a "
                 "level elsewhere: add it, see ppl_diffusion.sampling.kernel.Walker"
             )
+        self.levels = self.walker if isinstance(self.walker, Levels) else OneByOne(self.walker)
         self.advice = Advice(ladder, started_at_init=init is not None, weighted=False, reverse_step=False, still=False)
         self.states: list[State] = []
         self.record, self.travels = ExchangeRecord(len(ladder)), Travels(len(ladder), chains)
@@ -124,22 +126,24 @@ class Replicas:
 
     def round(self, *, recorded: bool) -> None:
         """Take the kernel steps of every rung, then propose the swaps of this round's pairs."""
-        rates = []
-        for rung, steps in enumerate(self.ladder.steps_per_rung):
-            seed = self.walk.next_seed()
+        seeds, rates = [self.walk.next_seed() for _ in self.states], []
+        for steps in dict.fromkeys(self.ladder.steps_per_rung):
+            rungs = [rung for rung, its in enumerate(self.ladder.steps_per_rung) if its == steps]
+            before, own = [self.states[rung] for rung in rungs], [seeds[rung] for rung in rungs]
             if not self.frozen:
-                self.states[rung], found = self.walker.move(self.states[rung], steps, seed=seed)
-                self.record.calls[rung] += float(found["gradient_calls"])
-                self._hear(rung)
-                rates.append(float(np.mean(found["acceptance_rate"])))
+                for rung, (state, found) in zip(rungs, self.levels.move_each(before, steps, seeds=own), strict=True):
+                    self.states[rung] = state
+                    self.record.calls[rung] += float(found["gradient_calls"])
+                    self._hear(rung)
+                    rates.append(float(np.mean(found["acceptance_rate"])))
             elif steps:
-                before = np.asarray(self.states[rung].positions)
-                self.states[rung], _, stats = self.walker.record(self.states[rung], steps, seed=seed)
-                self._keep(rung, stats, before)
-                rates.append(float(np.mean(stats.get("acceptance_rate", np.nan))))
+                done = self.levels.record_each(before, steps, seeds=own)
+                for rung, old, (state, _, stats) in zip(rungs, before, done, strict=True):
+                    self.states[rung] = state
+                    self._keep(rung, stats, np.asarray(old.positions))
+                    rates.append(float(np.mean(stats.get("acceptance_rate", np.nan))))
         self.rate = float(np.mean(rates)) if rates else np.nan
-        for pair in range(self.rounds % 2, len(self.ladder) - 1, 2):
-            self._swap(pair, recorded=recorded)
+        self._swap(range(self.rounds % 2, len(self.ladder) - 1, 2), recorded=recorded)
         self.travels.follow()
         if recorded:
             self.record.positions.append(np.asarray(self.states[-1].positions))
@@ -166,44 +170,56 @@ class Replicas:
         self.record.calls[rung] += float(stats["gradient_calls"])
         self.record.moved[rung].append({**stats, "jump": jump, "final": np.asarray(self.states[rung].energy)})
 
-    def _swap(self, pair: int, *, recorded: bool) -> None:
-        """Propose to swap rung ``pair``, the noisier, and the next one, replica by replica.
+    def _swap(self, pairs: Sequence[int], *, recorded: bool) -> None:
+        """Propose to swap rungs ``pair``, the noisier, and ``pair + 1`` of each of ``pairs``, replica by replica.
 
         A whole point travels, with the coordinates that are not diffused; scales, masses and steps stay at their level.
         """
-        noisy, clean = self.states[pair], self.states[pair + 1]
-        s, t, widened = noisy.level, clean.level, self._widened(pair)
-        x_s, x_t = (np.asarray(state.positions, dtype=np.float64) for state in (noisy, clean))
-        to_s, to_t = x_t, x_s
-        down: Any = 0.0
-        up: Any = 0.0
+        if not pairs:
+            return
+        rungs = [rung for pair in pairs for rung in (pair, pair + 1)]
+        states = [self.states[rung] for rung in rungs]
+        proposed = [self._proposals(pair) for pair in pairs]
+        positions = [x for to_s, to_t, _, _ in proposed for x in (to_s, to_t)]
+        placed = self.levels.place_each(states, positions, seeds=[self.walk.next_seed() for _ in rungs])
+        decided = [
+            self._decide(pair, placed[2 * i], placed[2 * i + 1], proposed[i], recorded=recorded)
+            for i, pair in enumerate(pairs)
+        ]
+        for i, rung in enumerate(rungs):
+            self.states[rung] = merged(states[i], placed[i], decided[i // 2])
+        self.record.calls[rungs] += 1
+
+    def _decide(self, pair: int, at_s: State, at_t: State, proposed: tuple[Any, ...], *, recorded: bool) -> np.ndarray:
+        """Return which replicas swap, bool, ``(chains,)``, given the proposed states and :meth:`_proposals`."""
+        noisy, clean = self.states[pair : pair + 2]
+        to_s, _, down, up = proposed
         if self.accelerated:
-            to_s, to_t, down, up = self._proposals(noisy, clean, widened)
-        at_s = self.walker.place(noisy, to_s, seed=self.walk.next_seed())
-        at_t = self.walker.place(clean, to_t, seed=self.walk.next_seed())
-        if self.accelerated:
-            gradient = np.asarray(at_s.gradient, dtype=np.float64)
+            x_t, gradient = (np.asarray(array, dtype=np.float64) for array in (clean.positions, at_s.gradient))
+            widened = self._widened(pair)
             # log q(x_s'|x_t) - log r(x_t|x_s')
-            up = up - log_reverse(self.potential, x_t, to_s, gradient, s, t, widened=widened)
+            up = up - log_reverse(self.potential, x_t, to_s, gradient, noisy.level, clean.level, widened=widened)
         with np.errstate(invalid="ignore"):
             work_down = np.asarray(noisy.energy) - np.asarray(at_t.energy) + down  # from x_s to x_t'
             work_up = np.asarray(clean.energy) - np.asarray(at_s.energy) - up  # from x_t to x_s'
             log_ratio = work_down + work_up
-            taken = np.log(self.rng.random(len(x_s))) < np.where(np.isnan(log_ratio), -np.inf, log_ratio)
-        self.states[pair], self.states[pair + 1] = _merged(noisy, at_s, taken), _merged(clean, at_t, taken)
+            taken = np.log(self.rng.random(len(to_s))) < np.where(np.isnan(log_ratio), -np.inf, log_ratio)
         self.travels.swap(pair, taken)
-        self.record.calls[[pair, pair + 1]] += 1
         if recorded:
             kept = self.record.swaps[pair]
             kept.down.append(work_down)
             kept.up.append(work_up)
             kept.taken.append(taken)
+        return taken
 
-    def _proposals(self, noisy: State, clean: State, widened: float) -> tuple[np.ndarray, np.ndarray, Any, Any]:
-        """Return ``x_s'`` and ``x_t'`` of accelerated swaps, ``log q(x_s|x_t') - log r(x_t'|x_s)``, and
-        ``log q(x_s'|x_t)``."""
-        s, t = noisy.level, clean.level
+    def _proposals(self, pair: int) -> tuple[np.ndarray, np.ndarray, Any, Any]:
+        """Return ``x_s'`` and ``x_t'`` of the swap of a pair; and if it is accelerated
+        ``log q(x_s|x_t') - log r(x_t'|x_s)`` and ``log q(x_s'|x_t)``, which are 0 in place."""
+        noisy, clean = self.states[pair : pair + 2]
+        s, t, widened = noisy.level, clean.level, self._widened(pair)
         x_s, x_t = (np.asarray(state.positions, dtype=np.float64) for state in (noisy, clean))
+        if not self.accelerated:
+            return x_t, x_s, 0.0, 0.0
         diffused = np.broadcast_to(self.potential.diffused, self.potential.event_shape)
         alpha, sigma = self.potential.schedule.forward(t, s)
         to_s = np.where(diffused, alpha * x_t + sigma * self.rng.standard_normal(x_t.shape), x_t)
@@ -269,17 +285,3 @@ class Replicas:
             f"no replica has travelled from level {levels[0]} to {levels[-1]} and back in "
             f"{len(self.record.positions)} rounds: take more draws, or more levels"
         ]
-
-
-def _merged(old: State, new: State, taken: np.ndarray) -> State:
-    """Return the state whose chains are those of ``new`` where ``taken (chains,)``, and of ``old`` elsewhere."""
-
-    def choose(one: Any, other: Any) -> Any:
-        where: Any = np.where if isinstance(one, np.ndarray) else jax.numpy.where
-        return where(taken.reshape(-1, *[1] * (np.ndim(one) - 1)), other, one)
-
-    with jax.enable_x64(True):
-        parts = ((s.positions, s.gradient, s.carried) for s in (old, new))
-        positions, gradient, carried = jax.tree.map(choose, *parts)
-    energy = np.where(taken, new.energy, old.energy)
-    return old._replace(positions=positions, gradient=gradient, carried=carried, energy=energy)

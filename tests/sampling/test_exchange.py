@@ -61,7 +61,7 @@ def swapped(accelerated, *, rounds=6, chains=4_000, levels=LEVELS):
         x = MODES.sample(chains, level=level, seed=10 + rung)
         run.states[rung] = run.walker.arrive(x, level, None, seed=rung)._replace(step=centred(0.0))
     for _ in range(rounds):
-        run._swap(0, recorded=True)
+        run._swap([0], recorded=True)
     found = []
     for rung, level in enumerate(levels):
         x, exact = np.asarray(run.states[rung].positions), MODES.sample(20_000, level=level, seed=20 + rung)
@@ -83,10 +83,11 @@ def forget_a_density(monkeypatch):
     """The density of what arrives at the cleaner level is left out."""
     arrive = replicas.Replicas._swap
 
-    def wrong(self, pair, *, recorded):
-        clean = self.states[pair + 1]
-        self.states[pair + 1] = clean._replace(energy=np.zeros_like(np.asarray(clean.energy)))
-        arrive(self, pair, recorded=recorded)
+    def wrong(self, pairs, *, recorded):
+        for pair in pairs:
+            clean = self.states[pair + 1]
+            self.states[pair + 1] = clean._replace(energy=np.zeros_like(np.asarray(clean.energy)))
+        arrive(self, pairs, recorded=recorded)
 
     monkeypatch.setattr(replicas.Replicas, "_swap", wrong)
 

@@ -97,10 +97,11 @@ def forget_a_density(monkeypatch):
     """The density of what leaves the cleaner level is taken to be the same everywhere."""
     swap = Replicas._swap
 
-    def wrong(self, pair, *, recorded):
-        clean = self.states[pair + 1]
-        self.states[pair + 1] = clean._replace(energy=np.full_like(clean.energy, np.mean(clean.energy)))
-        swap(self, pair, recorded=recorded)
+    def wrong(self, pairs, *, recorded):
+        for pair in pairs:
+            clean = self.states[pair + 1]
+            self.states[pair + 1] = clean._replace(energy=np.full_like(clean.energy, np.mean(clean.energy)))
+        swap(self, pairs, recorded=recorded)
 
     monkeypatch.setattr(Replicas, "_swap", wrong)
 
@@ -109,10 +110,10 @@ def leave_the_noise_scale(monkeypatch):
     """Other latent sites stay at their level, and the ratio is that of whole points."""
     swap = Replicas._swap
 
-    def wrong(self, pair, *, recorded):
+    def wrong(self, pairs, *, recorded):
         stayed = [np.asarray(state.positions)[:, 1] for state in self.states]
-        swap(self, pair, recorded=recorded)
-        for rung in (pair, pair + 1):
+        swap(self, pairs, recorded=recorded)
+        for rung in (rung for pair in pairs for rung in (pair, pair + 1)):
             x = np.array(self.states[rung].positions)
             x[:, 1] = stayed[rung]
             self.states[rung] = self.walker.place(self.states[rung], x, seed=0)
@@ -125,10 +126,13 @@ def forget_the_length_scales(monkeypatch):
     walker = HMC(step=0.3, leapfrogs=2).bind
     kind = type(walker(GaussianMixture([[0.0]], [1.0], schedule=SCHEDULE, backend="torch")))
 
-    def wrong(self, state, positions, *, seed):
-        return self.arrive(positions, state.level, None, seed=seed)._replace(step=state.step, scales=state.scales)
+    def wrong(self, states, positions, *, seeds):
+        return [
+            self.arrive(x, state.level, None, seed=seed)._replace(step=state.step, scales=state.scales)
+            for state, x, seed in zip(states, positions, seeds, strict=True)
+        ]
 
-    monkeypatch.setattr(kind, "place", wrong)
+    monkeypatch.setattr(kind, "place_each", wrong)
 
 
 @FINISHED
@@ -194,7 +198,7 @@ def test_whole_points_are_swapped_and_scales_stay(joint, kernel):
     run = Replicas(joint, kernel, Ladder((60, 50), steps=20), chains=6, init=None, seed=1, accelerated=False)
     run.descend()
     before = list(run.states)
-    run._swap(0, recorded=True)
+    run._swap([0], recorded=True)
     (taken,) = run.swaps[0].taken
     assert taken.any()
     for rung in (0, 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import operator
 import weakref
 from contextlib import nullcontext
 
@@ -16,7 +17,19 @@ import torch
 from bridges.blackjax import HMC, from_blackjax
 from bridges.torch_jax import to_jax, to_torch
 from bridges.torch_jax.convert import cpu_device_for, reraise_torch_errors
-from ppl_diffusion import EnergyFunction, GaussianMixture, Ladder, NoiseSchedule, anneal, tapestry
+from ppl_diffusion import (
+    EnergyFunction,
+    EnergyModel,
+    GaussianMixture,
+    Ladder,
+    NoiseSchedule,
+    anneal,
+    load,
+    observation,
+    tapestry,
+)
+from ppl_diffusion.models.conditions import Classes
+from ppl_diffusion.models.networks import EnergyUNet
 from ppl_diffusion.potentials.leaf import Leaf
 
 SCHEDULE = NoiseSchedule.cosine(30)
@@ -26,6 +39,13 @@ def pair(backend):
     p = GaussianMixture([[0.4, -0.2], [-0.6, 0.5]], [0.3, 0.2], schedule=SCHEDULE, backend=backend, name="p")
     q = GaussianMixture([[0.1, 0.3]], [0.5], schedule=SCHEDULE, backend=backend, name="q")
     return p, q
+
+
+def hook_calls(network):
+    """Count the points of every call of a network from now on."""
+    sizes = []
+    network.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    return sizes
 
 
 def points(count=9):
@@ -220,16 +240,50 @@ def test_a_potential_that_was_walked_on_is_freed(kind, kernel, monkeypatch):
     walk = from_blackjax(blackjax.rmh.build_kernel, blackjax.rmh.init, transition_generator=jiggle)
     assert not walked_on(kind, HMC() if kernel == "HMC" else walk)
     if kind == "torch":
-        monkeypatch.setattr("bridges.blackjax.walker.outlived_by", lambda called: nullcontext())
+        monkeypatch.setattr("bridges.blackjax.context.outlived_by", lambda called: nullcontext())
         assert walked_on(kind, HMC() if kernel == "HMC" else walk), "the wrong twin keeps them"
 
 
-def test_one_level_for_all_chains():
+def windows():
+    network = EnergyUNet((1, 8, 8), widths=(8,), blocks=1, classes=3)
+    seen = {"schedule": SCHEDULE, "event_shape": (1, 8, 8)}
+    model = EnergyModel(network, form="squared_norm", conditions=Classes(3), name="tiny", **seen)
+    woven = tapestry([model.given(0), model.given(2)], (1, 8, 12), [(0, 0), (0, 4)], name="woven")
+    return woven * observation(np.full((1, 8, 12), 0.2), scale=0.5, schedule=SCHEDULE, backend="torch"), [network], 40
+
+
+def planar():
+    models = [load("ring"), load("bar")]
+    return models[0] * models[1] ** 0.5, [model.network for model in models], 20
+
+
+@pytest.mark.parametrize("kind", ["planar", "exact", "windows"])
+def test_chains_have_levels_of_their_own(kind):
+    """Mapped over blocks of chains and their levels, the callback comes once, and a network that can is called once."""
+    exact = operator.mul(*pair("torch")), [], 0
+    target, networks, count = {"planar": planar, "exact": lambda: exact, "windows": windows}[kind]()
+    crossed, levels = to_jax(target), jnp.array([20, 3, 3, 29])
+    x = np.random.default_rng(1).standard_normal((4, 5, *target.event_shape)).astype(np.float32)
+    called = [hook_calls(network) for network in networks]
+    with jax.enable_x64(True):
+
+        def of_chains(x, level):
+            return jax.vmap(lambda one: crossed.value_and_grad(one, level=level))(x)
+
+        found = jax.vmap(of_chains)(x, levels)
+        alone = jax.vmap(jax.vmap(lambda one, level: crossed.energy(one, level=level), in_axes=(0, None)))(x, levels)
+    np.testing.assert_allclose(alone, found[0], rtol=1e-5)
+    assert called == [[count, count] for _ in networks], "all points in one call, and in another for energies alone"
+    for i, level in enumerate(levels.tolist()):
+        due = target.value_and_grad(torch.from_numpy(x[i]), level=level)
+        for mine, theirs in zip(found, due, strict=True):
+            np.testing.assert_allclose(mine[i], theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_levels_are_mapped_with_their_points():
     crossed = to_jax(pair("torch")[0])
-    with pytest.raises(Exception, match="one level for all chains"):
-        jax.vmap(lambda x, level: crossed.energy(x, level=level))(
-            jnp.asarray(points()), jnp.arange(9)
-        ).block_until_ready()
+    with pytest.raises(Exception, match="map over both"):
+        jax.vmap(lambda level: crossed.energy(points(), level=level))(jnp.arange(9)).block_until_ready()
 
 
 class Summed(Leaf):
