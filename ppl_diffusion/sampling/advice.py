@@ -73,7 +73,8 @@ class Advice(Listener):
         if told and not any(told[:-1]):
             walk.note(told[-1])
         if self.reverse_step and self.weighted and len(walk.rungs) == 2:
-            walk.note(advise_on_growth(target, *self.ladder.levels[:2], walk.rungs[1]), about="weights")
+            noisier, cleaner = self.ladder.levels[:2]
+            walk.note(advise_on_growth(target, noisier, cleaner, walk.rungs[1]), about="weights")
         if self.reverse_step == "wide" and self.weighted and not first:
             rungs = list(zip(self.ladder.levels, self.ladder.levels[1:], walk.rungs[1:], strict=False))
             narrow = advise_on_width(target, *rungs[-1])
