@@ -17,10 +17,10 @@ recall; the row of real pictures says what as many real ones get. All figures ar
 errors are over labels. Results are written after every label, beside those of other labels in the same setting;
 pictures are kept until all labels that were asked for are done.
 
-The same of photographs, with a model and a classifier of them that were trained before, and judged in features of a
-network of ImageNet (``benchmarks.pictures.photo_judge``):
+The same of photographs, ``load("cifar")`` and ``load("cifar_classifier")``, judged in features of a network of ImageNet
+(``benchmarks.pictures.photo_judge``):
 
-    python -m benchmarks classifier --photographs data/cifar32.npz --model cifar.safetensors --classifier FILE
+    python -m benchmarks classifier --photographs data/cifar32.npz --chains 16
 """
 
 from __future__ import annotations
@@ -100,11 +100,9 @@ def digits(mnist: Path) -> Subject:
     )
 
 
-def photographs(file: Path, model: Path | None, classifier: Path | None) -> Subject:
-    """Return models of photographs that were trained before, and a judge that learns from real ones."""
+def photographs(file: Path, model: str, classifier: str) -> Subject:
+    """Return two models of photographs, by name or weight file, and a judge that learns from real ones."""
     check_file("--photographs", file, "the photographs")
-    if model is None or classifier is None:
-        raise ValueError("photographs have no shipped models: give --model FILE and --classifier FILE")
     with np.load(file) as stored:
         shown, labels = (stored[key][:LEARNED] for key in ("x_train", "y_train"))
         held, classes = (stored[key] for key in ("x_test", "y_test"))
@@ -209,8 +207,8 @@ def main(
     photos: Annotated[
         Path | None, typer.Option("--photographs", dir_okay=False, help="Draw photographs; the data of real ones.")
     ] = None,
-    model: Annotated[Path | None, typer.Option(dir_okay=False, help="Weights of a model of photographs.")] = None,
-    classifier: Annotated[Path | None, typer.Option(dir_okay=False, help="Of a classifier of photographs.")] = None,
+    model: Annotated[str, typer.Option(help="Of photographs; or a weight file.")] = "cifar",
+    classifier: Annotated[str, typer.Option(help="Of photographs; or a weight file.")] = "cifar_classifier",
     labels: Annotated[list[int], typer.Option(min=0, max=9, help="Classes.")] = list(range(10)),  # noqa: B006
     scales: Annotated[list[float], typer.Option(min=0.01, help="Scales of guidance.")] = [1.0, 4.0],  # noqa: B006
     samplers: Annotated[list[str], typer.Option(help=f"Of {', '.join(SAMPLERS)}.")] = list(SAMPLERS),  # noqa: B006

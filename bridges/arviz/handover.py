@@ -35,9 +35,9 @@ def arviz_findings(trace: Trace) -> dict[str, Any]:
     stats = {name: values.to_numpy() for name, values in trace.sample_stats.items() if values.notnull().all()}
     if "diverging" in stats:
         stats["diverging"] = stats["diverging"].astype(bool)
-    data = library.from_dict({"posterior": {"lp": trace.sample_stats.lp.to_numpy()}, "sample_stats": stats})
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of more chains than draws among others
+        data = library.from_dict({"posterior": {"lp": trace.sample_stats.lp.to_numpy()}, "sample_stats": stats})
         _, found = library.diagnose(data, show_diagnostics=False, return_diagnostics=True)
     told = {"diverging": ("divergent", "n_divergent"), "max_treedepth": ("treedepth", "n_max")}
     counts = {name: int(found[kind][key]) for name, (kind, key) in told.items() if kind in found}

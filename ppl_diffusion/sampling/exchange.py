@@ -18,9 +18,9 @@ and is accepted with probability min(1, e^w),
 
 Both leave the product of the densities of all levels invariant. In place, a swap is accepted where the two densities
 overlap, which needs many levels in many dimensions; an accelerated one where the reverse proposal is nearly right. A
-swap costs one evaluation at either level. Where a walker can (``ppl_diffusion.sampling.levels``), all levels move in one
-call of a network. Log-normalisers come from the work of all proposed swaps in both directions, by Bennett's acceptance
-ratio.
+swap costs one evaluation at either level. Where a walker can (``ppl_diffusion.sampling.levels``), all levels move in
+one call of a network. Log-normalisers come from the work of all proposed swaps in both directions, by Bennett's
+acceptance ratio.
 
 Source: Non-reversible parallel tempering (Syed et al., 2022), https://arxiv.org/abs/1905.02939; accelerated swaps:
 Generalised Parallel Tempering (Zhang et al., 2025), https://arxiv.org/abs/2502.10328, and CREPE (He et al., 2025),

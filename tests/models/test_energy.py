@@ -515,7 +515,8 @@ def test_weights_kept_in_half_precision_compute_in_single(tmp_path):
 
 
 def test_the_zoo_holds_what_it_lists():
-    assert set(names()) == {*NAMES, "digits", "digits_classifier", "cubes", "cubes64", "captions"}
+    pictures = {"digits", "digits_classifier", "cubes", "cubes64", "captions", "cifar", "cifar_classifier"}
+    assert set(names()) == {*NAMES, *pictures}
     for card in cards():
         model = load(card.name)
         assert model.event_shape == card.event_shape
