@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MNIST ?= data/mnist.npz
 CUBES ?= data/cubes32.npz
+PHOTOS ?= data/cifar32.npz
 
 .PHONY: demo test test-fast test-long test-lowest wheel lint docs results clean
 
@@ -68,6 +69,7 @@ results: $(VENV)/.ready  ## every benchmark that needs no GPU, into benchmarks/r
 	$(BIN)/python -m benchmarks forms --cubes $(CUBES)
 	$(BIN)/python -m benchmarks judge --mnist $(MNIST)
 	$(BIN)/python -m benchmarks classifier --mnist $(MNIST)
+	$(BIN)/python -m benchmarks classifier --photographs $(PHOTOS) --chains 16
 	$(BIN)/python -m benchmarks distillation --mnist $(MNIST)
 	$(BIN)/python -m benchmarks theirs --mnist $(MNIST)
 	$(BIN)/python -m benchmarks demo --mnist $(MNIST) --record

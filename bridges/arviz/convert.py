@@ -71,9 +71,9 @@ def to_inference_data(trace: Trace, *, prior: Mapping[str, Any] | None = None) -
     dims = {name: [f"{name}_dim_{i}" for i in range(value.ndim - 2)] for name, value in variables.items()}
     dims |= trace.attributes.get("dims", {})
     groups = {**trace.groups, **_prior_groups(trace, prior or {})}
-    extra = {group: _dotted_keys(values) for group, values in groups.items()}
-    variables = _dotted_keys(variables)
-    dims = {name: [dotted(dim) for dim in dims_of_site] for name, dims_of_site in _dotted_keys(dims).items()}
+    extra = {group: dotted_keys(values) for group, values in groups.items()}
+    variables = dotted_keys(variables)
+    dims = {name: [dotted(dim) for dim in dims_of_site] for name, dims_of_site in dotted_keys(dims).items()}
     stats = {name: value.to_numpy() for name, value in trace.sample_stats.items()}
     diverging = stats.pop("diverging", np.array(np.nan))
     if not np.isnan(diverging).all():  # else the kernel does not report it
@@ -122,7 +122,8 @@ def dotted(name: str) -> str:
     return name.replace("/", ".")
 
 
-def _dotted_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+def dotted_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``values`` under the names that :func:`dotted` makes of theirs."""
     return {dotted(name): value for name, value in values.items()}
 
 

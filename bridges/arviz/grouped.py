@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ppl_diffusion.sampling.trace import Trace
 
-from .convert import arviz, was_resampled
+from .convert import arviz, dotted_keys, was_resampled
 from .diagnose import scalars_of
 from .evidence import FEWEST_DRAWS
 from .summary import GROUPS
@@ -72,7 +72,7 @@ def plot_energies(trace: Trace) -> Figure | None:
 
 def _figure(name: str, groups: dict[str, Any], *, panels: int, **options: Any) -> Figure:
     """Call a plot of ArviZ, outside of pyplot where the version allows it; ``options`` are those of 0.23."""
-    library = arviz()
+    library, groups = arviz(), {group: dotted_keys(values) for group, values in groups.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if int(library.__version__.split(".")[0]) < 1:

@@ -166,7 +166,10 @@ def ess_scores(walk: Walk, rng: np.random.Generator) -> tuple[dict[str, float], 
     library = arviz()
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        sizes = {kind: [float(library.ess(x, method=kind)) for x in scalars] for kind in ("bulk", "tail")}
+        options: dict[str, Any] = {"bulk": {}, "tail": {"prob": (0.05, 0.95)}}
+        sizes = {
+            kind: [float(library.ess(x, method=kind, **given)) for x in scalars] for kind, given in options.items()
+        }
         r_hats = [float(library.rhat(x)) for x in scalars]
         nested = [group_r_hat(normal_ranks(x), np.arange(chains)) for x in scalars]
     values, replicates = {"r_hat": max(r_hats), "nested_r_hat": max(nested)}, {}

@@ -183,7 +183,7 @@ def library_with_diagnose(failing):
         }
 
     def from_dict(groups):
-        return real.from_dict(**groups)
+        return real.from_dict(groups) if int(real.__version__.split(".")[0]) >= 1 else real.from_dict(**groups)
 
     return types.SimpleNamespace(
         __version__="0.23", rhat=real.rhat, ess=real.ess, from_dict=from_dict, diagnose=diagnosed
