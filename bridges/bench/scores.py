@@ -159,6 +159,11 @@ def stays_low(curve: np.ndarray, grid: np.ndarray) -> float:
     return float(grid[first]) if first < len(grid) else np.inf
 
 
+def effective_size(x: np.ndarray, kind: str) -> float:
+    """Return the "bulk" or "tail" effective sample size of draws ``(chains, draws)``."""
+    return float(arviz().ess(x, method=kind, **({"prob": (0.05, 0.95)} if kind == "tail" else {})))
+
+
 def ess_scores(walk: Walk, rng: np.random.Generator) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Return least effective sample sizes, for 1,000 gradients per chain and for a second, and the largest R-hats."""
     scalars = worst_scalars(walk)
@@ -166,10 +171,7 @@ def ess_scores(walk: Walk, rng: np.random.Generator) -> tuple[dict[str, float], 
     library = arviz()
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        options: dict[str, Any] = {"bulk": {}, "tail": {"prob": (0.05, 0.95)}}
-        sizes = {
-            kind: [float(library.ess(x, method=kind, **given)) for x in scalars] for kind, given in options.items()
-        }
+        sizes = {kind: [effective_size(x, kind) for x in scalars] for kind in ("bulk", "tail")}
         r_hats = [float(library.rhat(x)) for x in scalars]
         nested = [group_r_hat(normal_ranks(x), np.arange(chains)) for x in scalars]
     values, replicates = {"r_hat": max(r_hats), "nested_r_hat": max(nested)}, {}
@@ -190,7 +192,7 @@ def _group_sizes(x: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarr
     groups = [part for part in np.array_split(np.arange(len(x)), 4) if len(part) > 1]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        found = np.array([float(arviz().ess(x[part], method=kind)) for part in groups])
+        found = np.array([effective_size(x[part], kind) for part in groups])
         return found[rng.integers(len(found), size=(REPLICATES, len(found)))].mean(1) / found.mean()
 
 
