@@ -104,7 +104,8 @@ def photographs(file: Path, model: str, classifier: str) -> Subject:
     """Return two models of photographs, by name or weight file, and a judge that learns from real ones."""
     check_file("--photographs", file, "the photographs")
     with np.load(file) as stored:
-        shown, labels = (stored[key][:LEARNED] for key in ("x_train", "y_train"))
+        chosen = np.random.default_rng(0).permutation(len(stored["y_train"]))[:LEARNED]  # the data may be sorted
+        shown, labels = (stored[key][chosen] for key in ("x_train", "y_train"))
         held, classes = (stored[key] for key in ("x_test", "y_test"))
     judge = fit_photo_judge(scaled(shown), labels, load_network())
     return Subject("steered_photographs", load(model), load(classifier), judge.look, scaled(held), classes)

@@ -154,16 +154,17 @@ def test_photographs_are_drawn_and_judged(tmp_path, monkeypatch):
         save_weights(model, tmp_path / f"{name}.safetensors")
     layers = nn.Conv2d(3, 40, 7, stride=8).requires_grad_(False)
     monkeypatch.setattr(classifier, "load_network", lambda: lambda x: layers(x).mean((2, 3)))
-    pictures, labels = coloured(80, 0)
+    monkeypatch.setattr(classifier, "LEARNED", 40)
+    pictures, labels = (values[np.argsort(coloured(80, 0)[1], kind="stable")] for values in coloured(80, 0))
     shown = ((np.clip(pictures, -1, 1) + 1) * 127.5).astype(np.uint8)
     np.savez(tmp_path / "p.npz", x_train=shown, y_train=labels, x_test=shown, y_test=labels)
     record, files = (
         Record(tmp_path / "results", tmp_path / "runs"),
         [str(tmp_path / f"{n}.safetensors") for n in ("prior", "judge")],
     )
-    walk = {"labels": [1], "scales": [1.0], "samplers": ["MALA"], "chains": 4, "every": 50}
+    walk = {"labels": [3], "scales": [1.0], "samplers": ["MALA"], "chains": 4, "every": 50}
     main(record, photos=tmp_path / "p.npz", model=files[0], classifier=files[1], **walk)
     rows = record.read("steered_photographs")["rows"]
     assert rows["scale 1, MALA"]["evaluations"] == 2 + 2 * 3 + 1
-    assert rows["real pictures"]["accuracy"]["mean"] == 1
+    assert rows["real pictures"]["accuracy"]["mean"] == 1, "also of data that are sorted by class"
     assert (tmp_path / "results" / "steered_photographs.png").is_file()
