@@ -196,7 +196,8 @@ def main(
     model: Annotated[str, typer.Option(help="Or a weight file.")] = "captions",
     judge_only: Annotated[bool, typer.Option("--judge-only", help="Draw nothing, judge what is kept.")] = False,
 ) -> None:
-    """Draw pictures case by case, judge them, and write the results and a picture of the first case of each row."""
+    """Draw pictures case by case, judge them, and write the results, beside those of other samplers and rows in the
+    same setting; and if there are none, a picture of the first case of each row."""
     check_choice("--rows", rows, ROWS)
     check_choice("--samplers", samplers, SAMPLERS)
     torch.set_num_threads(1)
@@ -226,15 +227,24 @@ def main(
         }
         for row, by in drawn.items()
     }
-    content: dict[str, Any] = {"rungs": rungs, "scale": scale, "steps of training": base.info.get("steps"), "rows": {}}
+    content: dict[str, Any] = {"rungs": rungs, "scale": scale, "steps of training": base.info.get("steps")}
+    before = record.read("captions")
+    earlier: dict[str, Any] = before["rows"] if all(before.get(key) == value for key, value in content.items()) else {}
+    content["rows"] = dict(earlier)
     for row, by in drawn.items():
         told = {name: judge(row, parts, seen[row][name]) for name, parts in by.items()}
         say(f"{row}: " + ", ".join(f"{name} {figures['right']['mean']:.2f}" for name, figures in told.items()))
+        others = earlier.get(row, {}).get("samplers", {})
         content["rows"][row] = {
             "asked": [str(asked(row, case)) for case in range(cases)],
             "by chance": by_chance(row, seen),
-            "samplers": told,
+            "samplers": others | told,
         }
+        if set(others) - set(told):
+            content["rows"][row] |= {key: earlier[row][key] for key in ("asked", "by chance")}
+    record.write("captions", content)
+    if any(set(row["samplers"]) - set(drawn.get(name, {})) for name, row in content["rows"].items()):
+        return  # the pictures are of all samplers, and some were drawn before
     first = {
         row: {name: pictures_of(parts[0], shape)[:2] for name, parts in by.items() if 0 in parts}
         for row, by in drawn.items()
@@ -242,4 +252,3 @@ def main(
     if woven:
         record.draw("captions_tapestry", picture({"HMC": [np.array(x) for x in woven]}))
     record.draw("captions", album(first, {row: str(asked(row, 0)) for row in drawn}))
-    record.write("captions", content)

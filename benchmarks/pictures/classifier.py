@@ -20,7 +20,7 @@ pictures are kept until all labels that were asked for are done.
 The same of photographs, ``load("cifar")`` and ``load("cifar_classifier")``, judged in features of a network of ImageNet
 (``benchmarks.pictures.photo_judge``):
 
-    python -m benchmarks classifier --photographs data/cifar32.npz --chains 16
+    python -m benchmarks classifier --photographs data/cifar32.npz --chains 24 --every 4
 """
 
 from __future__ import annotations
@@ -107,8 +107,11 @@ def photographs(file: Path, model: str, classifier: str) -> Subject:
         chosen = np.random.default_rng(0).permutation(len(stored["y_train"]))[:LEARNED]  # the data may be sorted
         shown, labels = (stored[key][chosen] for key in ("x_train", "y_train"))
         held, classes = (stored[key] for key in ("x_test", "y_test"))
-    judge = fit_photo_judge(scaled(shown), labels, load_network())
-    return Subject("steered_photographs", load(model), load(classifier), judge.look, scaled(held), classes)
+    judge, prior = fit_photo_judge(scaled(shown), labels, load_network()), load(model)
+    alpha, sigma = prior.schedule.alpha(0), prior.schedule.sigma(0)
+    noise = np.random.default_rng(1).standard_normal(held.shape, dtype=np.float32)
+    real = np.float32(alpha) * scaled(held) + np.float32(sigma) * noise  # of level 0, as what is drawn
+    return Subject("steered_photographs", prior, load(classifier), judge.look, real, classes)
 
 
 def sample(potential: Potential, sampler: str, *, chains: int, every: int, seed: int) -> list[Trace]:

@@ -280,6 +280,13 @@ def test_the_benchmark_goes_on_case_by_case_and_judges_what_is_kept(untrained, t
         "captions.png",
         "captions_tapestry.png",
     }
+    record.forget()
+    drawn = (tmp_path / "results" / "captions.png").stat().st_mtime_ns
+    captions.main(record, **{**options, "samplers": ["ULA"], "cases": 1})
+    again = record.read("captions")["rows"]
+    assert [set(again[row]["samplers"]) - set(rows[row]["samplers"]) for row in rows] == [{"ULA"}] * len(rows)
+    assert [again[row]["by chance"] for row in rows] == [rows[row]["by chance"] for row in rows]
+    assert (tmp_path / "results" / "captions.png").stat().st_mtime_ns == drawn, "it shows all samplers"
 
 
 def test_pictures_are_kept_as_bytes_and_counted_as_they_were_asked_for():
