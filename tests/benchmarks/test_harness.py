@@ -122,7 +122,7 @@ def test_all_benchmarks_are_listed_and_none_is_forgotten():
         (("mixing", "--kernels", "ULA", "Gibbs"), "no 'Gibbs'"),
         (("levels", "--mnist", "nowhere.npz", "--models", "digits"), "there is no nowhere.npz.*give --mnist FILE.npz"),
         (("judge", "--mnist", "nowhere.npz"), "there is no nowhere.npz.*give --mnist FILE.npz"),
-        (("classifier", "--samplers", "HNC"), "--samplers has no 'HNC': use 'reverse', 'ULA'"),
+        (("classifier", "--samplers", "HNC"), "--samplers has no 'HNC': use 'reverse', 'finer reverse'"),
         (("classifier", "--labels", 10), "--labels"),
         (("photographs", "nowhere.npz"), "nowhere.npz"),
         (("detector", "--data", "nowhere.npz"), "there is no nowhere.npz.*give --data FILE.npz"),

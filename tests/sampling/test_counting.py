@@ -105,6 +105,7 @@ def test_calls_of_nuts_are_counted_although_chains_wait_for_each_other():
 
 
 @pytest.mark.filterwarnings("ignore:the variance of the noise falls", "ignore:the reverse step .* threw chains")
+@pytest.mark.filterwarnings("ignore:log-weights of model spread by .* in the first reverse step")
 @pytest.mark.parametrize("resample", [None, 0.5])
 @pytest.mark.parametrize("reverse_step", [False, True])
 def test_weights_and_reverse_steps_cost_nothing(resample, reverse_step):

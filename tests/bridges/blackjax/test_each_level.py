@@ -31,8 +31,15 @@ def run(target, kernel, monkeypatch, *, apart=False, most=None, **options):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:no replica has travelled")
-@pytest.mark.parametrize("kernel", [HMC(), MALA(), NUTS()], ids=["HMC", "MALA", "NUTS"])
-@pytest.mark.parametrize("kind", ["jax", "torch"])
+@pytest.mark.parametrize(
+    ("kind", "kernel"),
+    [
+        ("jax", HMC()),
+        ("torch", MALA()),
+        *(pytest.param(kind, NUTS(), marks=pytest.mark.long) for kind in ("jax", "torch")),
+    ],
+    ids=str,
+)
 def test_chains_are_those_of_one_level_after_another(kind, kernel, monkeypatch):
     target = EXACT if kind == "jax" else load("ring") * load("bar")
     together, apart, blocks = (run(target, kernel, monkeypatch, **how) for how in ({}, {"apart": True}, {"most": 24}))
