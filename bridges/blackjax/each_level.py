@@ -25,11 +25,11 @@ class EachLevel:
     """What a BlackJAX walker does for states of several levels; see ``ppl_diffusion.sampling.levels.Levels``."""
 
     def _compile_each(self: Any) -> None:
-        def moved(steps: Any, chains: Any, step: Any, level: Any, seed: Any, scales: Any) -> Any:
-            return self._move(chains, step, level, steps, seed, scales)
+        def moved(steps: Any, own: Any, level: Any, seed: Any, scales: Any) -> Any:
+            return self._move(*own, level, steps, seed, scales)
 
-        def recorded(draws: int, chains: Any, step: Any, level: Any, seed: Any, scales: Any) -> Any:
-            return self._record(chains, step, level, seed, scales, draws)
+        def recorded(draws: int, own: Any, level: Any, seed: Any, scales: Any) -> Any:
+            return self._record(*own, level, seed, scales, draws)
 
         def arrived(_: Any, positions: Any, level: Any, seed: Any, scales: Any) -> Any:
             return self._arrive(positions, None, level, seed, scales)
@@ -44,17 +44,8 @@ class EachLevel:
     ) -> list[tuple[State, Mapping[str, np.ndarray]]]:
         if self._divided(states):
             return [self.move(state, steps, seed=seed) for state, seed in zip(states, seeds, strict=True)]
-
-        def block(part: slice) -> list[Any]:
-            begun = self._calls()
-            given = [
-                (state.carried, np.array(state.step, dtype=np.float64), state.level, seed, state.scales)
-                for state, seed in zip(states[part], seeds[part], strict=True)
-            ]
-            done = _unstacked(self._move_each(steps, _stacked(given)), len(given))
-            return [self._moved(state, one, begun) for state, one in zip(states[part], done, strict=True)]
-
-        return _in_blocks(states, block)
+        own = [(state.carried, np.array(state.step, dtype=np.float64)) for state in states]
+        return self._at_once(self._move_each, steps, states, own, seeds, self._moved)
 
     @in_jax_context
     def record_each(
@@ -62,17 +53,8 @@ class EachLevel:
     ) -> list[tuple[State, np.ndarray, Mapping[str, np.ndarray]]]:
         if self._divided(states):
             return [self.record(state, draws, seed=seed) for state, seed in zip(states, seeds, strict=True)]
-
-        def block(part: slice) -> list[Any]:
-            begun = self._calls()
-            given = [
-                (state.carried, np.exp(np.float64(state.step.log_step)), state.level, seed, state.scales)
-                for state, seed in zip(states[part], seeds[part], strict=True)
-            ]
-            done = _unstacked(self._record_each(draws, _stacked(given)), len(given))
-            return [self._recorded(state, one, begun) for state, one in zip(states[part], done, strict=True)]
-
-        return _in_blocks(states, block)
+        own = [(state.carried, np.exp(np.float64(state.step.log_step))) for state in states]
+        return self._at_once(self._record_each, draws, states, own, seeds, self._recorded)
 
     @in_jax_context
     def place_each(
@@ -82,28 +64,43 @@ class EachLevel:
             each = zip(states, positions, seeds, strict=True)
             return [self.place(state, x, seed=seed) for state, x, seed in each]
 
-        def block(part: slice) -> list[State]:
-            given = [
-                (x, state.level, seed, state.scales)
-                for x, state, seed in zip(positions[part], states[part], seeds[part], strict=True)
-            ]
-            done = _unstacked(self._arrive_each(0, _stacked(given)), len(given))
-            return [
-                self._state(state.level, chains, found, state.step, state.scales)
-                for state, (chains, found) in zip(states[part], done, strict=True)
-            ]
+        def placed(state: State, done: Any, _: Any) -> State:
+            return self._state(state.level, *done, state.step, state.scales)
 
-        return _in_blocks(states, block)
+        return self._at_once(self._arrive_each, 0, states, positions, seeds, placed)
+
+    def _at_once(
+        self: Any,
+        compiled: Callable[..., Any],
+        common: Any,
+        states: Sequence[State],
+        own: Sequence[Any],
+        seeds: Sequence[int],
+        made: Callable[[State, Any, Any], Any],
+    ) -> list[Any]:
+        """Call a compiled function for blocks of levels, and return what is ``made`` of its results for each.
+
+        Args:
+            compiled: maps what is ``common`` to all levels, and the stacked values of each.
+            common: steps, or draws.
+            states: of each level.
+            own: what else the function takes of each level, before the level itself.
+            seeds: of each level.
+            made: maps a state, its result, and :meth:`_calls` from before the call.
+        """
+        found: list[Any] = []
+        size = max(1, MOST // max(1, np.size(states[0].positions)))
+        for part in (slice(begin, begin + size) for begin in range(0, len(states), size)):
+            begun = self._calls()
+            block = list(zip(own[part], states[part], seeds[part], strict=True))
+            given = _stacked([(values, state.level, seed, state.scales) for values, state, seed in block])
+            done = _unstacked(compiled(common, given), len(block))
+            found += [made(state, one, begun) for (_, state, _), one in zip(block, done, strict=True)]
+        return found
 
     def _divided(self: Any, states: Sequence[State]) -> bool:
         """Whether devices divide the chains of a level among themselves."""
         return len(self._devices(len(states[0].energy))) > 1
-
-
-def _in_blocks(states: Sequence[State], act: Callable[[slice], list[Any]]) -> list[Any]:
-    """Return what ``act`` returns of blocks of states."""
-    size = max(1, MOST // max(1, np.size(states[0].positions)))
-    return [one for begin in range(0, len(states), size) for one in act(slice(begin, begin + size))]
 
 
 def _mapped(function: Callable[..., Any]) -> Callable[..., Any]:

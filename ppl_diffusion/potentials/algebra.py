@@ -27,16 +27,17 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from ..arrays import Array, cast_like, logsumexp, weighted
+from ..arrays import Array, logsumexp
 from ..schedule import NoiseSchedule
+from .combined import Combined
 from .common_ground import common_ground, set_common_ground
 from .evaluation import evaluate, evaluate_energy
 from .factors import collect
 from .notation import log_positive, product_name
-from .target import Target, common_device, common_reference, require_energy
+from .target import common_device, common_reference, require_energy
 
 
-class Potential(Target):
+class Potential(Combined):
     """A target that can be multiplied, divided, raised to a power, and added to others.
 
     A subclass is a ``Leaf`` or a :class:`Composite`. To evaluate a composite, all of its distinct leaves are
@@ -45,11 +46,6 @@ class Potential(Target):
     """
 
     composable = True
-
-    @property
-    def identity(self) -> Any:
-        """Key that is equal for leaves that are the same density."""
-        return self
 
     def doubts(self) -> tuple[str, ...]:
         """Return what is known to be wrong with it, in sentences; compositions warn of it."""
@@ -67,19 +63,6 @@ class Potential(Target):
     @abstractmethod
     def leaves(self) -> tuple[Potential, ...]:
         """Return the distinct leaves, from whose energies :meth:`_combine` computes its own."""
-
-    @abstractmethod
-    def _combine(self, energies: Mapping[Potential, Array]) -> tuple[Array, dict[Potential, Any]]:
-        """Return ``U (*chains,)`` and the derivatives ``dU / dU_leaf``, floats or arrays of that shape, from the
-        energies ``U_leaf (*chains,)`` of the leaves."""
-
-    def _combine_with_gradient(self, values: Mapping[Potential, tuple[Array, Array]], x: Array) -> tuple[Array, Array]:
-        """Return energy ``(*chains,)`` and gradient ``sum_leaf dU/dU_leaf grad U_leaf`` of the shape of ``x``."""
-        energy, weights = self._combine({leaf: value for leaf, (value, _) in values.items()})
-        gradient: Any = 0.0
-        for leaf, weight in weights.items():
-            gradient = gradient + weighted(weight, values[leaf][1], self.event_shape)
-        return energy, cast_like(gradient, x)
 
     def __mul__(self, other: Any) -> Potential:
         if isinstance(other, Potential):
@@ -206,7 +189,7 @@ class Product(Composite):
     def rebuilt(self, replace: Callable[[Potential], Potential]) -> Product:
         return Product([replace(factor) for factor in self.factors], self.exponents, log_scale=self.log_scale)
 
-    def _combine(self, energies: Mapping[Potential, Array]) -> tuple[Array, dict[Potential, Any]]:
+    def _combine(self, energies: Mapping[Any, Array]) -> tuple[Array, dict[Any, Any]]:
         energy: Any = -self.log_scale
         weights: dict[Potential, Any] = {}
         for factor, a in zip(self.factors, self.exponents, strict=True):
@@ -250,7 +233,7 @@ class Mixture(Composite):
     def rebuilt(self, replace: Callable[[Potential], Potential]) -> Mixture:
         return Mixture([replace(component) for component in self.components], self.log_weights)
 
-    def _combine(self, energies: Mapping[Potential, Array]) -> tuple[Array, dict[Potential, Any]]:
+    def _combine(self, energies: Mapping[Any, Array]) -> tuple[Array, dict[Any, Any]]:
         pairs = [component._combine(energies) for component in self.components]
         terms = [log_weight - inner for log_weight, (inner, _) in zip(self.log_weights, pairs, strict=True)]
         xp: Any = jnp if self.backend == "jax" else torch

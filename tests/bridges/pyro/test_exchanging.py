@@ -71,10 +71,10 @@ def draws_of(masses, count, seed):
 
 def after_rounds(joint, *, rounds=6, chains=8_000, seed=0):
     """P-values of the sites and energies of three levels after kernel steps and swaps, from exact draws at all; the
-    rate of swaps, and the length scale of the noise scale at the last level."""
+    rate of swaps, the length scale of the noise scale at the last level, and the acceptance rate of kernel steps."""
     exact = [cells(joint, level) for level in LEVELS]
     start = draws_of(exact[0], chains, seed + 1)
-    kernel, ladder = HMC(step=0.3, leapfrogs=2), Ladder(LEVELS, steps=1)
+    kernel, ladder = HMC(step=0.6, leapfrogs=2), Ladder(LEVELS, steps=1)
     run = Replicas(joint, kernel, ladder, chains=chains, init=start, seed=seed, accelerated=False)
     run.descend()
     for rung, masses in enumerate(exact):
@@ -90,7 +90,7 @@ def after_rounds(joint, *, rounds=6, chains=8_000, seed=0):
         pairs += [(x[x[:, 0] < 0, 1], right[right[:, 0] < 0, 1])]
         pairs += [tuple(np.asarray(joint.energy(points, level=LEVELS[rung])) for points in (x, right))]
         found += [stats.ks_2samp(*pair).pvalue for pair in pairs]
-    return found, np.mean(run.swaps[0].taken), float(np.asarray(run.states[-1].scales)[1])
+    return found, np.mean(run.swaps[0].taken), float(np.asarray(run.states[-1].scales)[1]), run.rate
 
 
 def forget_a_density(monkeypatch):
@@ -138,9 +138,10 @@ def forget_the_length_scales(monkeypatch):
 @FINISHED
 @pytest.mark.slow
 def test_rounds_leave_all_sites_of_all_levels_invariant(joint):
-    found, rate, length = after_rounds(joint)
+    found, swaps, length, acceptance = after_rounds(joint)
     assert min(found) > ALPHA
-    assert 0.3 < rate < 0.97
+    assert 0.3 < swaps < 0.97
+    assert 0.6 < acceptance < 0.9, "of kernel steps"
     assert not 0.9 < length < 1.1, "the check needs a length scale to forget"
 
 
