@@ -24,7 +24,7 @@ test-lowest: $(VENV)-lowest/.ready  ## the test suite with the oldest releases t
 	$(VENV)-lowest/bin/python -m pytest --numprocesses auto --dist worksteal \
 		-W ignore::DeprecationWarning -W ignore::FutureWarning
 
-wheel: $(VENV)/.ready  ## build the wheel, install it into an empty environment, and sample there
+wheel: $(VENV)/.ready  ## build the wheel, install it into an empty environment, sample and compare a kernel of one's own there
 	rm -rf build/wheel && mkdir -p build/wheel/elsewhere
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(PYTHON) -m venv build/wheel/env
@@ -32,6 +32,9 @@ wheel: $(VENV)/.ready  ## build the wheel, install it into an empty environment,
 	cd build/wheel/elsewhere && ../env/bin/ppl-diffusion sample "ring * bar" --chains 64 --steps 2 --out run
 	test -s build/wheel/elsewhere/run/trace.nc
 	cd build/wheel/elsewhere && ../env/bin/python -c "from ppl_diffusion import targets; print(targets.overview())"
+	printf 'import blackjax\n\n\ndef kernel(log_density):\n    return blackjax.barker_proposal(log_density, step_size=0.3)\n' \
+		> build/wheel/elsewhere/mymodule.py
+	cd build/wheel/elsewhere && ../env/bin/ppl-diffusion bench mymodule:kernel --quick --out bench
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ def opened(file: Path) -> xr.Dataset:
     if not file.is_file():
         raise ValueError(f"there is no {file}: the same command makes what is missing")
     try:
-        found = xr.load_dataset(file, engine="h5netcdf")
+        found = xr.load_dataset(file, engine="h5netcdf").drop_encoding()  # else names are cut as in the first part
     except Exception as error:
         raise ValueError(
             f"{file} is half-written or no result: rm {file}, and the same command makes it again"

@@ -8,29 +8,39 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from rich import box
+from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 BOOTSTRAP = 50
 """Number of bootstrap samples of a figure."""
 
 COLUMNS = {
-    "ESS": ("ess_bulk_per_gradient", "warm"),
-    "tail ESS": ("ess_tail_per_gradient", "warm"),
-    "to low bias": ("gradients_to_x2", "warm"),
-    "to low bias, cold": ("gradients_to_x2", "cold"),
-    "bias, cold": ("bias_x2", "cold"),
-    "modes, cold": ("mode_error", "cold"),
-    "R-hat": ("r_hat", "cold"),
-    "acceptance": ("acceptance", "warm"),
-    "stuck": ("stuck", "warm"),
-    "adaptation": ("adaptation_share", "warm"),
+    "warm": {
+        "ESS": "ess_bulk_per_gradient",
+        "tail ESS": "ess_tail_per_gradient",
+        "to low bias": "gradients_to_x2",
+        "acceptance": "acceptance",
+        "adaptation": "adaptation_share",
+        "own count": "reported_share",
+    },
+    "cold": {
+        "to low bias": "gradients_to_x2",
+        "bias": "bias_x2",
+        "modes": "mode_error",
+        "R-hat": "r_hat",
+        "stuck": "stuck",
+    },
 }
-"""Columns of the table of a kernel beside others: title, score and start."""
+"""Columns of the tables of a kernel beside others, by start: title and score."""
+TITLES = {"warm": "from draws of the level itself", "cold": "from draws of the next noisier level"}
 
 
 class Figure(NamedTuple):
@@ -195,23 +205,26 @@ def stability(data: xr.Dataset) -> Stability:
     return Stability(len(pairs), int(swapped), int(beyond), furthest)
 
 
-def comparison(data: xr.Dataset) -> Table:
-    """Return one table for a terminal: a row for each target and contender, averaged over levels and seeds.
+def comparison(data: xr.Dataset) -> Group:
+    """Return tables for a terminal, of each target and of the warm and the cold start, that fit into 80 columns.
 
-    ESS is the least effective number of independent draws for 1,000 gradients per chain.
+    They have a row for each contender, averaged over levels and seeds. ESS is the least effective number of independent
+    draws for 1,000 gradients per chain.
     """
-    table = Table("target", "kernel", *COLUMNS, title=f"{int(data.budget.max())} gradients per chain")
     value, samples = resampled(data)
-    for target in data.target.values:
+    tables = []
+    for target, (start, columns) in product(data.target.values, COLUMNS.items()):
+        title = f"{escape(str(target))}, {TITLES[start]}"
+        table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+        for name in ("kernel", *columns):
+            table.add_column(name, overflow="fold")  # a figure that is cut is none
         for name in data.contender.values:
-            cells = []
-            for score, start in COLUMNS.values():
-                reduce = _over_cells(_over_levels, score, start)
-                chosen = [each.sel(target=target, contender=name) for each in (value, samples)]
-                cells.append(str(_figure(*(reduce(each) for each in chosen))))
-            table.add_row(str(target), str(name), *cells)
-        table.add_section()
-    return table
+            chosen = [each.sel(target=target, contender=name) for each in (value, samples)]
+            reduced = (_over_cells(_over_levels, score, start) for score in columns.values())
+            cells = [str(_figure(*(reduce(each) for each in chosen))) for reduce in reduced]
+            table.add_row(escape(str(name)), *cells)
+        tables.append(table)
+    return Group(f"{int(data.budget.max())} gradients per chain", *tables)
 
 
 def _over_levels(values: xr.DataArray) -> xr.DataArray:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
 
 from bridges.bench import Plan, find, load_targets, own, parts, results, sweep
 from bridges.bench.summary import Figure, comparison, leaderboard, stability
@@ -33,12 +36,32 @@ def test_a_sweep_goes_on_from_its_parts_and_is_one_dataset(folder):
     assert data.level.sel(target="mixture_2").values.tolist() == [60, 0]
     gradients = data.value.sel(score="gradients")
     assert ((gradients > 57) & (gradients <= 60)).all()
-    assert len(comparison(data).rows) == 2
     row = leaderboard(data).loc["hmc"]
     assert row["ESS"].value > 0
     assert row["ESS"].error > 0
     assert (row["cells"].value, row["own count"].value) == (1.0, 1.0)
     assert stability(data).pairs == 0
+
+
+@pytest.mark.slow
+def test_names_of_any_length_are_whole_in_a_file_of_parts_and_in_a_table_of_any_width(folder, tmp_path):
+    place, _ = folder
+    parts, longer = sorted(place.rglob("*.nc")), "mymodule:kernel_of_mine"
+    for number, file in enumerate(parts):
+        renamed = results.opened(file).assign_coords(contender=[longer])
+        results.write(renamed, tmp_path / f"{number}.nc")
+    data = results.read([*parts, *tmp_path.glob("*.nc")])
+    results.write(data, tmp_path / "all" / "bench.nc")
+    stored = results.opened(tmp_path / "all" / "bench.nc")
+    assert stored.contender.values.tolist() == ["hmc", longer]
+    assert stored.target.values.tolist() == ["mixture_2", "ring_bar"]
+    for width in (56, 80, 120):
+        shown = io.StringIO()
+        Console(file=shown, width=width).print(comparison(data))
+        assert "…" not in shown.getvalue()
+        assert all(len(line) <= width for line in shown.getvalue().splitlines())
+        assert shown.getvalue().count("hmc") == 4, "of each target and start"
+    assert longer in shown.getvalue()
 
 
 @pytest.mark.long
