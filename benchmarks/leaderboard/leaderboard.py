@@ -24,7 +24,7 @@ from bridges.bench import Plan, contenders, leaderboard, load_targets, stability
 from bridges.bench.parts import part
 from bridges.bench.pictures import plot_bias, plot_levels, plot_map
 from bridges.bench.results import read, write
-from bridges.bench.summary import Figure
+from bridges.bench.summary import Figure, common_cells
 from bridges.ray.workers import shared
 from ppl_diffusion import targets as catalogue
 
@@ -100,6 +100,7 @@ def summarised(data: xr.Dataset, words: dict[str, str]) -> dict[str, Any]:
         str(name): {column: _figure(table.loc[name, column]) for column in table.columns} | {"words": words[str(name)]}
         for name in table.index
     }
+    common = common_cells(data.value).any(("start", "seed"))
     complete = int((~data.value.sel(score="gradients").isnull()).sum())
     cells = int(np.prod([data.sizes[d] for d in ("target", "contender", "difficulty", "start", "seed")]))
     return {
@@ -110,14 +111,16 @@ def summarised(data: xr.Dataset, words: dict[str, str]) -> dict[str, Any]:
         "seeds": data.sizes["seed"],
         "levels": data.sizes["difficulty"],
         "cells": {"there": complete, "all": cells},
+        "compared": {"there": int(common.sum()), "all": int(common.size)},
         "minutes": data.attrs["seconds"] / 60,
     }
 
 
 def _best(data: xr.Dataset) -> dict[str, Any]:
-    """Return the two best kernels of one target by ESS, and the one of the least bias from a cold start."""
-    table = leaderboard(data)
-    there = table[[not np.isnan(figure.value) for figure in table["ESS"]]]
+    """Return the two best kernels of one target by ESS, and the one of the least bias from a cold start, of those that
+    have all its cells."""
+    whole = data.value.sel(score="gradients").notnull().all(["target", "difficulty", "start", "seed"])
+    there = leaderboard(data.isel(contender=np.flatnonzero(whole.values)) if bool(whole.any()) else data)
     bias = sorted(there.index, key=lambda name: there.loc[name, "bias, cold"].value)
     return {
         "best": str(there.index[0]),

@@ -15,11 +15,12 @@ COLUMNS = ("ESS", "tail ESS", "low bias", "low bias, cold", "bias, cold", "modes
 
 def leaderboard(content: Mapping[str, Any]) -> str:
     """Return the leaderboard, the best kernels of every target, and whether the ranking depends on the seed."""
-    there, minutes = content["cells"], content["minutes"]
+    there, compared, minutes = content["cells"], content["compared"], content["minutes"]
     lines = [
         f"{content['gradients']} gradients per chain, {content['seeds']} seeds, {content['levels']} noise levels, warm "
         f"and cold start; {there['there']} of {there['all']} cells, made in {minutes:.0f} minutes. ± is one "
-        "standard error over chains and seeds.",
+        f"standard error over chains and seeds. The first table is over the {compared['there']} of {compared['all']} "
+        "levels of targets that all kernels have, the second over all levels, of the kernels that have them.",
         "",
         "| kernel | " + " | ".join(COLUMNS) + " | own count | what it is |",
         "|---" * (len(COLUMNS) + 3) + "|",

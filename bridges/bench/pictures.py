@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ppl_diffusion.files import replacing
 
 from .scores import LOW
-from .summary import common_cells, resampled
+from .summary import resampled
 
 MOST = 8
 """Most lines of a panel that can be told apart."""
@@ -88,13 +88,14 @@ def plot_levels(data: xr.Dataset, *, contenders: Sequence[str], targets: Sequenc
 
 
 def plot_map(data: xr.Dataset, *, score: str = "ess_bulk_per_gradient", start: str = "warm") -> Figure:
-    """Draw a heat map of contenders by targets: the geometric mean over the levels that all have, with its number."""
-    found = resampled(data)[0]
-    found = found.where(common_cells(found)).sel(score=score, start=start)
-    value = found.transpose("contender", "target", "difficulty").to_numpy()
+    """Draw a heat map of contenders by targets: the geometric mean over levels, with its number; nothing where a
+    contender has not all that others have."""
+    found = resampled(data)[0].sel(score=score, start=start).transpose("contender", "target", "difficulty")
+    value = found.to_numpy()
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # cells that are missing
         middle = np.exp(np.nanmean(np.log(np.where(value > 0, value, np.nan)), axis=-1))
+        middle[(np.isnan(value) & ~np.isnan(value).all(0)).any(-1)] = np.nan
         order = np.argsort(-np.nan_to_num(np.nanmean(np.log(middle), axis=1), nan=-np.inf))
     middle, names = middle[order], data.contender.values[order]
     figure = Figure(figsize=(0.75 * middle.shape[1] + 3, 0.32 * len(names) + 2), layout="constrained")
