@@ -128,3 +128,13 @@ def is_coarse(rungs: xr.Dataset) -> bool:
     """Whether the ladder leaves levels out between its first and its last one."""
     levels = rungs.level.to_numpy()
     return len(levels) < levels[0] - levels[-1] + 1
+
+
+def diverged(trace: Trace) -> np.ndarray:
+    """Return which recorded trajectories diverged, ``(chains, draws)``, where the energy was finite: one that ends at a
+    hard wall is refused as it should be."""
+    recorded = trace.sample_stats
+    if "diverging" not in recorded:
+        return np.zeros(trace.positions.shape[:2], dtype=bool)
+    found = np.nan_to_num(recorded["diverging"].to_numpy()) > 0
+    return found & ~(np.nan_to_num(recorded["nonfinite"].to_numpy()) > 0) if "nonfinite" in recorded else found

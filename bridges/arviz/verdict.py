@@ -14,6 +14,7 @@ positions to start from at a level where chains do not forget them, are therefor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,12 +31,15 @@ from .evidence import (
     FEWEST_DRAWS,
     LARGE_ERROR,
     count_stuck,
+    diverged,
     find_weights,
     is_coarse,
     is_still,
     refused_by_chance,
     started_at_init,
 )
+
+COUNTS = re.compile(r"\b(draws|chains)=(\d+)")
 
 Answer = Literal["believe", "run longer", "do not believe"]
 
@@ -109,7 +113,12 @@ def judge(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset, handed_over: Mappi
 
 
 def _joined(advice: Sequence[str]) -> str:
-    return ", ".join(dict.fromkeys(filter(None, advice)))
+    """Return all advice, once each; of several numbers of draws, or of chains, the largest."""
+    most: dict[str, int] = {}
+    for what, number in (found.groups() for each in advice for found in COUNTS.finditer(each)):
+        most[what] = max(most.get(what, 0), int(number))
+    raised = (COUNTS.sub(lambda found: f"{found[1]}={most[found[1]]}", each) for each in advice)
+    return ", ".join(dict.fromkeys(filter(None, raised)))
 
 
 def _notes(trace: Trace, about: Concern) -> list[str]:
@@ -136,8 +145,7 @@ def _reasons_against(trace: Trace) -> list[tuple[str, str]]:
     stuck, chance = count_stuck(trace), refused_by_chance(trace)
     if stuck > max(chance + 4 * np.sqrt(chance), MANY * len(trace.positions)) and not is_still(trace):
         found.append((f"{stuck} of {len(trace.positions)} chains did not move at the end", "take smaller steps"))
-    diverging = trace.sample_stats.get("diverging")
-    if diverging is not None and float(np.nanmean(np.append(diverging.to_numpy(), 0.0))) > MANY:
+    if float(np.mean(np.append(diverged(trace), 0.0))) > MANY:
         found.append(("recorded trajectories diverged", "take smaller steps"))
     if started_at_init(trace) and not float(attributes.get("start_noise", 0.0)) > MOSTLY_NOISE:
         reason = "chains started at given positions and cannot tell of modes in which none of them did"
@@ -162,7 +170,8 @@ def _judge_shares(trace: Trace, rungs: xr.Dataset, draws: xr.Dataset) -> Verdict
         return Verdict("believe", (f"weights would change nothing, and {chains} chains are independent",))
     cure = _cure_of_shares(trace, rungs, meaningless=doubted)
     if apart:
-        reason = "chains stay apart, and the shares of modes are those of the path down the ladder"
+        path = "of exchanges so far" if "exchange" in trace.attributes else "of the path down the ladder"
+        reason = f"chains stay apart, and the shares of modes are those {path}"
         return Verdict("do not believe", (reason,), cure)
     more = f"record draws={5 * FEWEST_DRAWS}" if chains > 1 else f"take chains={FEWEST_STARTS}"
     return Verdict("run longer", ("too few draws or chains to compare chains",), f"{more}, or {cure}" if cure else more)
@@ -251,7 +260,11 @@ def _reasons_to_go_on(
     elif not size >= ENOUGH:
         reason = f"{families:.0f} independent chains with {count} draws are too few to judge"
         found.append((reason, f"take chains={_more(chains, MARGIN * ENOUGH / families)}"))
-    if families < FEWEST_STARTS and "exchange" not in trace.attributes:
+    starts = families + (float(trace.stats.round_trips.sum()) if "exchange" in trace.attributes else 0.0)
+    if starts < FEWEST_STARTS and "exchange" in trace.attributes:
+        reason = f"{starts:.0f} journeys from the noise may all have missed a mode"
+        found.append((reason, f"take draws={_more(count, FEWEST_STARTS / starts)}"))
+    elif starts < FEWEST_STARTS:
         reason = f"{families:.0f} independent chains may all have missed a mode"
         found.append((reason, f"take chains={_more(chains, FEWEST_STARTS / families)}"))
     slow = np.asarray(handed_over.get("bfmi", []), dtype=float)

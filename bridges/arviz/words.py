@@ -16,6 +16,7 @@ from .evidence import (
     FEWEST_DRAWS,
     LARGE_ERROR,
     count_stuck,
+    diverged,
     find_weights,
     is_coarse,
     is_still,
@@ -171,6 +172,9 @@ def _failure_warnings(trace: Trace, rungs: xr.Dataset) -> list[str]:
     ):
         counts = np.nan_to_num(rungs[name].to_numpy())
         drawn = float(np.nansum(recorded[name])) if name in recorded else 0.0
+        if name == "diverging":  # a trajectory that ends where the energy is not finite is told of above
+            counts = np.maximum(counts - np.nan_to_num(rungs.nonfinite.to_numpy()), 0)
+            drawn = float(np.sum(diverged(trace)))
         if counts.sum() + drawn:
             first = f"first at level {int(rungs.level[np.flatnonzero(counts)[0]])}" if counts.any() else ""
             places = filter(None, [first, f"{drawn:.0f} of them in the recorded draws" if drawn else ""])
@@ -197,7 +201,8 @@ def _mixing_warnings(trace: Trace, draws: xr.Dataset, *, weights_fail: bool) -> 
         )
     elif apart.notnull().any():
         worst = float(apart.max())
-        shares = "the weights" if resampled else "the path down the ladder"
+        path = "exchanges so far" if "exchange" in trace.attributes else "the path down the ladder"
+        shares = "the weights" if resampled else path
         shares = f"init= and {shares}" if init else shares
         found.append(
             f"R-hat of the recorded draws is up to {worst:.2f}: each chain stays in its mode, or takes too few "

@@ -38,12 +38,13 @@ class Prompts(Conditions):
         return values[0], repr(values[0])
 
     def stack(self, tokens: Sequence[Any], device: torch.device) -> Tensor:
-        """Return the embeddings of prompts, shape ``(len(tokens), length, size)``."""
+        """Return the embeddings of prompts, shape ``(len(tokens), length, size)``; the encoder stays where it is."""
+        there = self.pipeline.text_encoder.device
         with torch.no_grad():
             found = self.pipeline.encode_prompt(
-                list(tokens), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+                list(tokens), device=there, num_images_per_prompt=1, do_classifier_free_guidance=False
             )
-        return found[0]
+        return found[0].to(device)
 
     def content(self) -> NoReturn:
         raise TypeError("prompts belong to their pipeline: keep it, pipeline.save_pretrained(folder)")

@@ -43,6 +43,9 @@ MOST_TOGETHER = 8
 PAIRS = 8
 """Pairs of displacements over which a site is compared with a linear function of ``x``."""
 
+REACH = 1.5
+"""Points at which a site has to be defined, in units of those from which it is seen, about the mean of the prior."""
+
 LEAST_UNUSED = 0.5
 """Effective share of the chains below which weights that were not used may change the shares of modes."""
 
@@ -53,27 +56,30 @@ CURVATURE_TOLERANCE = 1e-3
 """Departure from a linear function, relative to the spread of the location, below which a site counts as linear."""
 
 
-def curved_sites(
+def sites_by_curvature(
     run: Callable[[Tensor], Mapping[str, Any]], names: Collection[str], *, at: Tensor, spread: Tensor | float
-) -> list[str]:
-    """Return the observed sites of ``names`` whose location is not linear in ``x``, or whose scale depends on it.
+) -> dict[str, bool]:
+    """Return which observed sites of ``names`` have a location that is not linear in ``x``, or a scale that depends on
+    it.
 
     A linear location has ``loc(u + w) - loc(u) - loc(w) + loc(0) = 0`` for all displacements; the pairs ``u``, ``w``
     are drawn with the standard deviation of ``x``, so that the model is tried over the range of the prior.
 
     Args:
         run: runs the model at a flat ``x (size,)``, and returns the nodes of its trace by name.
-        names: names of the observed sites; those without a location and a scale are left out.
+        names: names of the observed sites; those without a location and a scale are left out, and those where they are
+            not finite for some ``x``, such as the logarithm of a coordinate: over these there is no mean.
         at: the mean of ``x``, shape ``(size,)``.
         spread: standard deviation of ``x``, a number or shape ``(size,)``.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
         torch.default_generator.manual_seed(1)
         u, w = spread * torch.randn(2, PAIRS, len(at), dtype=at.dtype)
+        far = REACH * spread * standard_points(len(at)).to(at.dtype)
         nodes = run(at)
         wanted = [name for name in names if isinstance(unwrapped(nodes[name]["fn"]), LOCATION_SCALE_FAMILIES)]
         if not wanted:
-            return []
+            return {}
 
         def seen(x: Tensor) -> dict[tuple[str, str], Tensor]:
             there = run(x)
@@ -83,17 +89,19 @@ def curved_sites(
                 for what in ("loc", "scale")
             }
 
-        found = map_rows(seen, torch.cat([at[None], at + u, at + w, at + u + w]))
-    curved = []
+        found = map_rows(seen, torch.cat([at[None], at + u, at + w, at + u + w, at + far]))
+    curved = {}
     for name in wanted:
         loc, scale = found[name, "loc"], found[name, "scale"]
+        if not bool(loc.isfinite().all() and scale.isfinite().all()):
+            continue
+        loc, scale = loc[: -len(far)], scale[: -len(far)]
         bend = loc[1 + 2 * PAIRS :] - loc[1 : 1 + PAIRS] - loc[1 + PAIRS : 1 + 2 * PAIRS] + loc[:1]
         reach = (loc - loc[:1]).abs().max()
         rounding = 16 * torch.finfo(torch.get_default_dtype()).eps * loc.abs().max()
         bent = float(bend.abs().max()) > max(CURVATURE_TOLERANCE * float(reach), float(rounding))
         loud = float((scale - scale[:1]).abs().max()) > CURVATURE_TOLERANCE * float(scale.abs().max())
-        if bent or loud or not bool(loc.isfinite().all()):
-            curved.append(name)
+        curved[name] = bent or loud
     return curved
 
 
@@ -176,19 +184,19 @@ def find_curved(
     """Return the sites to be seen from several points, or None if all of them are linear in ``x``.
 
     Args:
-        run, names, at, spread: as in :func:`curved_sites`.
+        run, names, at, spread: as in :func:`sites_by_curvature`.
     """
-    curved = curved_sites(run, names, at=at, spread=spread)
+    widened = sites_by_curvature(run, names, at=at, spread=spread)
+    curved = tuple(name for name, bent in widened.items() if bent)
     if not curved:
         return None
     with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
         nodes = run(at)
-    widened = [name for name in names if isinstance(unwrapped(nodes[name]["fn"]), LOCATION_SCALE_FAMILIES)]
     few = len(at) <= MOST_TOGETHER
     together = frozenset(name for name in widened if few and is_plain_normal(nodes[name]))
     views = max(1.0, sum(nodes[name]["value"].numel() for name in widened) / len(at))
     seen = {name: views for name in widened if name in curved or name in together}
-    return CurvedSites(seen, together, standard_points(len(at)), tuple(curved))
+    return CurvedSites(seen, together, standard_points(len(at)), curved)
 
 
 def doubts_of_weights(curved: CurvedSites | None, model: str, shares: np.ndarray, *, used: bool) -> list[str]:

@@ -47,7 +47,8 @@ def to_jax(potential: Target) -> Target:
         return potential
     if not isinstance(potential, Potential):
         return TorchTargetInJax(potential)
-    return _cross_leaves(potential, {}) if contains_jax(potential) else TorchInJax(potential)
+    by_leaves = contains_jax(potential) or not potential.has_energy  # parts with an energy remain known
+    return _cross_leaves(potential, {}) if by_leaves else TorchInJax(potential)
 
 
 @overload

@@ -218,7 +218,8 @@ def _refined(evaluate: Evaluate, directions: np.ndarray, centre: np.ndarray, rad
 
 
 def _grows_along(evaluate: Evaluate, directions: np.ndarray, centre: np.ndarray, near: float) -> bool:
-    """Whether the energy grows along all directions ``(n, size)`` from the distance ``near`` to its double."""
+    """Whether the energy grows along all directions ``(n, size)`` from the distance ``near`` to its double, or there is
+    no density there: its energy is then infinite or not a number."""
     energy, _ = evaluate(np.concatenate([centre + near * directions, centre + 2 * near * directions]))
-    begin, end = np.split(energy, 2)
+    begin, end = np.split(np.where(np.isnan(energy), np.inf, energy), 2)
     return bool(np.all((end > begin) | (end == np.inf)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,6 +14,7 @@ import torch
 
 from ppl_diffusion import Config, conjunction, load, save_weights, train
 from ppl_diffusion.models.conditions import KINDS, Classes, Conditions, ConditionWarning, Positions, dump, parse
+from ppl_diffusion.models.conditions.base import stacked
 from ppl_diffusion.models.library import names
 from ppl_diffusion.potentials.expression import parse as expression
 
@@ -108,6 +111,25 @@ def test_tokens_of_a_third_kind_are_stacked_into_one_call(pets):
     assert rows == [15]
     alone = [p.energy(x, level=3) for p in (model.given("cat"), model.given("dog"), model)]
     torch.testing.assert_close(together, alone[0] + alone[1] - alone[2], rtol=1e-5, atol=1e-4)
+
+
+def test_conditions_that_nobody_uses_any_more_are_freed():
+    """They may hold a pipeline of gigabytes."""
+
+    class Heavy(Classes):
+        pass
+
+    conditions = Heavy(3)
+    once = stacked(conditions, [0, 2], [1, 2], torch.device("cpu"))
+    assert once.tolist() == stacked(conditions, [0, 2], [1, 2], torch.device("cpu")).tolist() == [0, 2, 2]
+    once.zero_()
+    assert stacked(conditions, [0, 2], [1, 2], torch.device("cpu")).tolist() == [0, 2, 2], "a copy was modified"
+    for label in range(200):
+        stacked(conditions, [0, 2], [1, label + 1], torch.device("cpu"))
+    gone = weakref.ref(conditions)
+    del conditions
+    gc.collect()
+    assert gone() is None
 
 
 def test_kinds_are_passed_and_not_left_behind(pets):

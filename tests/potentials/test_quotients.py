@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bridges.arviz import diagnose
 from bridges.blackjax import HMC
 from ppl_diffusion import (
+    EnergyFunction,
     GaussianMixture,
     Ladder,
     NoiseSchedule,
@@ -143,6 +145,20 @@ def test_a_single_bad_direction_is_found_in_as_many_coordinates_as_a_picture_has
     target = gaussian(np.zeros(784), 1.0) / narrow_in_one_direction(784) ** 0.4
     assert "at levels 0, 1:" in check_quotient(target, levels=(49, 1, 0))[0]
     assert not check_quotient(gaussian(np.zeros(784), 1.0) / narrow_in_one_direction(784) ** 0.2, levels=(49, 1, 0))
+
+
+@pytest.mark.parametrize("beyond", [np.inf, np.nan])
+def test_a_factor_without_a_density_far_out_does_not_run_away(beyond):
+    """An energy that is not finite, such as the logarithm of a coordinate below zero, is no density."""
+
+    def energy(x, level):
+        inside = jnp.where(x > 0, x, 1.0)
+        return jnp.where(x > 0, inside - 2 * jnp.log(inside), beyond).sum(-1)
+
+    gamma = EnergyFunction(energy, schedule=SCHEDULE, event_shape=(1,), exponent=0.0, backend="jax")
+    assert check_quotient(gamma * gaussian([1.0], 1.0) ** 2 / gaussian([0.0], 3.0), levels=(99, 50, 0)) == []
+    falling = gamma * gaussian([0.0], 3.0) / gaussian([0.0], 1.0)
+    assert "not normalisable" in check_quotient(falling, levels=(99, 50, 0))[0]
 
 
 def test_sound_quotients_far_from_the_origin_are_left_alone():

@@ -94,6 +94,8 @@ def test_what_does_not_fit_is_refused():
     target = modes(2, backend="torch")
     with pytest.raises(ValueError, match="pass two or more draws"):
         bound_log_normaliser(target, HMC(), exact=np.zeros((3, 4)), ladder=LADDER, seed=0)
+    with pytest.raises(ValueError, match="exact holds values that are not finite, in draw 1: leave"):
+        bound_log_normaliser(target, HMC(), exact=[[0, 0], [0, np.nan], [0, 0]], ladder=LADDER, seed=0)
     with pytest.raises(TypeError, match=r"of a Pyro model take trace\.log_normaliser"):
         bound_log_normaliser(lambda x: x, HMC(), exact=np.zeros((3, 2)), ladder=LADDER, seed=0)  # type: ignore[arg-type]
     jumps = from_blackjax(blackjax.rmh.build_kernel, blackjax.rmh.init, transition_generator=lambda key, x: x)

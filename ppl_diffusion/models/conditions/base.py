@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
-from functools import lru_cache
 from typing import Any, ClassVar, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -119,15 +119,21 @@ def stacked(conditions: Conditions, tokens: Sequence[Token], sizes: Sequence[int
         Rows as of :meth:`Conditions.stack`: ``(1, ...)`` for a single token, which broadcasts over all points, else
         ``(sum(sizes), ...)``. It is a copy, which the network may modify in place.
     """
-    arguments = conditions, tuple(tokens), tuple(sizes), device, torch.get_default_dtype()
+    key = tuple(tokens), tuple(sizes), device, torch.get_default_dtype()
     try:
-        return _cached_condition_tensor(*arguments).clone()
+        known = _TENSORS.setdefault(conditions, {})
+        found = known.get(key)
     except TypeError:  # arguments that cannot be hashed
-        return _condition_tensor(*arguments)
+        return _condition_tensor(conditions, tokens, sizes, device)
+    if found is None:
+        while len(known) >= MOST_KEPT:
+            known.pop(next(iter(known)))
+        found = known[key] = _condition_tensor(conditions, tokens, sizes, device)
+    return found.clone()
 
 
 def _condition_tensor(
-    conditions: Conditions, tokens: tuple[Token, ...], sizes: tuple[int, ...], device: torch.device, _: torch.dtype
+    conditions: Conditions, tokens: Sequence[Token], sizes: Sequence[int], device: torch.device
 ) -> Tensor:
     condition = conditions.stack(tokens, device)
     if len(tokens) == 1:
@@ -135,5 +141,9 @@ def _condition_tensor(
     return condition.repeat_interleave(torch.tensor(sizes, device=device), dim=0, output_size=sum(sizes))
 
 
-_cached_condition_tensor = lru_cache(maxsize=64)(_condition_tensor)
-"""Cached, because every new tensor for a GPU costs a synchronous host-to-device copy."""
+MOST_KEPT = 64
+"""Most condition tensors of one instance that are kept."""
+
+_TENSORS: WeakKeyDictionary[Conditions, dict[Hashable, Tensor]] = WeakKeyDictionary()
+"""Kept, because every new tensor for a GPU costs a synchronous host-to-device copy; as long as the conditions live, which
+may hold a pipeline."""

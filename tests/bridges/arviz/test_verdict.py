@@ -6,6 +6,7 @@ import dataclasses
 import types
 import warnings
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,8 +17,17 @@ from benchmarks.verdicts.truth import Truth, noised, product
 from benchmarks.verdicts.verdicts import one_run, rates
 from bridges.arviz import Verdict, diagnose
 from bridges.arviz.chance import chains_apart, trend
+from bridges.arviz.verdict import _joined
 from bridges.blackjax import HMC, ULA
-from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, SamplingWarning, anneal, reverse_diffusion
+from ppl_diffusion import (
+    EnergyFunction,
+    GaussianMixture,
+    Ladder,
+    NoiseSchedule,
+    SamplingWarning,
+    anneal,
+    reverse_diffusion,
+)
 
 SCHEDULE = NoiseSchedule.cosine(30)
 LADDER = Ladder.full(SCHEDULE, steps=5)
@@ -49,6 +59,32 @@ def test_shares_of_modes_come_from_agreement_or_from_weights(apart):
     unknown = dataclasses.replace(apart, stats=apart.stats.assign(ess=apart.stats.ess * 0.5))
     assert diagnose(unknown).verdict.answer == "do not believe"
     assert "resample=0.5" in diagnose(unknown).verdict.advice
+
+
+@pytest.mark.slow
+def test_walls_that_refuse_proposals_are_no_divergences():
+    """Every proposal beyond the wall is refused, as it should be, and said to be: what diverges is another matter."""
+    half = EnergyFunction(
+        lambda x, level: jnp.where(x[..., 0] > 0, 0.5 * x[..., 0] ** 2, jnp.inf),
+        schedule=NoiseSchedule.cosine(5),
+        event_shape=(1,),
+        backend="jax",
+    )
+    trace = anneal(half, HMC(), ladder=Ladder((4, 2, 0), steps=20), chains=100, draws=100, seed=0, resample=0.5)
+    assert float(trace.sample_stats["diverging"].mean()) > 0.05
+    found = diagnose(trace)
+    assert "diverged" not in str(found)
+    assert "energies or gradients were not finite" in str(found)
+    assert found.verdict.answer == "believe"
+    stats = trace.sample_stats.assign(nonfinite=trace.sample_stats.nonfinite * 0)
+    found = diagnose(dataclasses.replace(trace, sample_stats=stats)).verdict
+    assert (found.answer, "diverged" in str(found)) == ("do not believe", True)
+
+
+def test_of_several_counts_the_largest_is_advised():
+    assert _joined(["take draws=400", "take draws=210", "", "take chains=9 or more"]) == (
+        "take draws=400, take chains=9 or more"
+    )
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ import bridges.blackjax.trajectories as trajectories
 from bridges.arviz import diagnose
 from bridges.blackjax import HMC, MALA, UHMC, ULA
 from bridges.blackjax.line_integral import LineIntegral, WorkDensity, init_state, velocity_verlet
+from bridges.torch_jax import to_jax
+from bridges.torch_jax.convert import crossings
 from ppl_diffusion import GaussianMixture, Ladder, NoiseSchedule, anneal, reverse_diffusion
 from ppl_diffusion.potentials.circulation import circulation
 from ppl_diffusion.potentials.score import ScoreLeaf
@@ -157,6 +159,15 @@ def test_the_energy_of_other_factors_enters_exactly():
         ended = velocity_verlet(density(target), kinetic, "simpson")(state, 0.4)
         gain = MODES.energy(x[0], level=LEVEL) - MODES.energy(ended.position, level=LEVEL)
         np.testing.assert_allclose(ended.logdensity - state.logdensity, gain + ended.logdensity_grad.work, rtol=1e-12)
+
+
+def test_factors_with_an_energy_stay_known_when_a_product_is_converted():
+    product = MODES_IN_TORCH * ScoreOf(OTHER_IN_TORCH)
+    for target in (product, to_jax(product), to_jax(product) * OTHER):
+        found = LineIntegral(target)
+        assert "score" in str(found.rest)
+        assert "score" not in str(found.exact)
+        assert len(list(crossings(found))) == 2
 
 
 def wrong_verlet(change):

@@ -363,5 +363,7 @@ def test_a_latent_pipeline_takes_prompts_and_decodes(tmp_path):
     assert (red.score(x, level=5) - blue.score(x, level=5)).abs().max() > 1e-6
     assert str(red) == "theirs['a red cube']"
     assert decode(red, x).shape == (3, 3, 8, 8)
+    prompts = red.conditions
+    assert prompts.stack(["a red cube"], torch.device("meta")).device.type == "meta", "the encoder stays on the CPU"
     with pytest.raises(TypeError, match=r'theirs takes one prompt: theirs.given\("a red cube"\)'):
         theirs.given(3)

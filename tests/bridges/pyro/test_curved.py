@@ -84,6 +84,26 @@ def test_neighbouring_densities_overlap(name):
         assert overlaps(joint).min() < 0.3, "the negative control"
 
 
+@pytest.mark.parametrize("name", ["log", "sqrt", "a scale"])
+def test_a_site_that_is_not_defined_everywhere_keeps_its_chains(name):
+    """There is no mean over points of which some have none: the site is widened at one point, as before."""
+    prior = GaussianMixture([[1.0]], [0.6], schedule=SCHEDULE, backend="torch")
+
+    def model():
+        x = pyro.sample("x", DiffusionPrior(prior))
+        loc, scale = {"log": (x[0].log(), 0.1), "sqrt": (x[0].sqrt(), 0.1), "a scale": (x[0], 0.3 * x[0].sqrt())}[name]
+        pyro.sample("y", dist.Normal(loc, scale, validate_args=False), obs=torch.tensor(0.2))
+        pyro.sample("z", dist.Normal(torch.sin(2 * x[0]), 0.5), obs=torch.tensor(0.2))
+
+    joint = JointPotential(model, likelihood="widened")
+    assert joint.observations.curved.curved == ("z",)
+    assert set(joint.observations.curved.inflations) == {"z"}
+    for level in (99, 50, 20, 0):
+        x = prior.sample(400, level=level, seed=0)
+        inside = joint.energy(x, level=level).isfinite().double().mean()
+        assert inside > 0.9, (level, inside)
+
+
 @pytest.mark.parametrize("right", [True, False])
 def test_modes_of_a_sine_hold_what_they_should(right):
     joint = JointPotential(observed(*CURVES["sin 3x"]), likelihood="widened")
