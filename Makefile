@@ -72,7 +72,7 @@ results: $(VENV)/.ready  ## every benchmark that needs no GPU, into benchmarks/r
 	$(BIN)/python -m benchmarks forms --cubes $(CUBES)
 	$(BIN)/python -m benchmarks judge --mnist $(MNIST)
 	$(BIN)/python -m benchmarks classifier --mnist $(MNIST)
-	$(BIN)/python -m benchmarks classifier --photographs $(PHOTOS) --chains 24 --every 4 \
+	$(BIN)/python -m benchmarks classifier --photographs $(PHOTOS) --chains 50 --every 4 \
 		--samplers reverse ULA MALA UHMC HMC "weighted HMC"
 	$(BIN)/python -m benchmarks distillation --mnist $(MNIST)
 	$(BIN)/python -m benchmarks theirs --mnist $(MNIST)

@@ -41,6 +41,7 @@ class Ladder:
     @classmethod
     def full(cls, schedule: NoiseSchedule, *, steps: int | tuple[int, ...] = 10) -> Ladder:
         """Return the ladder that visits every level of ``schedule``."""
+        _check_schedule(schedule)
         return cls(levels=tuple(reversed(range(len(schedule)))), steps=steps)
 
     @classmethod
@@ -52,7 +53,9 @@ class Ladder:
 
         Raises:
             ValueError: fewer than two rungs (one, if the schedule has one level), or more rungs than levels.
+            TypeError: ``schedule`` is none.
         """
+        _check_schedule(schedule)
         least = min(2, len(schedule))
         if not isinstance(rungs, (int, np.integer)) or not least <= rungs <= len(schedule):
             raise ValueError(f"rungs must be {least} to {len(schedule)} (the levels of this schedule), got {rungs}")
@@ -123,6 +126,11 @@ class Ladder:
 
     def __len__(self) -> int:
         return len(self.levels)
+
+
+def _check_schedule(schedule: Any) -> None:
+    if not isinstance(schedule, NoiseSchedule):
+        raise TypeError(f"a ladder is of a noise schedule, got {schedule!r}: give that of the potential, p.schedule")
 
 
 def _as_integers(name: str, values: Any) -> tuple[int, ...]:

@@ -23,6 +23,12 @@ def exact_spread(s, t, *, size, scale=0.5, schedule=SCHEDULE):
     return np.sqrt(size / 2) * abs(1 - v / w)
 
 
+def test_a_ladder_is_of_a_schedule():
+    for make in (Ladder.full, Ladder.spaced):
+        with pytest.raises(TypeError, match=r"a ladder is of a noise schedule, got .*: give that of the potential"):
+            make(ball(2))
+
+
 @pytest.mark.parametrize("size", [2, 50])
 @pytest.mark.parametrize("nats", [0.5, 1.0])
 def test_rungs_are_as_far_apart_as_may_be(size, nats):

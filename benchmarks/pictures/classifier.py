@@ -20,7 +20,7 @@ pictures are kept until all labels that were asked for are done.
 The same of photographs, ``load("cifar")`` and ``load("cifar_classifier")``, judged in features of a network of ImageNet
 (``benchmarks.pictures.photo_judge``):
 
-    python -m benchmarks classifier --photographs data/cifar32.npz --chains 24 --every 4
+    python -m benchmarks classifier --photographs data/cifar32.npz --chains 50 --every 4
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ stage are judged as shipped. Reported are:
   this part too, so no energy can be much below it. *excess*: standard deviation of the remainder.
 * *cumulative*: that of the log-weights of reverse diffusion from level 97 down to some levels, without resampling, by
   two reverse steps for each level. (From level 99, where next to nothing is left of the signal, a step multiplies the
-  error of the estimated noise by sixteen.)
+  error of the estimated noise by thirty, one of half a level by six.)
 * *ancestors*: how many chains of level 97 have descendants at some levels, as a share of all chains, where annealed HMC
   with reverse steps is resampled by its weights.
 * *denoising loss* of held-out pictures, with the same noise for all models.

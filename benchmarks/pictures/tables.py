@@ -51,7 +51,8 @@ def undertrained(content: Mapping[str, Any]) -> str:
 def captions(content: Mapping[str, Any]) -> str:
     """Return the table of the share of pictures that are as captions asked for, by row and sampler."""
     rows = content["rows"]
-    samplers = list(dict.fromkeys(name for row in rows.values() for name in row["samplers"]))
+    there = {name for row in rows.values() for name in row["samplers"]}
+    samplers = [name for name in ("reverse", "HMC", "weighted HMC", "MALA", "UHMC", "ULA") if name in there]
     lines = ["| asked for | by chance | " + " | ".join(samplers) + " | pictures |", "|---" * (len(samplers) + 3) + "|"]
     for name, row in rows.items():
         found = [row["samplers"].get(sampler) for sampler in samplers]
@@ -149,7 +150,8 @@ def classifier(content: Mapping[str, Any]) -> str:
     labels = content["rows"]["real pictures"]["labels"]
     head = ["sampler", "evaluations", "acceptance", "accuracy", "above reverse", *merits[1:], f"ancestors of {chains}"]
     lines = [f"| {labels} labels, {chains} pictures each | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
-    for name, row in content["rows"].items():
+    kinds = list(dict.fromkeys(name.partition(", ")[0] for name in content["rows"]))
+    for name, row in sorted(content["rows"].items(), key=lambda item: kinds.index(item[0].partition(", ")[0])):
         kind, _, sampler = name.partition(", ")
         rate = f"{row['acceptance']['mean']:.2f}" if "acceptance" in row else ""
         ancestors = f"{row['ancestors']:.1f}" if row.get("ancestors", chains) < chains else ""

@@ -137,13 +137,14 @@ def run(app: typer.Typer, arguments: Sequence[str], command: str) -> None:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = list(arguments) or ["--help"]
-    if not {"--help", "--version"} & set(arguments):
-        from ppl_diffusion.devices.memory import keep_freed_memory
-
-        keep_freed_memory()
     try:
+        if not {"--help", "--version"} & set(arguments):
+            from ppl_diffusion.devices.memory import keep_freed_memory
+
+            keep_freed_memory()
         status = app(arguments, prog_name=command, standalone_mode=False)
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo(f"{command}: interrupted", err=True)
         status = 130
     except Exception as error:
         if not hasattr(error, "format_message"):  # only Typer's usage errors have it

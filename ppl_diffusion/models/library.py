@@ -70,6 +70,8 @@ def load(name: str | Path, *, kinds: Kinds = KINDS) -> EnergyModel:
     """
     path: Any = Path(name) if str(name).endswith(".safetensors") else _folder() / f"{name}.safetensors"
     if not path.is_file():
+        if str(name).endswith(".safetensors"):
+            raise ValueError(f"there is no file {str(name)!r}, seen from {Path.cwd()}: give the path of a weight file")
         raise ValueError(f"there is no model {str(name)!r}: use one of {', '.join(names())}, or a .safetensors file")
     header, tensors = _read(path)
     try:

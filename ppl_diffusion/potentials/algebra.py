@@ -283,7 +283,7 @@ def mixture(potentials: Sequence[Potential], *, log_weights: Sequence[float] | N
     if len(log_weights) != len(potentials) or not np.all(np.isfinite(log_weights)):
         raise ValueError(
             f"mixture needs one finite log weight per component, got {list(log_weights)} for {len(potentials)}: "
-            "leave out components of weight zero"
+            f"give {len(potentials)}, and leave out components of weight zero"
         )
     components: list[Potential] = []
     weights: list[float] = []

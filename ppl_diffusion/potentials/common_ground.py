@@ -85,7 +85,8 @@ def tell_doubts(potentials: Sequence[Any]) -> None:
 def warn_outside(note: str, category: type[Warning]) -> None:
     """Issue a warning that points at the line outside this library from which it was called."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("ppl_diffusion", "bridges", "contextlib"):
+    ours = ("ppl_diffusion", "bridges", "contextlib")
+    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] in ours:  # code may have no name
         frame, level = frame.f_back, level + 1
     warnings.warn(note, category, stacklevel=level)
 

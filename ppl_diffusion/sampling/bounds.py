@@ -118,8 +118,9 @@ def bound_log_normaliser(
             f"exact has the shape {draws.shape}: pass two or more draws, (chains, *event_shape), here with event_shape "
             f"{potential.event_shape}, at level {ladder.levels[-1]}"
         )
-    if not np.isfinite(draws).all():
-        raise ValueError(f"exact holds values that are not finite, in draw {int(np.flatnonzero(~np.isfinite(draws).reshape(len(draws), -1).all(1))[0])}: leave these draws out")
+    finite = np.isfinite(draws).reshape(len(draws), -1).all(1)
+    if not finite.all():
+        raise ValueError(f"exact holds values that are not finite, in draw {np.argmin(finite)}: leave these draws out")
     down = anneal(
         potential,
         kernel,

@@ -16,6 +16,7 @@ from ppl_diffusion import Config, conjunction, load, save_weights, train
 from ppl_diffusion.models.conditions import KINDS, Classes, Conditions, ConditionWarning, Positions, dump, parse
 from ppl_diffusion.models.conditions.base import stacked
 from ppl_diffusion.models.library import names
+from ppl_diffusion.potentials.common_ground import warn_outside
 from ppl_diffusion.potentials.expression import parse as expression
 
 
@@ -130,6 +131,12 @@ def test_conditions_that_nobody_uses_any_more_are_freed():
     del conditions
     gc.collect()
     assert gone() is None
+
+
+def test_code_without_a_module_is_warned_too():
+    names = {"warn": warn_outside}
+    with pytest.warns(ConditionWarning, match="look here"):
+        exec("warn('look here', kind)", names | {"kind": ConditionWarning})
 
 
 def test_kinds_are_passed_and_not_left_behind(pets):

@@ -493,8 +493,10 @@ def test_damaged_weights_are_refused_in_one_line(tmp_path):
     copy_header(tensors, source, tmp_path / "partial.safetensors")
     with pytest.raises(ValueError, match="get the file again"):
         load(tmp_path / "partial.safetensors")
-    with pytest.raises(ValueError, match="there is no model"):
+    with pytest.raises(ValueError, match=r"there is no file .*missing\.safetensors.*give the path of a weight file"):
         load(tmp_path / "missing.safetensors")
+    with pytest.raises(ValueError, match="there is no model 'rign': use one of"):
+        load("rign")
 
 
 def copy_header(tensors, source, path):

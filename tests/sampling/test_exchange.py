@@ -169,7 +169,9 @@ def test_a_trace_of_an_exchange_is_like_any_other(tmp_path):
     assert again.attributes["exchange"] == "in place"
     assert str(diagnose(again)) == str(diagnose(one))
     for trips, few in ((0, True), (1, False)):  # of each of five replicas
-        told = str(diagnose(replace(one, stats=one.stats.assign(round_trips=one.stats.round_trips * 0 + trips))).verdict)
+        told = str(
+            diagnose(replace(one, stats=one.stats.assign(round_trips=one.stats.round_trips * 0 + trips))).verdict
+        )
         assert ("5 journeys from the noise may all have missed a mode" in told) == few
         assert "path down the ladder" not in told
 

@@ -145,5 +145,5 @@ MOST_KEPT = 64
 """Most condition tensors of one instance that are kept."""
 
 _TENSORS: WeakKeyDictionary[Conditions, dict[Hashable, Tensor]] = WeakKeyDictionary()
-"""Kept, because every new tensor for a GPU costs a synchronous host-to-device copy; as long as the conditions live, which
-may hold a pipeline."""
+"""Kept, because every new tensor for a GPU costs a synchronous host-to-device copy; as long as the conditions live,
+which may hold a pipeline."""

@@ -332,6 +332,14 @@ def test_an_interruption_leaves_nothing_half_written(tmp_path, command, signalle
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interruption_while_the_library_is_imported_is_one_line(run, monkeypatch):
+    def interrupting():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ppl_diffusion.devices.memory.keep_freed_memory", interrupting)
+    assert run("models") == (130, "", "ppl-diffusion: interrupted\n")
+
+
 def interrupted(command, signalled, folder):
     """Run a command in ``folder``, send it a signal a second after its first line of progress; return its errors."""
     process = subprocess.Popen(
