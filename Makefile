@@ -75,7 +75,8 @@ results: $(VENV)/.ready  ## every benchmark that needs no GPU, into benchmarks/r
 	$(BIN)/python -m benchmarks classifier --photographs $(PHOTOS) --chains 50 --every 4 \
 		--samplers reverse ULA MALA UHMC HMC "weighted HMC"
 	$(BIN)/python -m benchmarks distillation --mnist $(MNIST)
-	$(BIN)/python -m benchmarks theirs --mnist $(MNIST)
+	$(BIN)/python -m benchmarks theirs --mnist $(MNIST) --each 10 --every 4
+	$(BIN)/python -m benchmarks leaderboard --gradients 1000 --levels 2 --seeds 3
 	$(BIN)/python -m benchmarks demo --mnist $(MNIST) --record
 	$(BIN)/python -m benchmarks.report
 
