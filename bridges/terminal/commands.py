@@ -51,7 +51,9 @@ def _options(
 
 @app.command()
 def sample(
-    expression: Annotated[str, typer.Argument(help="For example 'ring * bar', 'digits[3]' or 'guidance(digits[3], digits, scale=2)'.")],
+    expression: Annotated[
+        str, typer.Argument(help="For example 'ring * bar', 'digits[3]' or 'guidance(digits[3], digits, scale=2)'.")
+    ],
     out: Annotated[Path, typer.Option(help="New folder for the trace, the summary and the picture.")],
     kernel: KernelName = KernelName.hmc,
     engine: Annotated[Engine, typer.Option(help="Library of the kernel; pyro has hmc and nuts.")] = Engine.blackjax,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from benchmarks.leaderboard.leaderboard import _best
 from bridges.bench.pictures import plot_map
 from bridges.bench.summary import STATISTICS, leaderboard, stability
 
@@ -69,11 +70,22 @@ def test_a_cell_that_one_contender_lacks_is_left_out_for_all():
     assert table.loc["second", "cells"].value == 0.5
 
 
-def test_the_map_compares_at_the_levels_that_all_have():
-    """Where a level is hard and a contender has no cell there, its easy levels alone would put it first."""
+def test_the_map_leaves_out_a_contender_and_not_the_level_that_it_lacks():
+    """Where a level is hard and a contender has no cell there, its easy levels alone would put it first, and the easy
+    level alone would say of the others what is not so."""
     easy = made(np.array([[90.0, 90.0, 90.0], [50.0, 50.0, 50.0]]), 0.1)
     hard = made(np.array([[2.0, 2.0, 2.0], [1.0, 1.0, 1.0]]), 0.1)
     hard["value"] = hard.value.where(hard.contender != "second")
     shown = plot_map(xr.concat([easy, hard], "difficulty")).axes[0]
-    assert [text.get_text() for text in shown.texts] == ["90", "50"]
+    assert [text.get_text() for text in shown.texts] == ["13.4"]
     assert [label.get_text() for label in shown.get_yticklabels()] == ["first", "second"]
+
+
+def test_the_best_of_a_target_has_all_its_levels():
+    easy = made(np.array([[90.0, 90.0, 90.0], [900.0, 900.0, 900.0], [50.0, 50.0, 50.0]]), 0.1)
+    hard = made(np.array([[2.0, 2.0, 2.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]), 0.1)
+    hard["value"] = hard.value.where(hard.contender != "second")
+    data = xr.concat([easy, hard], "difficulty").assign(level=(("target", "difficulty"), [[60, 0]]))
+    found = _best(data)
+    assert (found["best"], found["second"], found["kernels"], found["levels"]) == ("first", "third", 2, [60, 0])
+    assert found["ESS"]["mean"] == pytest.approx(np.sqrt(180))
