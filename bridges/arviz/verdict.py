@@ -40,6 +40,7 @@ from .evidence import (
 )
 
 COUNTS = re.compile(r"\b(draws|chains)=(\d+)")
+"""A number of draws or chains in a piece of advice."""
 
 Answer = Literal["believe", "run longer", "do not believe"]
 
