@@ -28,6 +28,7 @@ def as_backend(x: Any, backend: Backend, name: str = "this potential", *, device
     Raises:
         TypeError: ``x`` is an array of the other backend, or its dtype is not a floating-point one.
     """
+    cast = "x.double()" if isinstance(x, torch.Tensor) else "x.astype('float64')"
     if backend == "jax":
         if isinstance(x, torch.Tensor):
             raise TypeError(f"{name} computes with JAX and got a torch tensor: pass x.numpy()")
@@ -43,7 +44,7 @@ def as_backend(x: Any, backend: Backend, name: str = "this potential", *, device
         x = x.clone() if x.is_inference() else x  # autograd rejects inference tensors
         floating = x.dtype.is_floating_point
     if not floating:
-        raise TypeError(f"{name} takes floating points, got {x.dtype}: pass x.astype('float64')")
+        raise TypeError(f"{name} takes floating points, got {x.dtype}: pass {cast}")
     return x
 
 
@@ -74,6 +75,13 @@ def on_cpu() -> Iterator[None]:
         return
     with torch.device("cpu"):
         yield
+
+
+def check_count(name: str, value: Any, *, least: int = 1, example: int | None = None) -> None:
+    """Raise ``ValueError`` unless ``value`` is a whole number >= ``least``; ``example`` is one to try."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+        tried = max(least, 100) if example is None else example
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}: try {name}={tried}")
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from blackjax.mcmc import hmc
 
-from ppl_diffusion.arrays import Array, digest
-from ppl_diffusion.sampling.kernel import check_count
+from ppl_diffusion.arrays import Array, check_count, digest
 from ppl_diffusion.sampling.step import Adaptive, StepPolicy, StepState, centred
 
 from .walker import BlackJAXKernel, Info, LogDensity, info_of

@@ -27,8 +27,7 @@ from typing import Any, ClassVar, final, get_args
 import jax.numpy as jnp
 from blackjax.mcmc import nuts
 
-from ppl_diffusion.arrays import Array
-from ppl_diffusion.sampling.kernel import check_count
+from ppl_diffusion.arrays import Array, check_count
 from ppl_diffusion.sampling.step import Adaptive, StepPolicy
 
 from .line_integral import Rule

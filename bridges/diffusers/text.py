@@ -34,7 +34,9 @@ class Prompts(Conditions):
 
     def token(self, model: str, *values: Any, **named: Any) -> tuple[Any, str]:
         if named or len(values) != 1 or not isinstance(values[0], str):
-            raise TypeError(f'{model} takes one prompt: {model}.given("a red cube")')
+            raise TypeError(
+                f'{model} takes one prompt: {model}.given("a red cube"), in an expression {model}["a red cube"]'
+            )
         return values[0], repr(values[0])
 
     def stack(self, tokens: Sequence[Any], device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyro.infer.mcmc as mcmc
 
-from ppl_diffusion.sampling.kernel import check_count
+from ppl_diffusion.arrays import check_count
 from ppl_diffusion.sampling.step import Adaptive, StepPolicy
 
 from .walker import PyroKernel

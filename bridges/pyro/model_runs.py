@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from ppl_diffusion.arrays import check_count
 from ppl_diffusion.sampling.advice import warn_caller
-from ppl_diffusion.sampling.kernel import Kernel, check_count
+from ppl_diffusion.sampling.kernel import Kernel
 from ppl_diffusion.sampling.trace import Trace
 
 from ..blackjax.walker import BlackJAXKernel

@@ -99,6 +99,8 @@ def sample_sites(nodes: Any, model: str) -> dict[str, Any]:
             found[name] = node
             if node["is_observed"] and not isinstance(node["value"], Tensor):
                 raise TypeError(f"the data of {name} in {model} are no tensor: give obs=torch.as_tensor(...)")
+            if node["is_observed"]:
+                _check_shape(name, model, tuple(node["value"].shape), tuple(fn.shape()))
             if node["is_observed"] and node["value"].device.type != "cpu":
                 raise ValueError(
                     f"the data of {name} are on {node['value'].device}, and {model} runs on the CPU, wherever the "
@@ -110,6 +112,16 @@ def sample_sites(nodes: Any, model: str) -> dict[str, Any]:
                 "the density: leave subsample_size out"
             )
     return found
+
+
+def _check_shape(name: str, model: str, data: tuple[int, ...], drawn: tuple[int, ...]) -> None:
+    try:
+        torch.broadcast_shapes(data, drawn)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the data of {name} have shape {data}, and {model} draws it in shape {drawn}: give data of that shape, or "
+            "a plate of their length"
+        ) from error
 
 
 def is_deterministic(node: Any) -> bool:

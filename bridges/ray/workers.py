@@ -22,8 +22,8 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
+from ppl_diffusion.arrays import check_count
 from ppl_diffusion.devices.memory import keep_freed_memory
-from ppl_diffusion.sampling.kernel import check_count
 
 EXTRA = "pip install 'ppl-diffusion[ray]'"
 

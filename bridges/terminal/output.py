@@ -149,7 +149,10 @@ def run(app: typer.Typer, arguments: Sequence[str], command: str) -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):  # only Typer's usage errors have it
             raise
-        typer.echo(f"{command}: {' '.join(error.format_message().split())}; see {command} --help", err=True)
+        words = " ".join(error.format_message().split()).replace("Value error, ", "").rstrip(".")
+        context = getattr(error, "ctx", None)
+        place = command if context is None else context.command_path
+        typer.echo(f"{command}: {words}; see {place} --help", err=True)
         status = 2
     sys.exit(status)
 

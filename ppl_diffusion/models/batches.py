@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,19 @@ from torch import Tensor
 def of_part(values: Tensor, part: slice) -> Tensor:
     """Return the values of a part of all points, from those of each point or from one that is of all, ``(1, ...)``."""
     return values if len(values) == 1 else values[part]
+
+
+@contextmanager
+def called_with(images: Tensor) -> Iterator[None]:
+    """Add a note to an error of a network's own: the shape of the points that it was called with."""
+    try:
+        yield
+    except RuntimeError as error:
+        error.add_note(
+            f"the network was called with points of shape {tuple(images.shape)}: those of one channel have event_shape "
+            "(height, width), or (1, height, width), and the network must take the event_shape that was given"
+        )
+        raise
 
 
 def stack_points(model: Any, points: Sequence[Tensor]) -> tuple[Tensor, list[int]]:

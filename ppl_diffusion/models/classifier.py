@@ -33,7 +33,7 @@ from ..potentials.algebra import Potential
 from ..potentials.leaf import Leaf
 from ..potentials.target import Target
 from ..schedule import NoiseSchedule
-from .batches import stack_points
+from .batches import called_with, stack_points
 from .estimate import check_estimable, clean_estimate
 from .forms import check_signature, label_surprise
 from .times import at_level, checked_times
@@ -170,9 +170,10 @@ class ClassifierPotential(Leaf):
         """Return the logits ``(batch, classes)`` of ``x (batch, *event_shape)``."""
         precision = next(self.network.parameters()).dtype
         images = (x[:, None] if x.ndim == 3 else x).to(precision)
-        if self.denoised is not None:
-            return self.network(images)
-        return self.network(images, at_level(self.times, level, len(x), like=images))
+        with called_with(images):
+            if self.denoised is not None:
+                return self.network(images)
+            return self.network(images, at_level(self.times, level, len(x), like=images))
 
 
 @on_cpu()

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from ..arrays import constant
 from ..schedule import NoiseSchedule
+from .batches import called_with
 
 Form = Literal["squared_distance", "squared_norm", "inner_product", "classifier"]
 
@@ -71,7 +72,8 @@ def noise_potential(
     precision = next(network.parameters()).dtype
     images = x[:, None] if x.ndim == 3 else x
     try:
-        s = network(images.to(precision), schedule.log_snr(level).to(precision), condition)
+        with called_with(images):
+            s = network(images.to(precision), schedule.log_snr(level).to(precision), condition)
     except TypeError:
         check_signature(network)
         raise

@@ -21,7 +21,7 @@ from ..devices.chunks import Chunks
 from ..potentials.score import Prediction, ScoreLeaf, as_noise, no_energy, slopes_at
 from ..potentials.target import Target
 from ..schedule import NoiseSchedule
-from .batches import stack_points
+from .batches import called_with, stack_points
 from .conditions import Classes, Conditions, Token, stacked
 from .times import at_level, checked_times
 
@@ -213,7 +213,8 @@ def _predict(network: Callable[..., Any], times: tuple[float, ...], x: Tensor, l
     images = images.to(precision)
     time = at_level(times, level, len(x), like=images)
     given = () if condition is None else (condition.expand(len(x), *condition.shape[1:]),)
-    output = network(images, time, *given)
+    with called_with(images):
+        output = network(images, time, *given)
     if not isinstance(output, Tensor) or output.numel() != x.numel():
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(

@@ -20,7 +20,7 @@ import jax.scipy.special as jax_special
 import numpy as np
 import torch
 
-from ..arrays import Array, Backend, check_backend, double, logsumexp, read_only
+from ..arrays import Array, Backend, check_backend, check_count, double, logsumexp, read_only
 from ..schedule import NoiseSchedule
 from .leaf import Leaf
 
@@ -93,6 +93,7 @@ class GaussianMixture(Leaf):
 
     def sample_clean(self, draws: int, *, seed: int) -> np.ndarray:
         """Exact, independent draws without noise, shape ``(draws, D)``, float64."""
+        _check_draws(draws, seed)
         rng = np.random.default_rng(seed)
         component = rng.choice(len(self.weights), size=draws, p=self.weights)
         clean = rng.standard_normal((draws, self.means.shape[1])) * np.sqrt(self.variances)[component]
@@ -175,6 +176,7 @@ class UniformBox(Leaf):
 
     def sample_clean(self, draws: int, *, seed: int) -> np.ndarray:
         """Exact, independent draws without noise, shape ``(draws, D)``, float64."""
+        _check_draws(draws, seed)
         return np.random.default_rng(seed).uniform(self.low, self.high, size=(draws, len(self.low)))
 
     def _log_density(self, x: Array, level: Any) -> tuple[Array, Array, Array, Array]:
@@ -225,6 +227,11 @@ def _principal_axes(
     if not np.all(np.isfinite(variances)) or np.any(variances <= 0):
         raise ValueError("covariances must be finite and positive definite, scales positive")
     return axes, variances
+
+
+def _check_draws(draws: Any, seed: Any) -> None:
+    check_count("draws", draws)
+    check_count("seed", seed, least=0, example=0)
 
 
 def _add_noise(clean: np.ndarray, schedule: NoiseSchedule, level: int, seed: int) -> np.ndarray:

@@ -41,6 +41,8 @@ def conjunction(potentials: Sequence[Potential], base: Potential) -> Product:
     Raises:
         ValueError, TypeError: there are no potentials, or they cannot be composed.
     """
-    if isinstance(potentials, Potential) or not potentials:
+    if isinstance(potentials, Potential):
+        raise TypeError(f"a conjunction takes a list of potentials, got {potentials}: conjunction([p1, p2], base)")
+    if not potentials:
         raise ValueError("a conjunction needs at least one potential: conjunction([p1, p2], base)")
     return Product([base, *potentials], [1.0 - len(potentials), *([1.0] * len(potentials))])

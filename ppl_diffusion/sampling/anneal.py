@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import outside_inference_mode
+from ..arrays import check_count, outside_inference_mode
 from ..ladder import Ladder
 from ..potentials.target import Target, require_energy
 from .advice import warn_caller
@@ -179,8 +179,7 @@ def _check_arguments(
         raise TypeError(f"kernel must be an MCMC kernel, got {kernel!r}: try bridges.blackjax.HMC(leapfrogs=3)")
     counts = (("chains", chains, 1), ("draws", draws, 1), ("seed", seed, 0), ("snapshots", snapshots, 0))
     for name, value, least in counts:
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}: try {name}={max(least, 100)}")
+        check_count(name, value, least=least)
     if resample is not None and (not isinstance(resample, Real) or isinstance(resample, bool) or not 0 < resample <= 1):
         raise ValueError(f"resample is a share of the chains between 0 and 1, got {resample!r}: try resample=0.5")
     if progress is not None and not callable(progress):
@@ -214,8 +213,7 @@ def _check_islands(islands: int | None, chains: int, spread: Any) -> int:
         raise ValueError("spread= is for islands, and all chains are one: add islands=8")
     if islands is None:
         return 1
-    if not isinstance(islands, (int, np.integer)) or isinstance(islands, bool) or islands < 1:
-        raise ValueError(f"islands must be a whole number >= 1, got {islands!r}: try islands=8")
+    check_count("islands", islands, example=8)
     if chains % islands:
         more = -(-chains // islands) * islands
         raise ValueError(f"{chains} chains cannot be shared by {islands} islands of one size: try chains={more}")

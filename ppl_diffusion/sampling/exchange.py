@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import outside_inference_mode
+from ..arrays import check_count, outside_inference_mode
 from ..files import versions
 from ..ladder import Ladder
 from ..potentials.target import Target, require_energy
@@ -177,8 +177,7 @@ def _check_arguments(
         ("warm_up", warm_up, 0),
     )
     for name, value, least in counts:
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}: try {name}={max(least, 100)}")
+        check_count(name, value, least=least)
     found = Ladder.full(potential.schedule, steps=1) if ladder is None else ladder
     if not isinstance(found, Ladder):
         raise TypeError(f"ladder must be a Ladder, got {found!r}: try Ladder.full(potential.schedule, steps=1)")

@@ -153,9 +153,3 @@ class SteppedKernel(ABC):
         if previous is None or norms is None:
             return policy.enter(None, sigma=sigma, guess=guess)
         return policy.enter(previous.step, sigma=sigma, guess=guess, rescale=rescaling(*norms))
-
-
-def check_count(name: str, value: Any, *, example: int) -> None:
-    """Raise ``ValueError`` unless ``value`` is a whole number >= 1."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}: try {name}={example}")

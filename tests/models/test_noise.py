@@ -210,6 +210,11 @@ def test_a_network_of_another_shape_or_in_training_is_refused():
     model = ScorePotential(Tuple(2, 2), predicts="noise", schedule=SCHEDULE, event_shape=(2,))
     with pytest.raises(ValueError, match=r"the network must return the shape of its points, .*it returned tuple: wrap"):
         model.score(np.zeros((1, 2)), level=0)
+    narrow = ScorePotential(Tuple(3, 3), predicts="noise", schedule=SCHEDULE, event_shape=(28, 28))
+    narrow.network.forward = lambda x, time: nn.Linear(3, 3)(x)
+    with pytest.raises(RuntimeError) as caught:
+        narrow.score(np.zeros((2, 28, 28)), level=0)
+    assert "called with points of shape (2, 1, 28, 28)" in caught.value.__notes__[0]
     model.network.train()
     with pytest.raises(ValueError, match=r"in training mode.*call network.eval\(\)"):
         model.score(np.zeros((1, 2)), level=0)

@@ -44,7 +44,9 @@ class Captions(Conditions):
 
     def token(self, model: str, *values: Any, **named: Any) -> tuple[Token, str]:
         if named or len(values) != 1 or not isinstance(values[0], str):
-            raise TypeError(f'{model} takes one caption: {model}.given("{EXAMPLE}")')
+            raise TypeError(
+                f'{model} takes one caption: {model}.given("{EXAMPLE}"), in an expression {model}["{EXAMPLE}"]'
+            )
         text = " ".join(values[0].split())
         if not words(text):
             raise ValueError(f'{values[0]!r} has no words: {model}.given("{EXAMPLE}"), or {model} for any picture')

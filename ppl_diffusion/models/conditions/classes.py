@@ -33,9 +33,12 @@ class Classes(Conditions):
         return {"classes": self.count}
 
     def token(self, model: str, *values: Any, **named: Any) -> tuple[Token, str]:
-        allowed = f".given(0) to .given({self.count - 1})"
+        last = self.count - 1
+        allowed = f".given(0) to .given({last}), in an expression {model}[0] to {model}[{last}]"
         if self.absent:
-            raise ValueError(f"{model} is not conditional: use it without .given(...)")
+            raise ValueError(
+                f"{model} is not conditional: use it without .given(...), in an expression without brackets"
+            )
         if named or len(values) != 1:
             raise TypeError(f"{model} takes one class: use {allowed}")
         (label,) = values

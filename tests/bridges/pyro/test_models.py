@@ -907,6 +907,12 @@ def subsampled():
         pyro.sample("y", dist.Normal(x.sum(), 0.5), obs=Y[i])
 
 
+def longer():
+    x = pyro.sample("x", DiffusionPrior(PRIOR))
+    with pyro.plate("d", 3):
+        pyro.sample("y", dist.Normal(x.sum(), 0.5), obs=torch.zeros(4))
+
+
 def transformed():
     pyro.sample("x", dist.TransformedDistribution(DiffusionPrior(PRIOR), [dist.transforms.ExpTransform()]))
 
@@ -933,6 +939,7 @@ def named(*sites, plate="n"):
     ("model", "words"),
     [
         (subsampled, "leave subsample_size out"),
+        (longer, r"data of y have shape \(4,\), and longer draws it in shape \(3,\)"),
         (transformed, "inside a TransformedDistribution"),
         (improper, "proper prior"),
         (named("chain"), "'chain', which ArviZ calls a dimension"),

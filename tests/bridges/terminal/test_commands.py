@@ -270,6 +270,11 @@ REFUSED = {
         ["sample", "m", "--model", "m=a.safetensors", "--model", "m=b.safetensors", "--out", "{tmp}/x"],
         "names a model twice",
     ),
+    "a label that is none, in brackets": (["sample", "digits[12]", "--out", "{tmp}/x"], "digits[0] to digits[9]"),
+    "no such kernel": (
+        ["sample", "ring", "--kernel", "foo", "--out", "{tmp}/x"],
+        "'--kernel': 'foo' is not one of 'hmc', 'mala', 'nuts', 'uhmc', 'ula', 'reverse'; see ppl-diffusion sample",
+    ),
     "nowhere to write": (["sample", "ring", "--out", "{tmp}/rubbish.nc/x"], "cannot be written"),
     "no device to sample on": (["sample", "ring", "--out", "{tmp}/a", "--device", "cuda:99"], "use --device cpu"),
     "no device": (["train", "ring", "--device", "cuda:99", "--checkpoint", "{tmp}/c"], "use --device cpu"),
