@@ -182,18 +182,15 @@ def main(
 ) -> None:
     """Make the references of every target, and write them into the package."""
     check_choice("--targets", targets, NAMES)
-    content = record.read("references")
     for name in targets:
         found, agreements = references_of(name, record.runs, chains=chains, draws=draws, warm_up=warm_up)
         command = f"python -m benchmarks references --targets {name}"
         if agreements:
             command += f" --chains {chains} --draws {draws} --warm-up {warm_up}"
-            content[name] = agreements
+            record.write("references", record.read("references") | {name: agreements})
         folder.mkdir(parents=True, exist_ok=True)
         header = {"name": name, "command": command, "versions": json.dumps(versions())}
         stored.write(name, found, header | {"agreement": json.dumps(agreements)}, folder)
         say(f"{name}: {'two kernels' if agreements else found[min(found)].made}")
         for file in (record.runs / "references").glob(f"{name}-*.walk"):
             file.unlink()
-    if content:
-        record.write("references", content)

@@ -227,7 +227,8 @@ def _finer(rungs: xr.Dataset) -> str:
         return ""
     count, levels = rungs.sizes["rung"], int(rungs.level[0] - rungs.level[-1]) + 1
     spread = float(np.nan_to_num(np.nanmax(np.append(rungs.spread[1:], 1.0)), posinf=10.0))
-    return f"take Ladder.spaced(p.schedule, rungs={min(levels, max(2 * count, int(count * spread)))})"
+    wanted = min(levels, max(2 * count, int(count * spread)))
+    return f"take Ladder.spaced(p.schedule, rungs={wanted}), --rungs {wanted} on the command line"
 
 
 def _more(count: int, factor: float) -> int:

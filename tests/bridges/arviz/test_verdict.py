@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import warnings
 
@@ -59,6 +60,16 @@ def test_shares_of_modes_come_from_agreement_or_from_weights(apart):
     unknown = dataclasses.replace(apart, stats=apart.stats.assign(ess=apart.stats.ess * 0.5))
     assert diagnose(unknown).verdict.answer == "do not believe"
     assert "resample=0.5" in diagnose(unknown).verdict.advice
+
+
+def test_more_rungs_are_advised_in_words_to_type():
+    levels = (len(MODES.schedule) - 1, len(MODES.schedule) // 2, 0)
+    coarse = anneal(MODES, HMC(), ladder=Ladder(levels, steps=1), chains=64, draws=20, resample=0.5, seed=0)
+    advice = diagnose(coarse).verdict.advice
+    line = re.search(r"Ladder\.spaced\(.*?\)", advice)
+    assert line, advice
+    assert len(eval(line[0], {"Ladder": Ladder, "p": MODES})) > 3
+    assert f"--rungs {len(eval(line[0], {'Ladder': Ladder, 'p': MODES}))}" in advice
 
 
 @pytest.mark.slow
