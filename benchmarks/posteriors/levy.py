@@ -57,7 +57,7 @@ def _ladder(rungs: int, steps: int, last: int) -> Ladder:
     return Ladder(levels=levels, steps=(*(steps,) * (rungs - 1), last))
 
 
-LADDERS = {"Gauss": _ladder(10, 2, 12), "Laplace": _ladder(20, 2, 12), "spikes": _ladder(40, 5, 20)}
+LADDERS = {"Gauss": _ladder(10, 2, 12), "Laplace": _ladder(20, 2, 12), "spikes": _ladder(40, 20, 80)}
 QUICK = {"simulations": 4, "guided": 2, "laws": ["Gauss"], "operators": ["imputation"], "every": 3}
 
 
